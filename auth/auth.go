@@ -1,0 +1,80 @@
+// Package auth decides who a request comes from and whether it may be done.
+// Decisions are pure: policy and request in, verdict out. The API server
+// reads the policy objects and the request; this package never does I/O of
+// its own.
+package auth
+
+import (
+	"context"
+	"net/http"
+)
+
+// User is an authenticated identity.
+type User struct {
+	Name   string
+	UID    string
+	Groups []string
+	Extra  map[string][]string
+}
+
+// Well-known users and groups.
+const (
+	UserAnonymous        = "system:anonymous"
+	GroupAuthenticated   = "system:authenticated"
+	GroupUnauthenticated = "system:unauthenticated"
+	GroupMasters         = "system:masters"
+	GroupNodes           = "system:nodes"
+	GroupServiceAccounts = "system:serviceaccounts"
+)
+
+// Identity is the outcome of a successful authentication.
+type Identity struct {
+	User User
+	// Audiences is the intersection of the audiences asked for and those the
+	// credential is valid for; nil when the method has no audiences.
+	Audiences []string
+}
+
+// Authenticator finds who sent a request. It returns false without an error
+// when the request carries no credential of its kind, and an error when it
+// carries a bad one.
+type Authenticator interface {
+	Authenticate(req *http.Request) (Identity, bool, error)
+}
+
+// TokenAuthenticator validates a bearer token for the given audiences; nil
+// audiences means the API server's own.
+type TokenAuthenticator interface {
+	AuthenticateToken(ctx context.Context, token string, audiences []string) (Identity, bool, error)
+}
+
+// Attributes describes one request for authorization and admission.
+type Attributes struct {
+	User            User
+	Verb            string // get, list, watch, create, update, patch, delete, deletecollection, connect-like verbs; or the lower-case HTTP method for non-resource paths
+	Namespace       string
+	APIGroup        string
+	APIVersion      string
+	Resource        string
+	Subresource     string
+	Name            string
+	ResourceRequest bool
+	Path            string // for non-resource requests
+}
+
+// Decision is an authorizer's verdict.
+type Decision uint8
+
+// Decisions. NoOpinion lets the next authorizer in the chain decide; at the
+// end of the chain it denies.
+const (
+	NoOpinion Decision = iota
+	Allow
+	Deny
+)
+
+// Authorizer decides whether a request may be done, with the reason a user
+// should see when it is denied.
+type Authorizer interface {
+	Authorize(ctx context.Context, a Attributes) (d Decision, reason string, err error)
+}
