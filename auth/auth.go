@@ -7,6 +7,8 @@ package auth
 import (
 	"context"
 	"net/http"
+
+	"k8s.io/apimachinery/pkg/fields"
 )
 
 // User is an authenticated identity.
@@ -60,6 +62,11 @@ type Attributes struct {
 	Name            string
 	ResourceRequest bool
 	Path            string // for non-resource requests
+	// FieldSelector is the parsed field selector of a list, watch or
+	// deletecollection. The Node authorizer lets a kubelet list pods only with
+	// spec.nodeName=<its node>. As upstream, a selector with exactly
+	// metadata.name=x also sets Name.
+	FieldSelector fields.Requirements
 }
 
 // Decision is an authorizer's verdict.
