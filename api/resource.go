@@ -60,8 +60,11 @@ type Resource struct {
 	// Columns are the table columns after Name (which is always first) and
 	// Cells computes them. Nil: Name and Created At (Age is a Column like any other).
 	Columns []metav1.TableColumnDefinition
-	// Cells returns the cells of one object, Name first, one per column
-	// definition incl. Name. now is for ages.
+	// WholeTable says that Columns is the whole table: no Name column goes
+	// first (events).
+	WholeTable bool
+	// Cells returns the cells of one object, one per column of the table
+	// (Name first, unless WholeTable). now is for ages.
 	Cells func(obj Object, now metav1.Time) []any
 }
 

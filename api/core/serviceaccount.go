@@ -1,0 +1,20 @@
+package core
+
+import (
+	corev1 "k8s.io/api/core/v1"
+
+	"github.com/skiff-project/skiff/api"
+)
+
+func serviceAccountResource() *api.Resource {
+	return &api.Resource{
+		Name: "serviceaccounts", Singular: "serviceaccount", Kind: "ServiceAccount",
+		ShortNames:    []string{"sa"},
+		Namespaced:    true,
+		Versions:      []api.Version{api.Versioned[corev1.ServiceAccount, corev1.ServiceAccountList]("v1", nil)},
+		StoragePrefix: "serviceaccounts",
+		Subresources: []api.Subresource{
+			{Name: "token", Verbs: []string{"create"}, Kind: "TokenRequest", Group: "authentication.k8s.io", Version: "v1"},
+		},
+	}
+}

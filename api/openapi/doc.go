@@ -1,0 +1,2 @@
+// Package openapi builds the OpenAPI documents of the served resources.
+package openapi
