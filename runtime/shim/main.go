@@ -1,0 +1,72 @@
+//go:build linux
+
+// Command shim is the small static helper embedded in Skiff.
+//
+// A separate program, not a re-exec of the big binary: package initialisation of
+// every linked package runs before main, which costs 25 ms and megabytes per pod.
+// Its modes:
+//
+//	monitor  parents the containers of one pod, outlives the agent (monitor.go)
+//	init     sets up or joins a container, then becomes its command (init.go)
+//	podinit  process 1 of a shared PID namespace; reached through init
+//	follow   copies a growing, rotating file to standard output until TERM
+//	pause    waits for TERM
+package main
+
+import (
+	"os"
+	"runtime"
+
+	"golang.org/x/sys/unix"
+)
+
+func init() {
+	// Everything a mode changes (namespaces, credentials, seccomp) belongs to one
+	// thread. Locking here, before main, keeps main on the first thread.
+	runtime.LockOSThread()
+}
+
+func main() {
+	mode := ""
+	if len(os.Args) > 1 {
+		mode = os.Args[1]
+	}
+	switch mode {
+	case "monitor":
+		exit(runMonitor())
+	case "init":
+		exit(runInit())
+	case "follow":
+		if len(os.Args) != 3 {
+			fail("usage: skiff-shim follow FILE")
+		}
+		exit(follow(os.Args[2]))
+	case "pause":
+		exit(pause())
+	}
+	fail("usage: skiff-shim monitor|init|follow FILE|pause")
+}
+
+// failure is an error with its context, without fmt.
+type failure string
+
+func (f failure) Error() string { return string(f) }
+
+func wrap(what string, err error) error {
+	if err == nil {
+		return nil
+	}
+	return failure(what + ": " + err.Error())
+}
+
+func exit(err error) {
+	if err != nil {
+		fail(err.Error())
+	}
+	unix.Exit(0)
+}
+
+func fail(msg string) {
+	unix.Write(2, []byte("skiff-shim: "+msg+"\n"))
+	unix.Exit(1)
+}
