@@ -41,6 +41,8 @@ var (
 	ErrTooLarge = errors.New("request is too large")
 	// ErrEmptyKey: an operation names no key.
 	ErrEmptyKey = errors.New("key is not provided")
+	// ErrKeyNotFound: a put that keeps the value or lease of its key found no such key.
+	ErrKeyNotFound = errors.New("key not found")
 )
 
 // LeaseID names a lease; 0 means none.

@@ -1,0 +1,258 @@
+// Package embedded is Skiff's own database: the multi-version core of
+// store/mvcc, made durable by store/wal and shared by many callers.
+//
+// # Writing
+//
+// One caller at a time is the leader. It takes every call that is waiting,
+// applies them to the core in order, writes their records to the log with one
+// fdatasync, publishes a new View and wakes the callers; then the first call
+// that queued meanwhile leads. Whoever is alone pays no goroutine switch, and
+// a thousand callers share one fdatasync.
+//
+// The core runs ahead of the disk only inside a batch, and only the leader
+// sees it: readers and watchers use the last published View, so nothing is
+// read that is not durable. A failed fdatasync therefore needs no undo: the
+// batch is answered with the error, and the store stops for good. Retrying is
+// no option, the kernel may have dropped the dirty pages.
+//
+// # Watching
+//
+// Watchers of one range share a feed: the positions of the range's events in
+// the one event log. A watcher is a cursor in its feed. See hub.go.
+package embedded
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"sync"
+	"sync/atomic"
+
+	"k8s.io/utils/clock"
+
+	"github.com/skiff-project/skiff/store"
+	"github.com/skiff-project/skiff/store/mvcc"
+)
+
+// Options configure a Store. The zero value is an in-memory store.
+type Options struct {
+	// Decorate makes the Attrs of every version; may be nil.
+	Decorate store.Decorate
+	// QuotaBytes bounds live data and history together; puts beyond it fail
+	// with store.ErrNoSpace. Default 8 GiB.
+	QuotaBytes int64
+	// MaxTxnOps bounds the operations of one branch of a transaction. Default 128.
+	MaxTxnOps int
+	// MaxRequestBytes bounds the keys and values of one transaction. Default 1.5 MiB.
+	MaxRequestBytes int
+	// Clock times leases. Default the real clock.
+	Clock clock.WithTicker
+	// Log gets what an operator must know. Default discards.
+	Log *slog.Logger
+}
+
+func (o *Options) setDefaults() {
+	if o.QuotaBytes == 0 {
+		o.QuotaBytes = 8 << 30
+	}
+	if o.MaxTxnOps == 0 {
+		o.MaxTxnOps = 128
+	}
+	if o.MaxRequestBytes == 0 {
+		o.MaxRequestBytes = 3 << 19
+	}
+	if o.Clock == nil {
+		o.Clock = clock.RealClock{}
+	}
+	if o.Log == nil {
+		o.Log = slog.New(slog.DiscardHandler)
+	}
+}
+
+// Store is an embedded store. It implements store.Store.
+type Store struct {
+	opt  Options
+	view atomic.Pointer[mvcc.View] // newest durable state
+
+	mu      sync.Mutex // guards the four below
+	queue   []*call    // one entry for each blocked caller
+	leading bool
+	stopped error         // why the store takes no more calls
+	done    chan struct{} // closed when stopped is set
+
+	committing sync.Mutex // held while a batch is written
+
+	core   *mvcc.Core // the leader's
+	hub    hub
+	lessor lessor
+	work   sync.WaitGroup // background goroutines
+}
+
+var _ store.Store = (*Store)(nil)
+
+// Open opens a store.
+func Open(opt Options) (*Store, error) {
+	opt.setDefaults()
+	s := &Store{opt: opt, done: make(chan struct{}), core: mvcc.New(opt.Decorate)}
+	s.hub.init()
+	s.lessor.init(s)
+	s.view.Store(s.core.View())
+	s.work.Go(s.lessor.run)
+	return s, nil
+}
+
+// Snapshot implements store.Store.
+func (s *Store) Snapshot(ctx context.Context, rev int64) (store.Snapshot, error) {
+	if err := s.Err(); err != nil {
+		return nil, err
+	}
+	return s.view.Load().At(rev)
+}
+
+// Txn implements store.Store. A context that ends while the transaction still
+// waits its turn takes it back; once it is being written the call waits for
+// the outcome.
+func (s *Store) Txn(ctx context.Context, txn store.Txn) (store.TxnResult, error) {
+	if err := s.checkSize(&txn); err != nil {
+		return store.TxnResult{}, err
+	}
+	req, err := s.core.Prepare(&txn)
+	if err != nil {
+		return store.TxnResult{}, err
+	}
+	if req.Size() > s.opt.MaxRequestBytes {
+		return store.TxnResult{}, store.ErrTooLarge
+	}
+	if req.ReadOnly() {
+		if err := s.Err(); err != nil {
+			return store.TxnResult{}, err
+		}
+		return s.view.Load().Read(req), nil
+	}
+	c := newCall()
+	c.req = req
+	err = s.submit(ctx, c)
+	res := c.res
+	c.free()
+	return res, err
+}
+
+// checkSize bounds every branch of a transaction, nested ones too.
+func (s *Store) checkSize(txn *store.Txn) error {
+	if max(len(txn.If), len(txn.Then), len(txn.Else)) > s.opt.MaxTxnOps {
+		return store.ErrTooManyOps
+	}
+	for _, ops := range [][]store.Op{txn.Then, txn.Else} {
+		for i := range ops {
+			if ops[i].Kind != store.OpTxn {
+				continue
+			}
+			if ops[i].Txn == nil {
+				ops[i].Txn = &store.Txn{}
+			}
+			if err := s.checkSize(ops[i].Txn); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+// Compact implements store.Store.
+func (s *Store) Compact(ctx context.Context, rev int64) error {
+	err := s.do(ctx, func(core *mvcc.Core) error { return core.Compact(rev) })
+	if err != nil {
+		return err
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.stopped == nil {
+		s.work.Go(s.sweep)
+	}
+	return nil
+}
+
+// sweepStep is how many versions are freed without letting writers in.
+const sweepStep = 256
+
+// sweep frees what a compaction has forgotten, a little at a time.
+func (s *Store) sweep() {
+	for more := true; more; {
+		err := s.do(context.Background(), func(core *mvcc.Core) error {
+			more = core.Sweep(sweepStep)
+			return nil
+		})
+		if err != nil {
+			return
+		}
+	}
+}
+
+// Status implements store.Store.
+func (s *Store) Status() store.Status {
+	v := s.view.Load()
+	live, _ := v.Bytes()
+	return store.Status{
+		Revision:        v.Revision(),
+		CompactRevision: v.CompactRevision(),
+		Keys:            int64(v.Len()),
+		InUseBytes:      live,
+	}
+}
+
+// Err returns why the store has stopped, or nil while it works.
+func (s *Store) Err() error {
+	select {
+	case <-s.done:
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		return s.stopped
+	default:
+		return nil
+	}
+}
+
+// Done is closed when the store has stopped: closed, or failed for good.
+func (s *Store) Done() <-chan struct{} { return s.done }
+
+// Close implements store.Store.
+func (s *Store) Close() error {
+	if !s.stop(store.ErrClosed) {
+		return nil
+	}
+	s.work.Wait()
+	s.committing.Lock() // the batch under way, if any, is the last
+	defer s.committing.Unlock()
+	return nil
+}
+
+// stop makes every present and future call fail with err. It reports whether
+// this call was the one that stopped the store.
+func (s *Store) stop(err error) bool {
+	s.mu.Lock()
+	if s.stopped != nil {
+		s.mu.Unlock()
+		return false
+	}
+	s.stopped = err
+	queue := s.queue
+	s.queue = nil
+	close(s.done)
+	s.mu.Unlock()
+	for _, c := range queue {
+		if !c.lead { // a leader to be finds out by itself
+			c.finish(err)
+		}
+	}
+	return true
+}
+
+// fail stops the store after an error of the disk.
+func (s *Store) fail(err error) error {
+	err = fmt.Errorf("store stopped: %w; restart it once the disk works again", err)
+	if s.stop(err) && !errors.Is(err, store.ErrClosed) {
+		s.opt.Log.Error("store stopped: nothing more is acknowledged", "err", err)
+	}
+	return err
+}

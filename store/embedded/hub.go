@@ -1,0 +1,222 @@
+package embedded
+
+import (
+	"slices"
+	"sync"
+	"sync/atomic"
+
+	"github.com/skiff-project/skiff/store"
+	"github.com/skiff-project/skiff/store/mvcc"
+)
+
+// hub finds, for each event, the feeds whose range holds its key. A commit
+// costs one map lookup for each distinct length of a watched prefix, however
+// many watchers there are, and wakes only watchers that have an event.
+type hub struct {
+	mu       sync.Mutex
+	exact    map[string]*feed // ranges of one key
+	prefixes map[string]*feed // ranges of all keys with a prefix
+	lengths  map[int]int      // length of a prefix → how many feeds
+	sorted   []int            // the keys of lengths
+	ranges   map[span]*feed   // every other range
+	touched  []*feed          // scratch of publish
+}
+
+type span struct{ key, end string }
+
+// feed is the events of one range, shared by all its watchers: their positions
+// in the event log, since the feed began or the last compaction.
+type feed struct {
+	span
+	watchers int // guarded by hub.mu
+
+	mu      sync.Mutex
+	pos     []uint64 // positions, ascending
+	base    uint64   // index of pos[0]: how many were dropped
+	waiting []*watcher
+	touched bool // by the commit under way
+}
+
+func (h *hub) init() {
+	h.exact = map[string]*feed{}
+	h.prefixes = map[string]*feed{}
+	h.lengths = map[int]int{}
+	h.ranges = map[span]*feed{}
+}
+
+// prefixEnd returns the end of the range of all keys that begin with prefix,
+// "\x00" (no end) if there is none.
+func prefixEnd(prefix string) string {
+	for i := len(prefix) - 1; i >= 0; i-- {
+		if prefix[i] < 0xff {
+			return prefix[:i] + string([]byte{prefix[i] + 1})
+		}
+	}
+	return "\x00"
+}
+
+// join returns the feed of a range, made if need be, and how many events it
+// has held so far. The caller holds h.mu.
+func (h *hub) join(key, end string) (f *feed, index uint64) {
+	f = h.lookup(key, end)
+	if f == nil {
+		f = &feed{span: span{key, end}}
+		switch {
+		case end == "":
+			h.exact[key] = f
+		case end == prefixEnd(key):
+			h.prefixes[key] = f
+			if h.lengths[len(key)]++; h.lengths[len(key)] == 1 {
+				h.sorted = append(h.sorted, len(key))
+				slices.Sort(h.sorted)
+			}
+		default:
+			h.ranges[f.span] = f
+		}
+	}
+	f.watchers++
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return f, f.base + uint64(len(f.pos))
+}
+
+func (h *hub) lookup(key, end string) *feed {
+	switch end {
+	case "":
+		return h.exact[key]
+	case prefixEnd(key):
+		return h.prefixes[key]
+	}
+	return h.ranges[span{key, end}]
+}
+
+// leave is called by a watcher that closes.
+func (h *hub) leave(f *feed) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if f.watchers--; f.watchers > 0 {
+		return
+	}
+	switch f.end {
+	case "":
+		delete(h.exact, f.key)
+	case prefixEnd(f.key):
+		delete(h.prefixes, f.key)
+		n := len(f.key)
+		if h.lengths[n]--; h.lengths[n] == 0 {
+			delete(h.lengths, n)
+			h.sorted = slices.DeleteFunc(h.sorted, func(l int) bool { return l == n })
+		}
+	default:
+		delete(h.ranges, f.span)
+	}
+}
+
+// publish stores v as the newest durable view and tells the watchers. Feeds
+// grow before the view is stored, and watchers never look past the view they
+// loaded: so whoever sees a view also sees all its events in the feeds.
+func (h *hub) publish(v *mvcc.View, view *atomic.Pointer[mvcc.View]) {
+	h.mu.Lock()
+	old := view.Load()
+	log := v.Log()
+	if len(h.exact)+len(h.prefixes)+len(h.ranges) > 0 {
+		for pos := old.Log().End(); pos < log.End(); pos++ {
+			h.route(log.At(pos).KV.Key, pos)
+		}
+	}
+	view.Store(v)
+	touched := h.touched
+	for _, f := range touched {
+		f.wakeAll()
+	}
+	clear(touched)
+	h.touched = touched[:0]
+	if log.First() > old.Log().First() {
+		h.trim(log.First())
+	}
+	h.mu.Unlock()
+}
+
+// route appends the event at pos, of key, to every feed whose range holds it.
+func (h *hub) route(key string, pos uint64) {
+	if f := h.exact[key]; f != nil {
+		h.add(f, pos)
+	}
+	for _, n := range h.sorted {
+		if n > len(key) {
+			break
+		}
+		if f := h.prefixes[key[:n]]; f != nil {
+			h.add(f, pos)
+		}
+	}
+	for _, f := range h.ranges {
+		if mvcc.Contains(f.key, f.end, key) {
+			h.add(f, pos)
+		}
+	}
+}
+
+func (h *hub) add(f *feed, pos uint64) {
+	if !f.touched {
+		f.touched = true
+		h.touched = append(h.touched, f)
+	}
+	f.mu.Lock()
+	f.pos = append(f.pos, pos)
+	f.mu.Unlock()
+}
+
+// trim forgets compacted events in every feed.
+func (h *hub) trim(first uint64) {
+	for _, f := range h.exact {
+		f.trim(first)
+	}
+	for _, f := range h.prefixes {
+		f.trim(first)
+	}
+	for _, f := range h.ranges {
+		f.trim(first)
+	}
+}
+
+func (f *feed) trim(first uint64) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	n, _ := slices.BinarySearch(f.pos, first)
+	f.base += uint64(n)
+	f.pos = slices.Clone(f.pos[n:])
+}
+
+func (f *feed) wakeAll() {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.touched = false
+	for i, w := range f.waiting {
+		w.signal()
+		f.waiting[i] = nil
+	}
+	f.waiting = f.waiting[:0]
+}
+
+// read returns up to limit positions from index on that lie before end, and
+// whether that is all there is. If there is none, w is woken by the next. It
+// fails with store.ErrCompacted if the index is gone.
+func (f *feed) read(w *watcher, index, end uint64, limit int) (pos []uint64, all bool, err error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if index < f.base {
+		return nil, false, store.ErrCompacted
+	}
+	pos = f.pos[index-f.base:]
+	n, _ := slices.BinarySearch(pos, end)
+	pos = pos[:n]
+	if len(pos) == 0 && w != nil && !w.waiting {
+		w.waiting = true
+		f.waiting = append(f.waiting, w)
+	}
+	if len(pos) > limit {
+		return slices.Clone(pos[:limit]), false, nil
+	}
+	return slices.Clone(pos), true, nil
+}

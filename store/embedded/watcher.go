@@ -1,0 +1,214 @@
+package embedded
+
+import (
+	"context"
+	"slices"
+	"sync"
+	"sync/atomic"
+
+	"github.com/skiff-project/skiff/store"
+	"github.com/skiff-project/skiff/store/mvcc"
+)
+
+const (
+	// watchBatch is about how many events one Next returns at most; a
+	// revision is never split.
+	watchBatch = 1024
+	// watchScan is how many events of history are looked at before the
+	// caller's context is looked at again.
+	watchScan = 16384
+)
+
+// watcher is a cursor: first through the event log, up to where its feed
+// began, then through its feed.
+type watcher struct {
+	s     *Store
+	feed  *feed
+	start int64 // first revision wanted
+	wake  chan struct{}
+	gone  chan struct{}
+	once  sync.Once
+
+	next     sync.Mutex // held by Next: one reader at a time
+	mu       sync.Mutex // guards the cursor
+	hist     uint64     // next position of history to look at
+	histEnd  uint64     // where history ends and the feed takes over
+	index    uint64     // next event of the feed
+	last     int64      // revision of the last batch
+	waiting  bool       // in feed.waiting; guarded by feed.mu
+	finished atomic.Bool
+}
+
+// Watch implements store.Store.
+func (s *Store) Watch(ctx context.Context, req store.WatchRequest) (store.Watcher, error) {
+	if err := s.Err(); err != nil {
+		return nil, err
+	}
+	if req.Key == "" {
+		return nil, store.ErrEmptyKey
+	}
+	s.hub.mu.Lock()
+	defer s.hub.mu.Unlock()
+	v := s.view.Load()
+	start := req.StartRevision
+	if start == 0 {
+		start = v.Revision() + 1
+	}
+	if start < v.CompactRevision() || start < 0 {
+		return nil, store.ErrCompacted
+	}
+	w := &watcher{
+		s: s, start: start, last: min(start-1, v.Revision()),
+		wake: make(chan struct{}, 1), gone: make(chan struct{}),
+	}
+	w.feed, w.index = s.hub.join(req.Key, req.End)
+	w.hist, w.histEnd = v.Log().Find(start), v.Log().End()
+	return w, nil
+}
+
+func (w *watcher) signal() {
+	w.waiting = false
+	select {
+	case w.wake <- struct{}{}:
+	default:
+	}
+}
+
+// Next implements store.Watcher.
+func (w *watcher) Next(ctx context.Context) (store.Batch, error) {
+	w.next.Lock()
+	defer w.next.Unlock()
+	for {
+		if w.finished.Load() {
+			return store.Batch{}, store.ErrClosed
+		}
+		if err := w.s.Err(); err != nil {
+			return store.Batch{}, err
+		}
+		if err := ctx.Err(); err != nil {
+			return store.Batch{}, err
+		}
+		batch, more, err := w.advance()
+		if err != nil || len(batch.Events) > 0 {
+			return batch, err
+		}
+		if more {
+			continue
+		}
+		select {
+		case <-w.wake:
+		case <-ctx.Done():
+		case <-w.gone:
+		case <-w.s.done:
+		}
+	}
+}
+
+// advance moves the cursor over the next events. more says that there may be
+// others without waiting.
+func (w *watcher) advance() (b store.Batch, more bool, err error) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	v := w.s.view.Load()
+	if w.hist < w.histEnd {
+		return w.scan(v)
+	}
+	pos, all, err := w.feed.read(w, w.index, v.Log().End(), watchBatch)
+	if err != nil || len(pos) == 0 {
+		return store.Batch{}, false, err
+	}
+	if pos[0] < v.Log().First() {
+		return store.Batch{}, false, store.ErrCompacted
+	}
+	b.Events = make([]store.Event, 0, len(pos))
+	for _, p := range pos {
+		b.Events = append(b.Events, v.Log().At(p))
+	}
+	if !all {
+		b.Events, err = w.wholeRevisions(v, b.Events)
+		if err != nil {
+			return store.Batch{}, false, err
+		}
+	}
+	w.index += uint64(len(b.Events))
+	b.Revision = v.Revision()
+	if !all {
+		b.Revision = b.Events[len(b.Events)-1].KV.ModRevision
+	}
+	b.Events = slices.DeleteFunc(b.Events, func(ev store.Event) bool { return ev.KV.ModRevision < w.start })
+	w.last = max(w.last, b.Revision)
+	return b, true, nil
+}
+
+// wholeRevisions drops the last revision of events if it may be incomplete,
+// or completes it if it is the only one.
+func (w *watcher) wholeRevisions(v *mvcc.View, events []store.Event) ([]store.Event, error) {
+	last := events[len(events)-1].KV.ModRevision
+	if first := events[0].KV.ModRevision; first != last {
+		n := len(events)
+		for events[n-1].KV.ModRevision == last {
+			n--
+		}
+		return events[:n], nil
+	}
+	// One revision larger than a batch: its events stand together in the log.
+	pos, _, err := w.feed.read(nil, w.index, v.Log().Find(last+1), int(v.Log().End()))
+	if err != nil {
+		return nil, err
+	}
+	events = events[:0]
+	for _, p := range pos {
+		events = append(events, v.Log().At(p))
+	}
+	return events, nil
+}
+
+// scan looks through the log for events from before the feed began.
+func (w *watcher) scan(v *mvcc.View) (b store.Batch, more bool, err error) {
+	log := v.Log()
+	if w.hist < log.First() {
+		return store.Batch{}, false, store.ErrCompacted
+	}
+	rev := w.last
+	for looked := 0; w.hist < w.histEnd; w.hist++ {
+		ev := log.At(w.hist)
+		if ev.KV.ModRevision != rev && (len(b.Events) >= watchBatch || looked >= watchScan) {
+			break
+		}
+		looked++
+		rev = ev.KV.ModRevision
+		if mvcc.Contains(w.feed.key, w.feed.end, ev.KV.Key) {
+			b.Events = append(b.Events, ev)
+		}
+	}
+	w.last = rev
+	b.Revision = rev
+	return b, true, nil
+}
+
+// Progress implements store.Watcher.
+func (w *watcher) Progress() int64 {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	v := w.s.view.Load()
+	if w.hist < w.histEnd {
+		return w.last
+	}
+	pos, _, err := w.feed.read(nil, w.index, v.Log().End(), 1)
+	if err == nil && len(pos) == 0 {
+		w.last = max(w.last, v.Revision())
+	}
+	return w.last
+}
+
+// Close implements store.Watcher.
+func (w *watcher) Close() {
+	w.once.Do(func() {
+		w.finished.Store(true)
+		close(w.gone)
+		w.feed.mu.Lock()
+		w.feed.waiting = slices.DeleteFunc(w.feed.waiting, func(o *watcher) bool { return o == w })
+		w.feed.mu.Unlock()
+		w.s.hub.leave(w.feed)
+	})
+}

@@ -1,0 +1,82 @@
+package mvcc
+
+import (
+	"maps"
+	"slices"
+
+	"github.com/skiff-project/skiff/store"
+)
+
+// lease is a granted lease and the keys attached to it. When it ends is the
+// business of whoever owns a clock.
+type lease struct {
+	ttl  int64 // seconds
+	keys map[string]struct{}
+}
+
+// Grant makes a lease. Errors: store.ErrLeaseExists.
+func (c *Core) Grant(id store.LeaseID, ttl int64) error {
+	if _, ok := c.leases[id]; ok {
+		return store.ErrLeaseExists
+	}
+	c.leases[id] = &lease{ttl: ttl}
+	if c.recording {
+		c.journal = appendGrant(c.journal, id, ttl)
+	}
+	return nil
+}
+
+// Revoke ends a lease and deletes its keys, in key order, at one new revision
+// if there are any. Errors: store.ErrLeaseNotFound.
+func (c *Core) Revoke(id store.LeaseID) error {
+	l, ok := c.leases[id]
+	if !ok {
+		return store.ErrLeaseNotFound
+	}
+	if c.recording {
+		c.journal = appendRevoke(c.journal, id)
+	}
+	keys := slices.Sorted(maps.Keys(l.keys))
+	if len(keys) > 0 {
+		c.rev++
+	}
+	for _, key := range keys {
+		c.remove(c.get(key), c.rev)
+	}
+	delete(c.leases, id)
+	return nil
+}
+
+// Lease returns a lease's granted TTL in seconds and its keys in order.
+func (c *Core) Lease(id store.LeaseID) (ttl int64, keys []string, err error) {
+	l, ok := c.leases[id]
+	if !ok {
+		return 0, nil, store.ErrLeaseNotFound
+	}
+	return l.ttl, slices.Sorted(maps.Keys(l.keys)), nil
+}
+
+// Leases returns every lease with its TTL in seconds.
+func (c *Core) Leases() map[store.LeaseID]int64 {
+	ttls := make(map[store.LeaseID]int64, len(c.leases))
+	for id, l := range c.leases {
+		ttls[id] = l.ttl
+	}
+	return ttls
+}
+
+// relink moves key from one lease to another; 0 is none.
+func (c *Core) relink(key string, from, to store.LeaseID) {
+	if from == to {
+		return
+	}
+	if l := c.leases[from]; l != nil {
+		delete(l.keys, key)
+	}
+	if l := c.leases[to]; l != nil {
+		if l.keys == nil {
+			l.keys = map[string]struct{}{}
+		}
+		l.keys[key] = struct{}{}
+	}
+}
