@@ -69,10 +69,10 @@ func (t *Tokens) Request(ctx context.Context, namespace, name string, in *authen
 	out.Status.ExpirationTimestamp = metav1.NewTime(expires)
 	out.Status.Token, err = jwt.Signed(t.signer).Claims(claims{
 		Claims: jwt.Claims{
-			Issuer: t.cfg.Issuer, Subject: auth.ServiceAccountUser(namespace, name), Audience: jwt.Audience(out.Spec.Audiences),
+			Issuer: t.cfg.Issuer, Subject: auth.ServiceAccountUser(namespace, name),
 			IssuedAt: jwt.NewNumericDate(now), NotBefore: jwt.NewNumericDate(now), Expiry: jwt.NewNumericDate(expires), ID: newID(),
 		},
-		Kubernetes: k,
+		Audience: out.Spec.Audiences, Kubernetes: k,
 	}).Serialize()
 	if err != nil {
 		return nil, nil, apierrors.NewInternalError(fmt.Errorf("failed to generate token: %v", err))

@@ -154,13 +154,20 @@ func newPublicKey(key crypto.PublicKey) (publicKey, error) {
 // claims is everything a token says, bound and legacy together.
 type claims struct {
 	jwt.Claims
-	Kubernetes *bound `json:"kubernetes.io,omitempty"`
+	Audience   audience `json:"aud,omitempty"` // in place of jwt.Claims'
+	Kubernetes *bound   `json:"kubernetes.io,omitempty"`
 
 	LegacyName      string `json:"kubernetes.io/serviceaccount/service-account.name,omitempty"`
 	LegacyUID       string `json:"kubernetes.io/serviceaccount/service-account.uid,omitempty"`
 	LegacySecret    string `json:"kubernetes.io/serviceaccount/secret.name,omitempty"`
 	LegacyNamespace string `json:"kubernetes.io/serviceaccount/namespace,omitempty"`
 }
+
+// audience is written as a list even when it has one member, as upstream does,
+// and read either way.
+type audience []string
+
+func (a *audience) UnmarshalJSON(b []byte) error { return (*jwt.Audience)(a).UnmarshalJSON(b) }
 
 // bound is the kubernetes.io claim.
 type bound struct {
