@@ -1,0 +1,177 @@
+// Package check gathers the small validation steps all groups share. Each adds
+// what it finds wrong, in upstream's words, to a List.
+package check
+
+import (
+	"cmp"
+	"iter"
+	"maps"
+	"slices"
+
+	apiequality "k8s.io/apimachinery/pkg/api/equality"
+	"k8s.io/apimachinery/pkg/api/resource"
+	apivalidation "k8s.io/apimachinery/pkg/api/validation"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	metavalidation "k8s.io/apimachinery/pkg/apis/meta/v1/validation"
+	"k8s.io/apimachinery/pkg/util/intstr"
+	"k8s.io/apimachinery/pkg/util/validation"
+	"k8s.io/apimachinery/pkg/util/validation/field"
+)
+
+// List gathers errors in the order they are found. The zero value is ready.
+type List struct{ Errors field.ErrorList }
+
+// Add appends errors found elsewhere.
+func (l *List) Add(errs field.ErrorList) { l.Errors = append(l.Errors, errs...) }
+
+// Required says that a field must have a value.
+func (l *List) Required(p *field.Path, detail string) {
+	l.Errors = append(l.Errors, field.Required(p, detail))
+}
+
+// Invalid says that the value of a field is wrong, and how.
+func (l *List) Invalid(p *field.Path, value any, detail string) {
+	l.Errors = append(l.Errors, field.Invalid(p, value, detail))
+}
+
+// Forbidden says that a field may not be set, or not so, here.
+func (l *List) Forbidden(p *field.Path, detail string) {
+	l.Errors = append(l.Errors, field.Forbidden(p, detail))
+}
+
+// Duplicate says that a value is there twice.
+func (l *List) Duplicate(p *field.Path, value any) {
+	l.Errors = append(l.Errors, field.Duplicate(p, value))
+}
+
+// NotFound says that a value refers to something that is not there.
+func (l *List) NotFound(p *field.Path, value any) {
+	l.Errors = append(l.Errors, field.NotFound(p, value))
+}
+
+// TooLong says that a value has more than limit bytes.
+func (l *List) TooLong(p *field.Path, limit int) {
+	l.Errors = append(l.Errors, field.TooLong(p, "", limit))
+}
+
+// TooMany says that a list has more than limit items.
+func (l *List) TooMany(p *field.Path, n, limit int) {
+	l.Errors = append(l.Errors, field.TooMany(p, n, limit))
+}
+
+// Messages adds an Invalid for each message.
+func (l *List) Messages(p *field.Path, value any, messages []string) {
+	for _, m := range messages {
+		l.Invalid(p, value, m)
+	}
+}
+
+// OneOf checks that a value is one of those allowed; the order is the one told to the user.
+func OneOf[T ~string](l *List, p *field.Path, value T, allowed ...T) bool {
+	if slices.Contains(allowed, value) {
+		return true
+	}
+	l.Errors = append(l.Errors, field.NotSupported(p, value, allowed))
+	return false
+}
+
+// Choice is OneOf for a field that must not be empty.
+func Choice[T ~string](l *List, p *field.Path, value T, allowed ...T) bool {
+	if value == "" {
+		l.Required(p, "")
+		return false
+	}
+	return OneOf(l, p, value, allowed...)
+}
+
+// Label checks a DNS-1123 label.
+func (l *List) Label(p *field.Path, s string) { l.Messages(p, s, validation.IsDNS1123Label(s)) }
+
+// Subdomain checks a DNS-1123 subdomain.
+func (l *List) Subdomain(p *field.Path, s string) { l.Messages(p, s, validation.IsDNS1123Subdomain(s)) }
+
+// QualifiedName checks a name with an optional domain prefix.
+func (l *List) QualifiedName(p *field.Path, s string) {
+	l.Messages(p, s, validation.IsQualifiedName(s))
+}
+
+// LabelName checks the key of a label.
+func (l *List) LabelName(p *field.Path, s string) { l.Add(metavalidation.ValidateLabelName(s, p)) }
+
+// Labels checks the keys and values of labels.
+func (l *List) Labels(p *field.Path, labels map[string]string) {
+	l.Add(metavalidation.ValidateLabels(labels, p))
+}
+
+// Annotations checks the keys and the total size of annotations.
+func (l *List) Annotations(p *field.Path, a map[string]string) {
+	l.Add(apivalidation.ValidateAnnotations(a, p))
+}
+
+// Selector checks a label selector; nil is fine.
+func (l *List) Selector(p *field.Path, s *metav1.LabelSelector) {
+	l.Add(metavalidation.ValidateLabelSelector(s, metavalidation.LabelSelectorValidationOptions{}, p))
+}
+
+// Nonnegative checks value >= 0.
+func (l *List) Nonnegative(p *field.Path, value int64) {
+	l.Add(apivalidation.ValidateNonnegativeField(value, p))
+}
+
+// Positive checks value > 0.
+func (l *List) Positive(p *field.Path, value int64) {
+	if value <= 0 {
+		l.Invalid(p, value, "must be greater than zero")
+	}
+}
+
+// NonnegativeQuantity checks a quantity >= 0.
+func (l *List) NonnegativeQuantity(p *field.Path, q resource.Quantity) {
+	if q.Sign() < 0 {
+		l.Invalid(p, q.String(), apivalidation.IsNegativeErrorMsg)
+	}
+}
+
+// PositiveQuantity checks a quantity > 0.
+func (l *List) PositiveQuantity(p *field.Path, q resource.Quantity) {
+	if q.Sign() <= 0 {
+		l.Invalid(p, q.String(), "must be greater than zero")
+	}
+}
+
+// Immutable checks that a field has not changed; nil and empty are alike.
+func (l *List) Immutable(p *field.Path, now, old any) {
+	if !apiequality.Semantic.DeepEqual(now, old) {
+		l.Invalid(p, now, apivalidation.FieldImmutableErrorMsg)
+	}
+}
+
+// Port checks a port number.
+func (l *List) Port(p *field.Path, port int32) {
+	l.Messages(p, port, validation.IsValidPortNum(int(port)))
+}
+
+// PortNumOrName checks a port given by number or by name.
+func (l *List) PortNumOrName(p *field.Path, port intstr.IntOrString) {
+	if port.Type == intstr.Int {
+		l.Messages(p, port.IntValue(), validation.IsValidPortNum(port.IntValue()))
+		return
+	}
+	l.Messages(p, port.StrVal, validation.IsValidPortName(port.StrVal))
+}
+
+// IP checks an address in its canonical form.
+func (l *List) IP(p *field.Path, ip string) {
+	l.Add(validation.IsValidIPForLegacyField(p, ip, true, nil))
+}
+
+// Sorted walks a map in the order of its keys, so that errors come in one order.
+func Sorted[M ~map[K]V, K cmp.Ordered, V any](m M) iter.Seq2[K, V] {
+	return func(yield func(K, V) bool) {
+		for _, k := range slices.Sorted(maps.Keys(m)) {
+			if !yield(k, m[k]) {
+				return
+			}
+		}
+	}
+}

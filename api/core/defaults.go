@@ -1,0 +1,176 @@
+package core
+
+import (
+	corev1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/util/intstr"
+)
+
+// DefaultVolumeSource fills the unset fields of a persistent volume's source,
+// which volume attachments may carry inline too.
+func DefaultVolumeSource(s *corev1.PersistentVolumeSource) {
+	switch {
+	case s.HostPath != nil:
+		setIfNil(&s.HostPath.Type, corev1.HostPathUnset)
+	case s.ISCSI != nil:
+		setIfEmpty(&s.ISCSI.ISCSIInterface, "default")
+	case s.RBD != nil:
+		setIfEmpty(&s.RBD.RBDPool, "rbd")
+		setIfEmpty(&s.RBD.RadosUser, "admin")
+		setIfEmpty(&s.RBD.Keyring, "/etc/ceph/keyring")
+	case s.AzureDisk != nil:
+		defaultAzureDisk(s.AzureDisk)
+	case s.ScaleIO != nil:
+		setIfEmpty(&s.ScaleIO.StorageMode, "ThinProvisioned")
+		setIfEmpty(&s.ScaleIO.FSType, "xfs")
+	}
+}
+
+// DefaultVolumeSpec fills the quantities and source of a persistent volume's spec.
+func DefaultVolumeSpec(s *corev1.PersistentVolumeSpec) {
+	RoundResources(s.Capacity)
+	DefaultVolumeSource(&s.PersistentVolumeSource)
+}
+
+func defaultPersistentVolume(v *corev1.PersistentVolume) {
+	setIfEmpty(&v.Status.Phase, corev1.VolumePending)
+	setIfEmpty(&v.Spec.PersistentVolumeReclaimPolicy, corev1.PersistentVolumeReclaimRetain)
+	setIfNil(&v.Spec.VolumeMode, corev1.PersistentVolumeFilesystem)
+	DefaultVolumeSpec(&v.Spec)
+}
+
+// DefaultPersistentVolumeClaim fills the unset fields of a claim; stateful
+// sets default their claim templates with it.
+func DefaultPersistentVolumeClaim(c *corev1.PersistentVolumeClaim) {
+	setIfEmpty(&c.Status.Phase, corev1.ClaimPending)
+	DefaultClaimSpec(&c.Spec)
+	RoundResources(c.Status.Capacity)
+	RoundResources(c.Status.AllocatedResources)
+}
+
+func defaultService(s *corev1.Service) {
+	spec := &s.Spec
+	setIfEmpty(&spec.SessionAffinity, corev1.ServiceAffinityNone)
+	switch spec.SessionAffinity {
+	case corev1.ServiceAffinityNone:
+		spec.SessionAffinityConfig = nil
+	case corev1.ServiceAffinityClientIP:
+		c := spec.SessionAffinityConfig
+		if c == nil || c.ClientIP == nil || c.ClientIP.TimeoutSeconds == nil {
+			timeout := corev1.DefaultClientIPServiceAffinitySeconds
+			spec.SessionAffinityConfig = &corev1.SessionAffinityConfig{
+				ClientIP: &corev1.ClientIPConfig{TimeoutSeconds: &timeout},
+			}
+		}
+	}
+	setIfEmpty(&spec.Type, corev1.ServiceTypeClusterIP)
+	for i := range spec.Ports {
+		p := &spec.Ports[i]
+		setIfEmpty(&p.Protocol, corev1.ProtocolTCP)
+		if p.TargetPort == (intstr.IntOrString{}) || p.TargetPort == intstr.FromString("") {
+			p.TargetPort = intstr.FromInt32(p.Port)
+		}
+	}
+	if externallyAccessible(s) {
+		setIfEmpty(&spec.ExternalTrafficPolicy, corev1.ServiceExternalTrafficPolicyCluster)
+	}
+	switch spec.Type {
+	case corev1.ServiceTypeNodePort, corev1.ServiceTypeLoadBalancer, corev1.ServiceTypeClusterIP:
+		setIfNil(&spec.InternalTrafficPolicy, corev1.ServiceInternalTrafficPolicyCluster)
+	}
+	if spec.Type == corev1.ServiceTypeLoadBalancer {
+		setIfNil(&spec.AllocateLoadBalancerNodePorts, true)
+		for i := range s.Status.LoadBalancer.Ingress {
+			if in := &s.Status.LoadBalancer.Ingress[i]; in.IP != "" {
+				setIfNil(&in.IPMode, corev1.LoadBalancerIPModeVIP)
+			}
+		}
+	}
+}
+
+// externallyAccessible tells whether traffic from outside the cluster may
+// arrive at the service.
+func externallyAccessible(s *corev1.Service) bool {
+	switch s.Spec.Type {
+	case corev1.ServiceTypeLoadBalancer, corev1.ServiceTypeNodePort:
+		return true
+	}
+	return s.Spec.Type == corev1.ServiceTypeClusterIP && len(s.Spec.ExternalIPs) > 0
+}
+
+func defaultNamespace(n *corev1.Namespace) {
+	if n.Name != "" {
+		if n.Labels == nil {
+			n.Labels = map[string]string{}
+		}
+		n.Labels[corev1.LabelMetadataName] = n.Name
+	}
+	setIfEmpty(&n.Status.Phase, corev1.NamespaceActive)
+}
+
+func defaultNode(n *corev1.Node) {
+	if n.Status.Allocatable == nil && n.Status.Capacity != nil {
+		n.Status.Allocatable = n.Status.Capacity.DeepCopy()
+	}
+	RoundResources(n.Status.Capacity)
+	RoundResources(n.Status.Allocatable)
+}
+
+func defaultEndpoints(e *corev1.Endpoints) {
+	for i := range e.Subsets {
+		for j := range e.Subsets[i].Ports {
+			setIfEmpty(&e.Subsets[i].Ports[j].Protocol, corev1.ProtocolTCP)
+		}
+	}
+}
+
+func defaultConfigMap(c *corev1.ConfigMap) {
+	if c.Data == nil {
+		c.Data = map[string]string{}
+	}
+}
+
+func defaultSecret(s *corev1.Secret) { setIfEmpty(&s.Type, corev1.SecretTypeOpaque) }
+
+func defaultReplicationController(rc *corev1.ReplicationController) {
+	setIfNil(&rc.Spec.Replicas, 1)
+	if rc.Spec.Template == nil {
+		return
+	}
+	DefaultPodTemplate(rc.Spec.Template)
+	if labels := rc.Spec.Template.Labels; labels != nil {
+		if len(rc.Spec.Selector) == 0 {
+			rc.Spec.Selector = labels
+		}
+		if len(rc.Labels) == 0 {
+			rc.Labels = labels
+		}
+	}
+}
+
+func defaultResourceQuota(q *corev1.ResourceQuota) {
+	RoundResources(q.Spec.Hard)
+	RoundResources(q.Status.Hard)
+	RoundResources(q.Status.Used)
+}
+
+// defaultLimitRange derives default limits from max, and default requests from
+// default limits and min, for container limits.
+func defaultLimitRange(l *corev1.LimitRange) {
+	for i := range l.Spec.Limits {
+		it := &l.Spec.Limits[i]
+		if it.Type == corev1.LimitTypeContainer {
+			if it.Default == nil {
+				it.Default = corev1.ResourceList{}
+			}
+			if it.DefaultRequest == nil {
+				it.DefaultRequest = corev1.ResourceList{}
+			}
+			fillFrom(it.Default, it.Max)
+			fillFrom(it.DefaultRequest, it.Default)
+			fillFrom(it.DefaultRequest, it.Min)
+		}
+		for _, list := range []corev1.ResourceList{it.Max, it.Min, it.Default, it.DefaultRequest, it.MaxLimitRequestRatio} {
+			RoundResources(list)
+		}
+	}
+}

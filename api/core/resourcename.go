@@ -1,0 +1,93 @@
+package core
+
+import (
+	"strings"
+
+	corev1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/api/resource"
+	"k8s.io/apimachinery/pkg/util/validation"
+	"k8s.io/apimachinery/pkg/util/validation/field"
+
+	"github.com/skiff-project/skiff/api/check"
+)
+
+const requestsPrefix = "requests."
+
+// countedObjects are the quota names of objects, which have whole counts.
+var countedObjects = nameSet("pods", "resourcequotas", "services", "replicationcontrollers", "secrets",
+	"configmaps", "persistentvolumeclaims", "services.nodeports", "services.loadbalancers")
+
+var quantityNames = nameSet("cpu", "memory", "ephemeral-storage", "requests.cpu", "requests.memory",
+	"requests.ephemeral-storage", "limits.cpu", "limits.memory", "limits.ephemeral-storage", "requests.storage")
+
+func nameSet(names ...corev1.ResourceName) map[corev1.ResourceName]bool {
+	m := make(map[corev1.ResourceName]bool, len(names))
+	for _, n := range names {
+		m[n] = true
+	}
+	return m
+}
+
+func isNative(name corev1.ResourceName) bool {
+	return !strings.Contains(string(name), "/") || strings.Contains(string(name), corev1.ResourceDefaultNamespacePrefix)
+}
+
+func isExtended(name corev1.ResourceName) bool {
+	return !isNative(name) && !strings.HasPrefix(string(name), requestsPrefix) &&
+		len(validation.IsQualifiedName(requestsPrefix+string(name))) == 0
+}
+
+func overcommitAllowed(name corev1.ResourceName) bool { return isNative(name) && !isHugePages(name) }
+
+func isQuotaHugePages(name corev1.ResourceName) bool {
+	return isHugePages(name) || strings.HasPrefix(string(name), requestsPrefix+corev1.ResourceHugePagesPrefix)
+}
+
+func isStandardQuota(name corev1.ResourceName) bool {
+	return countedObjects[name] || quantityNames[name] || isQuotaHugePages(name)
+}
+
+func isStandardContainer(name corev1.ResourceName) bool {
+	return name == corev1.ResourceCPU || name == corev1.ResourceMemory || name == corev1.ResourceEphemeralStorage || isHugePages(name)
+}
+
+// checkResourceName checks what every resource name must satisfy.
+func checkResourceName(l *check.List, p *field.Path, name corev1.ResourceName) bool {
+	if msgs := validation.IsQualifiedName(string(name)); len(msgs) > 0 {
+		l.Messages(p, name, msgs)
+		return false
+	}
+	if !strings.Contains(string(name), "/") && !isStandardQuota(name) && name != corev1.ResourceStorage {
+		l.Invalid(p, name, "must be a standard resource type or fully qualified")
+		return false
+	}
+	return true
+}
+
+func checkContainerResourceName(l *check.List, p *field.Path, name corev1.ResourceName) {
+	checkResourceName(l, p, name)
+	switch {
+	case !strings.Contains(string(name), "/"):
+		if !isStandardContainer(name) {
+			l.Invalid(p, name, "must be a standard resource for containers")
+		}
+	case !isNative(name) && !isExtended(name):
+		l.Invalid(p, name, "doesn't follow extended resource name standard")
+	}
+}
+
+// checkQuantity checks an amount of a resource: not negative, and whole where
+// the resource is counted.
+func checkQuantity(l *check.List, p *field.Path, name corev1.ResourceName, q resource.Quantity) {
+	l.NonnegativeQuantity(p, q)
+	if (countedObjects[name] || isExtended(name)) && q.MilliValue()%1000 != 0 {
+		l.Invalid(p, q, "must be an integer")
+	}
+}
+
+func checkHugePages(l *check.List, p *field.Path, name corev1.ResourceName, q resource.Quantity) {
+	size, err := resource.ParseQuantity(strings.TrimPrefix(string(name), corev1.ResourceHugePagesPrefix))
+	if err != nil || size.Sign() <= 0 || size.MilliValue()%1000 != 0 || q.Value()%size.Value() != 0 {
+		l.Invalid(p, q.String(), q.String()+" is not positive integer multiple of "+string(name))
+	}
+}
