@@ -1,59 +1,53 @@
-// Package atomicfile replaces files so that a reader, or a crash, finds either
-// the old content or the new, whole: written beside, synced, renamed, and the
-// folder synced.
+// Package atomicfile replaces small files so that a reader, or the machine
+// after a power cut, finds the whole old content or the whole new one.
 package atomicfile
 
 import (
+	"fmt"
 	"os"
 	"path/filepath"
 )
 
-// Write replaces path with data and permissions mode (not cut by the umask).
-// The folder must exist. On an error path is as it was and nothing is left
-// beside it.
-func Write(path string, data []byte, mode os.FileMode) error {
-	dir, base := filepath.Split(path)
-	if dir == "" {
-		dir = "."
-	}
-	f, err := os.CreateTemp(dir, "."+base+".tmp*")
+// Write puts data into the file at path with permissions perm: written beside
+// it, synced, renamed over it, and the folder synced. The folder must exist.
+// On an error the old file is untouched and nothing is left behind.
+func Write(path string, data []byte, perm os.FileMode) (err error) {
+	f, err := os.CreateTemp(filepath.Dir(path), "."+filepath.Base(path)+".tmp*")
 	if err != nil {
+		return fmt.Errorf("write %s: %w", path, err)
+	}
+	defer func() {
+		if err != nil {
+			f.Close()
+			os.Remove(f.Name())
+			err = fmt.Errorf("write %s: %w", path, err)
+		}
+	}()
+	if err := f.Chmod(perm); err != nil {
 		return err
 	}
-	if err := fill(f, data, mode); err != nil {
-		os.Remove(f.Name())
+	if _, err := f.Write(data); err != nil {
+		return err
+	}
+	if err := f.Sync(); err != nil {
+		return err
+	}
+	if err := f.Close(); err != nil {
 		return err
 	}
 	if err := os.Rename(f.Name(), path); err != nil {
-		os.Remove(f.Name())
 		return err
 	}
-	return SyncDir(dir)
+	return SyncDir(filepath.Dir(path))
 }
 
-func fill(f *os.File, data []byte, mode os.FileMode) error {
-	_, err := f.Write(data)
-	if err == nil {
-		err = f.Chmod(mode)
-	}
-	if err == nil {
-		err = f.Sync()
-	}
-	if cerr := f.Close(); err == nil {
-		err = cerr
-	}
-	return err
-}
-
-// SyncDir makes the names in a folder durable.
+// SyncDir makes the names in a folder durable: what was created, renamed or
+// removed in it stays so.
 func SyncDir(dir string) error {
 	d, err := os.Open(dir)
 	if err != nil {
 		return err
 	}
-	err = d.Sync()
-	if cerr := d.Close(); err == nil {
-		err = cerr
-	}
-	return err
+	defer d.Close()
+	return d.Sync()
 }

@@ -6,34 +6,38 @@ import (
 	"testing"
 )
 
-func TestWriteReplacesWhole(t *testing.T) {
-	path := filepath.Join(t.TempDir(), "f")
-	for _, text := range []string{"one", "another, longer text", ""} {
-		if err := Write(path, []byte(text), 0o600); err != nil {
+func TestWriteReplacesWholeFile(t *testing.T) {
+	dir := t.TempDir()
+	path := filepath.Join(dir, "admin.conf")
+	for _, content := range []string{"a long first content", "short"} {
+		if err := Write(path, []byte(content), 0o600); err != nil {
 			t.Fatal(err)
 		}
 		got, err := os.ReadFile(path)
-		if err != nil || string(got) != text {
-			t.Fatalf("read %q, %v; want %q", got, err, text)
+		if err != nil || string(got) != content {
+			t.Fatalf("read %q, %v; want %q", got, err, content)
 		}
-		if st, _ := os.Stat(path); st.Mode().Perm() != 0o600 {
-			t.Fatalf("mode %v, want 0600", st.Mode())
-		}
+	}
+	fi, _ := os.Stat(path)
+	if fi.Mode().Perm() != 0o600 {
+		t.Errorf("permissions %v, want 0600", fi.Mode().Perm())
 	}
 }
 
-// A failed write leaves the old content and nothing beside it.
-func TestFailureLeavesTheOldFile(t *testing.T) {
+func TestFailedWriteLeavesNothing(t *testing.T) {
 	dir := t.TempDir()
-	path := filepath.Join(dir, "f")
-	if err := os.MkdirAll(filepath.Join(path, "child"), 0o755); err != nil { // a folder cannot be renamed over
+	path := filepath.Join(dir, "taken")
+	if err := os.MkdirAll(filepath.Join(path, "sub"), 0o755); err != nil {
 		t.Fatal(err)
 	}
 	if err := Write(path, []byte("x"), 0o600); err == nil {
-		t.Fatal("replaced a folder that is not empty")
+		t.Fatal("a folder was replaced by a file")
 	}
 	entries, _ := os.ReadDir(dir)
 	if len(entries) != 1 {
-		t.Fatalf("left behind: %v", entries)
+		t.Errorf("left behind: %v", entries)
+	}
+	if err := Write(filepath.Join(dir, "no", "such"), nil, 0o600); err == nil {
+		t.Error("wrote into a missing folder")
 	}
 }

@@ -164,10 +164,13 @@ func (s *Store) takeBatch() []*call {
 // commit applies a batch, makes it durable and publishes it. An error is the
 // outcome of every call of the batch.
 func (s *Store) commit(batch []*call) error {
-	full := s.full(batch)
+	noPuts, nothing, err := s.reserve(batch)
+	if err != nil {
+		return s.fail(err)
+	}
 	for _, c := range batch {
 		switch {
-		case full && c.needsSpace():
+		case nothing || noPuts && c.needsSpace():
 			c.err = store.ErrNoSpace
 		case c.req != nil:
 			c.res, c.err = s.core.Apply(c.req)
@@ -175,20 +178,19 @@ func (s *Store) commit(batch []*call) error {
 			c.err = c.do(s.core)
 		}
 	}
-	old := s.view.Load()
-	s.publish(old)
+	if err := s.persist(); err != nil {
+		return s.fail(err)
+	}
+	s.publish(s.view.Load())
 	for _, c := range batch {
 		if c.after != nil && c.err == nil {
 			c.after()
 		}
 	}
+	if err := s.checkpointIfDue(); err != nil {
+		s.fail(err) // the batch itself is durable
+	}
 	return nil
-}
-
-// full reports whether there is no room for more data.
-func (s *Store) full([]*call) bool {
-	live, history := s.core.Bytes()
-	return live+history > s.opt.QuotaBytes
 }
 
 // publish makes the core's state the one that readers and watchers see.

@@ -33,10 +33,24 @@ import (
 
 	"github.com/skiff-project/skiff/store"
 	"github.com/skiff-project/skiff/store/mvcc"
+	"github.com/skiff-project/skiff/store/vfs"
+	"github.com/skiff-project/skiff/store/wal"
 )
 
 // Options configure a Store. The zero value is an in-memory store.
 type Options struct {
+	// Dir is the store's folder, made if missing; one process at a time may
+	// have it open. Empty: nothing is kept and no disk is touched.
+	Dir string
+	// FS is the disk that Dir is on. Default the real one.
+	FS vfs.FS
+	// CheckpointBytes is the size of the log at which it is replaced by a
+	// checkpoint, or the size of the last checkpoint if that is more. Default 64 MiB.
+	CheckpointBytes int64
+	// SegmentBytes and ExtendBytes shape the log; see wal.Options.
+	SegmentBytes, ExtendBytes int64
+	// NoSync leaves out every sync: acknowledged writes may be lost. For tests.
+	NoSync bool
 	// Decorate makes the Attrs of every version; may be nil.
 	Decorate store.Decorate
 	// QuotaBytes bounds live data and history together; puts beyond it fail
@@ -53,6 +67,9 @@ type Options struct {
 }
 
 func (o *Options) setDefaults() {
+	if o.CheckpointBytes == 0 {
+		o.CheckpointBytes = 64 << 20
+	}
 	if o.QuotaBytes == 0 {
 		o.QuotaBytes = 8 << 30
 	}
@@ -83,20 +100,29 @@ type Store struct {
 
 	committing sync.Mutex // held while a batch is written
 
-	core   *mvcc.Core // the leader's
-	hub    hub
-	lessor lessor
-	work   sync.WaitGroup // background goroutines
+	core          *mvcc.Core // the leader's
+	log           *wal.Log   // the leader's; nil in memory
+	diskFull      bool       // the leader's: the last batch found no room
+	checkpointing atomic.Bool
+	hub           hub
+	lessor        lessor
+	work          sync.WaitGroup // background goroutines
 }
 
 var _ store.Store = (*Store)(nil)
 
-// Open opens a store.
+// Open opens a store. Errors: a *LockedError if another process has the folder
+// open, a *wal.CorruptError if it is damaged.
 func Open(opt Options) (*Store, error) {
 	opt.setDefaults()
 	s := &Store{opt: opt, done: make(chan struct{}), core: mvcc.New(opt.Decorate)}
 	s.hub.init()
 	s.lessor.init(s)
+	if opt.Dir != "" {
+		if err := s.openLog(); err != nil {
+			return nil, err
+		}
+	}
 	s.view.Store(s.core.View())
 	s.work.Go(s.lessor.run)
 	return s, nil
@@ -189,11 +215,39 @@ func (s *Store) sweep() {
 	}
 }
 
+// Checkpoint replaces the log by a checkpoint now and returns when that is
+// durable. It does nothing in memory.
+func (s *Store) Checkpoint(ctx context.Context) error {
+	if s.log == nil {
+		return nil
+	}
+	done := make(chan error, 1)
+	err := s.submitOnce(ctx, call{
+		do: func(*mvcc.Core) error { return nil },
+		after: func() {
+			if s.checkpointing.Load() {
+				done <- errors.New("a checkpoint is being written already")
+			} else if err := s.checkpoint(done); err != nil {
+				done <- s.fail(err)
+			}
+		},
+	})
+	if err != nil {
+		return err
+	}
+	return <-done
+}
+
 // Status implements store.Store.
 func (s *Store) Status() store.Status {
 	v := s.view.Load()
 	live, _ := v.Bytes()
+	var disk int64
+	if s.log != nil {
+		disk, _, _ = s.log.Sizes()
+	}
 	return store.Status{
+		SizeBytes:       disk,
 		Revision:        v.Revision(),
 		CompactRevision: v.CompactRevision(),
 		Keys:            int64(v.Len()),
@@ -221,9 +275,12 @@ func (s *Store) Close() error {
 	if !s.stop(store.ErrClosed) {
 		return nil
 	}
-	s.work.Wait()
 	s.committing.Lock() // the batch under way, if any, is the last
 	defer s.committing.Unlock()
+	s.work.Wait()
+	if s.log != nil {
+		return s.log.Close()
+	}
 	return nil
 }
 

@@ -1,0 +1,335 @@
+// Package wal is the durable form of a state machine: a log of what changed,
+// in segments, and checkpoints that stand for the log before them. It knows
+// nothing of what the bytes mean.
+//
+//	<dir>/LOCK                           held by the process that has the log open
+//	<dir>/<first frame, hex>.log         segment: header, frames, zeros
+//	<dir>/<next frame, hex>.checkpoint   header, frames, one empty frame
+//	<dir>/*.tmp                          left by a crash; removed at the next start
+//
+//	header (32 bytes)            frame (a multiple of 8 bytes)
+//	 0  8  "skiffwal"             0  4  0x7F4C4157
+//	 8  4  version, 1             4  4  n, bytes of payload
+//	12  4  1 segment, 2 checkpt.  8  8  frame number, from 1 on, no gaps
+//	16  8  number in the name    16  4  CRC32C of the payload
+//	24  4  salt                  20  4  CRC32C of salt and bytes 0 to 20
+//	28  4  CRC32C of 0 to 28     24  n  payload
+//	                                 0-7 zeros
+//	                                 8  the frame number, inverted
+//
+// All integers are little-endian. One frame is one batch: one write and one
+// fdatasync, and the next begins only when that has succeeded. So at most the
+// last frame of the last segment can be incomplete, and then it was never
+// acknowledged.
+//
+// # Recovery
+//
+// The newest checkpoint and every frame from its number on are handed to the
+// caller in order. A last frame that the disk wrote in part (the file ends in
+// it, its end is still zero, or one of its 512-byte sectors is) and that no
+// other frame follows is dropped, and that is logged. Anything else that does
+// not check is damage: Open fails with a *CorruptError that names the file and
+// the offset, and touches nothing. The salt, different in every file, keeps
+// stored bytes from passing for frames.
+//
+// Segments grow by zeros written ahead (1 MiB at a time): a write into space
+// that exists already spares fdatasync the file system's journal.
+package wal
+
+import (
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"hash/crc32"
+	"io"
+	"log/slog"
+	"math/rand/v2"
+	"path"
+	"sync"
+
+	"github.com/skiff-project/skiff/store/vfs"
+)
+
+const (
+	headerSize   = 32
+	frameHead    = 24
+	frameTail    = 8
+	sectorSize   = 512
+	frameMagic   = 0x7F4C4157
+	version      = 1
+	kindSegment  = 1
+	kindCheckpt  = 2
+	maxFrameSize = 64 << 20 // sanity bound on what a damaged length can claim
+)
+
+var castagnoli = crc32.MakeTable(crc32.Castagnoli)
+
+// ErrFull means that the disk has no room for what was to be reserved. The
+// log is intact and may be tried again.
+var ErrFull = errors.New("no space left for the log")
+
+// CorruptError is damage that no crash explains.
+type CorruptError struct {
+	File   string
+	Offset int64
+	Reason string
+}
+
+func (e *CorruptError) Error() string {
+	return fmt.Sprintf("%s is damaged at offset %d: %s; restore it from a backup", e.File, e.Offset, e.Reason)
+}
+
+// Options configure a Log.
+type Options struct {
+	FS  vfs.FS // default the real disk
+	Dir string // made if missing
+	// SegmentBytes is when a segment ends and the next begins. Default 16 MiB.
+	SegmentBytes int64
+	// ExtendBytes is how much a segment grows ahead. Default 1 MiB.
+	ExtendBytes int64
+	// NoSync leaves out every sync. Only for tests that must then fail.
+	NoSync bool
+	// Salt makes file salts. Default random.
+	Salt func() uint32
+	// Log gets what an operator must know. Default discards.
+	Log *slog.Logger
+}
+
+func (o *Options) setDefaults() {
+	if o.FS == nil {
+		o.FS = vfs.Disk()
+	}
+	if o.SegmentBytes == 0 {
+		o.SegmentBytes = 16 << 20
+	}
+	if o.ExtendBytes == 0 {
+		o.ExtendBytes = 1 << 20
+	}
+	if o.Salt == nil {
+		o.Salt = rand.Uint32
+	}
+	if o.Log == nil {
+		o.Log = slog.New(slog.DiscardHandler)
+	}
+}
+
+// Log is an open log. Append, Reserve and Cut are for one caller at a time;
+// a Checkpoint may be written meanwhile.
+type Log struct {
+	opt  Options
+	lock io.Closer
+
+	cur  *segment
+	next uint64 // number of the next frame
+	buf  []byte // the frame being written
+
+	mu         sync.Mutex // guards the rest
+	segments   []fileInfo // closed ones, oldest first
+	checkpoint fileInfo   // the newest, zero for none
+	curSize    int64
+	logBytes   int64 // appended since the last checkpoint began
+}
+
+// fileInfo is a file of the log that is not being written.
+type fileInfo struct {
+	name string
+	num  uint64 // number in the name
+	size int64
+}
+
+// segment is the file being appended to.
+type segment struct {
+	f    vfs.File
+	name string
+	num  uint64
+	salt uint32
+	off  int64 // where the next frame goes
+	size int64 // of the file: zeros from off on
+}
+
+func segmentName(num uint64) string    { return fmt.Sprintf("%016x.log", num) }
+func checkpointName(num uint64) string { return fmt.Sprintf("%016x.checkpoint", num) }
+
+func (l *Log) path(name string) string { return path.Join(l.opt.Dir, name) }
+
+// frameSize is the length on disk of a frame with n bytes of payload.
+func frameSize(n int) int64 { return int64(frameHead+n+7)/8*8 + frameTail }
+
+// appendFrame appends a frame to b.
+func appendFrame(b []byte, salt uint32, num uint64, payload []byte) []byte {
+	start := len(b)
+	b = binary.LittleEndian.AppendUint32(b, frameMagic)
+	b = binary.LittleEndian.AppendUint32(b, uint32(len(payload)))
+	b = binary.LittleEndian.AppendUint64(b, num)
+	b = binary.LittleEndian.AppendUint32(b, crc32.Checksum(payload, castagnoli))
+	b = binary.LittleEndian.AppendUint32(b, headSum(salt, b[start:]))
+	b = append(b, payload...)
+	for (len(b)-start)%8 != 0 {
+		b = append(b, 0)
+	}
+	return binary.LittleEndian.AppendUint64(b, ^num)
+}
+
+// headSum is the checksum of the first 20 bytes of a frame.
+func headSum(salt uint32, head []byte) uint32 {
+	var s [4]byte
+	binary.LittleEndian.PutUint32(s[:], salt)
+	return crc32.Update(crc32.Checksum(s[:], castagnoli), castagnoli, head[:20])
+}
+
+func appendHeader(b []byte, kind uint32, num uint64, salt uint32) []byte {
+	start := len(b)
+	b = append(b, "skiffwal"...)
+	b = binary.LittleEndian.AppendUint32(b, version)
+	b = binary.LittleEndian.AppendUint32(b, kind)
+	b = binary.LittleEndian.AppendUint64(b, num)
+	b = binary.LittleEndian.AppendUint32(b, salt)
+	return binary.LittleEndian.AppendUint32(b, crc32.Checksum(b[start:], castagnoli))
+}
+
+func (l *Log) sync(f vfs.File) error {
+	if l.opt.NoSync {
+		return nil
+	}
+	return f.Sync()
+}
+
+func (l *Log) syncDir() error {
+	if l.opt.NoSync {
+		return nil
+	}
+	return l.opt.FS.SyncDir(l.opt.Dir)
+}
+
+// Reserve makes room for a frame of n bytes of payload, so that Append cannot
+// run out of space; spare more bytes are kept free behind it. Errors: ErrFull;
+// any other means the disk is failing.
+func (l *Log) Reserve(n int, spare int64) error {
+	need := frameSize(n)
+	if l.cur.off > headerSize && l.cur.off+need > l.opt.SegmentBytes {
+		if err := l.roll(); err != nil {
+			return full(err)
+		}
+	}
+	if short := l.cur.off + need + spare - l.cur.size; short > 0 {
+		grow := (short + l.opt.ExtendBytes - 1) / l.opt.ExtendBytes * l.opt.ExtendBytes
+		if _, err := l.cur.f.WriteAt(make([]byte, grow), l.cur.size); err != nil {
+			return full(err)
+		}
+		l.cur.size += grow
+		l.mu.Lock()
+		l.curSize = l.cur.size
+		l.mu.Unlock()
+	}
+	return nil
+}
+
+func full(err error) error {
+	if vfs.IsNoSpace(err) {
+		return fmt.Errorf("%w: %w", ErrFull, err)
+	}
+	return err
+}
+
+// Append writes one frame and returns when it is durable. Room for it must
+// have been reserved. After an error nothing more may be appended: what the
+// disk holds is unknown.
+func (l *Log) Append(payload []byte) error {
+	l.buf = appendFrame(l.buf[:0], l.cur.salt, l.next, payload)
+	if _, err := l.cur.f.WriteAt(l.buf, l.cur.off); err != nil {
+		return err
+	}
+	if err := l.sync(l.cur.f); err != nil {
+		return err
+	}
+	l.cur.off += int64(len(l.buf))
+	l.next++
+	l.mu.Lock()
+	l.logBytes += int64(len(l.buf))
+	l.mu.Unlock()
+	if cap(l.buf) > 1<<20 {
+		l.buf = nil
+	}
+	return nil
+}
+
+// roll begins a new segment with the next frame.
+func (l *Log) roll() error {
+	seg, err := l.create(l.next)
+	if err != nil {
+		return err
+	}
+	old := l.cur
+	l.cur = seg
+	l.mu.Lock()
+	l.curSize = seg.size
+	if old != nil {
+		l.segments = append(l.segments, fileInfo{old.name, old.num, old.size})
+	}
+	l.mu.Unlock()
+	if old != nil {
+		return old.f.Close()
+	}
+	return nil
+}
+
+// create makes a segment: complete under another name, then renamed.
+func (l *Log) create(num uint64) (*segment, error) {
+	seg := &segment{name: segmentName(num), num: num, salt: l.opt.Salt(), off: headerSize, size: l.opt.ExtendBytes}
+	tmp := l.path(seg.name + ".tmp")
+	f, err := l.opt.FS.Create(tmp)
+	if err != nil {
+		return nil, err
+	}
+	head := make([]byte, l.opt.ExtendBytes)
+	appendHeader(head[:0], kindSegment, num, seg.salt)
+	_, err = f.WriteAt(head, 0)
+	if err == nil {
+		err = l.sync(f)
+	}
+	if err == nil {
+		err = l.opt.FS.Rename(tmp, l.path(seg.name))
+	}
+	if err == nil {
+		err = l.syncDir()
+	}
+	if err != nil {
+		f.Close()
+		l.opt.FS.Remove(tmp)
+		return nil, err
+	}
+	seg.f = f
+	return seg, nil
+}
+
+// Cut ends the current segment and returns the number of the next frame: a
+// checkpoint of the state as it is now has that number.
+func (l *Log) Cut() (uint64, error) {
+	if l.cur.num != l.next {
+		if err := l.roll(); err != nil {
+			return 0, full(err)
+		}
+	}
+	l.mu.Lock()
+	l.logBytes = 0
+	l.mu.Unlock()
+	return l.next, nil
+}
+
+// Sizes returns the bytes of all files, of the newest checkpoint, and of the
+// frames appended since the last Cut.
+func (l *Log) Sizes() (total, checkpoint, sinceCut int64) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	total = l.curSize + l.checkpoint.size
+	for _, s := range l.segments {
+		total += s.size
+	}
+	return total, l.checkpoint.size, l.logBytes
+}
+
+// Close closes the files. It writes nothing.
+func (l *Log) Close() error {
+	err := l.cur.f.Close()
+	return errors.Join(err, l.lock.Close())
+}
