@@ -1,9 +1,17 @@
 package core
 
 import (
+	"fmt"
+
 	corev1 "k8s.io/api/core/v1"
+	apivalidation "k8s.io/apimachinery/pkg/api/validation"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/fields"
+	"k8s.io/apimachinery/pkg/util/diff"
+	"k8s.io/apimachinery/pkg/util/validation/field"
 
 	"github.com/skiff-project/skiff/api"
+	"github.com/skiff-project/skiff/api/check"
 )
 
 func persistentVolumeClaimResource() *api.Resource {
@@ -11,10 +19,144 @@ func persistentVolumeClaimResource() *api.Resource {
 		Name: "persistentvolumeclaims", Singular: "persistentvolumeclaim", Kind: "PersistentVolumeClaim",
 		ShortNames:    []string{"pvc"},
 		Namespaced:    true,
-		Versions:      []api.Version{api.Versioned[corev1.PersistentVolumeClaim, corev1.PersistentVolumeClaimList]("v1", nil)},
+		Versions:      []api.Version{api.Versioned[corev1.PersistentVolumeClaim, corev1.PersistentVolumeClaimList]("v1", DefaultPersistentVolumeClaim)},
 		StoragePrefix: "persistentvolumeclaims",
-		Subresources: []api.Subresource{
-			{Name: "status", View: &api.View{}},
+		Strategy: api.Strategy{
+			PrepareForCreate: api.On(func(c *corev1.PersistentVolumeClaim) {
+				c.Status = corev1.PersistentVolumeClaimStatus{Phase: corev1.ClaimPending}
+				syncDataSources(&c.Spec)
+			}),
+			PrepareForUpdate: api.OnUpdate(func(c, old *corev1.PersistentVolumeClaim) {
+				c.Status = old.Status
+				syncDataSources(&c.Spec)
+			}),
+			Validate: api.Check(func(c *corev1.PersistentVolumeClaim) field.ErrorList {
+				l := &check.List{}
+				CheckClaimSpec(l, specPath, &c.Spec)
+				return l.Errors
+			}),
+			ValidateUpdate: api.CheckUpdate(validateClaimUpdate),
+			Selectable: api.Select(func(c *corev1.PersistentVolumeClaim) fields.Set {
+				return fields.Set{"name": c.Name}
+			}),
 		},
+		Subresources: []api.Subresource{
+			api.StatusView(func(c, old *corev1.PersistentVolumeClaim) { c.Spec = old.Spec }, validateClaimStatus),
+		},
+		Columns: claimColumns(),
+		Cells:   api.Row(claimCells),
 	}
+}
+
+// syncDataSources keeps dataSource and dataSourceRef alike for clients that know one.
+func syncDataSources(s *corev1.PersistentVolumeClaimSpec) {
+	switch src, ref := s.DataSource, s.DataSourceRef; {
+	case src != nil && ref == nil:
+		s.DataSourceRef = &corev1.TypedObjectReference{Kind: src.Kind, Name: src.Name, APIGroup: src.APIGroup}
+	case ref != nil && src == nil && (ref.Namespace == nil || *ref.Namespace == ""):
+		s.DataSource = &corev1.TypedLocalObjectReference{Kind: ref.Kind, Name: ref.Name, APIGroup: ref.APIGroup}
+	}
+}
+
+func validateClaimUpdate(c, old *corev1.PersistentVolumeClaim) field.ErrorList {
+	l := &check.List{}
+	CheckClaimSpec(l, specPath, &c.Spec)
+	now, was := c.Spec.DeepCopy(), old.Spec.DeepCopy()
+	if was.VolumeName == "" {
+		was.VolumeName = now.VolumeName // set once, by the binder
+	}
+	const classKey = corev1.BetaStorageClassAnnotation
+	if a, b := c.Annotations[classKey], old.Annotations[classKey]; a != b {
+		l.Invalid(field.NewPath("metadata", "annotations", classKey), a, apivalidation.FieldImmutableErrorMsg)
+	}
+	if was.StorageClassName == nil && old.Annotations[classKey] == "" {
+		now.StorageClassName = nil // a default class may come later
+	}
+	if c.Status.Phase == corev1.ClaimBound {
+		if now.Resources.Requests != nil {
+			now.Resources.Requests[corev1.ResourceStorage] = was.Resources.Requests[corev1.ResourceStorage]
+		}
+		now.VolumeAttributesClassName = was.VolumeAttributesClassName
+	}
+	if api.Changed(*now, *was) {
+		l.Forbidden(specPath, fmt.Sprintf("spec is immutable after creation except resources.requests and volumeAttributesClassName for bound claims\n%v", diff.Diff(*was, *now)))
+	}
+	size, before, got := c.Spec.Resources.Requests[corev1.ResourceStorage], old.Spec.Resources.Requests[corev1.ResourceStorage], old.Status.Capacity[corev1.ResourceStorage]
+	if size.Cmp(before) < 0 && size.Cmp(got) <= 0 {
+		l.Forbidden(specPath.Child("resources", "requests", "storage"), "field can not be less than status.capacity")
+	}
+	l.Immutable(field.NewPath("volumeMode"), c.Spec.VolumeMode, old.Spec.VolumeMode)
+	if old.Status.CurrentVolumeAttributesClassName != nil && api.Changed(old.Spec.VolumeAttributesClassName, c.Spec.VolumeAttributesClassName) {
+		at, v := specPath.Child("volumeAttributesClassName"), c.Spec.VolumeAttributesClassName
+		forbid(l, at, v == nil, "update to nil is forbidden when status.currentVolumeAttributesClassName is not nil")
+		forbid(l, at, v != nil && *v == "", "update to empty string is forbidden when status.currentVolumeAttributesClassName is not nil")
+	}
+	return l.Errors
+}
+
+func validateClaimStatus(c, _ *corev1.PersistentVolumeClaim) field.ErrorList {
+	l := &check.List{}
+	for name, q := range check.Sorted(c.Status.Capacity) {
+		if q.Value() < 0 {
+			l.Invalid(statusPath.Child("capacity").Key(string(name)), q.Value(), "must be a valid resource quantity")
+		}
+	}
+	return l.Errors
+}
+
+func claimColumns() []metav1.TableColumnDefinition {
+	spec, status := corev1.PersistentVolumeClaimSpec{}.SwaggerDoc(), corev1.PersistentVolumeClaimStatus{}.SwaggerDoc()
+	return []metav1.TableColumnDefinition{
+		api.Column("Status", "string", status["phase"]),
+		api.Column("Volume", "string", spec["volumeName"]),
+		api.Column("Capacity", "string", status["capacity"]),
+		api.Column("Access Modes", "string", status["accessModes"]),
+		api.Column("StorageClass", "string", "StorageClass of the pvc"),
+		api.Column("VolumeAttributesClass", "string", "VolumeAttributesClass of the pvc"),
+		api.AgeColumn(),
+		api.Wide("VolumeMode", spec["volumeMode"]),
+	}
+}
+
+func claimCells(c *corev1.PersistentVolumeClaim, now metav1.Time) []any {
+	phase, capacity, modes := string(c.Status.Phase), "", ""
+	if c.DeletionTimestamp != nil {
+		phase = "Terminating"
+	}
+	if c.Spec.VolumeName != "" {
+		q := c.Status.Capacity[corev1.ResourceStorage]
+		capacity, modes = q.String(), shortModes(c.Status.AccessModes)
+	}
+	class, ok := c.Annotations[corev1.BetaStorageClassAnnotation]
+	if !ok && c.Spec.StorageClassName != nil {
+		class = *c.Spec.StorageClassName
+	}
+	return []any{
+		c.Name, phase, c.Spec.VolumeName, capacity, modes, class,
+		orUnset(c.Spec.VolumeAttributesClassName), api.Age(c.CreationTimestamp, now), orUnset(c.Spec.VolumeMode),
+	}
+}
+
+func orUnset[T ~string](s *T) string {
+	if s == nil {
+		return "<unset>"
+	}
+	return string(*s)
+}
+
+// shortModes lists access modes by their short names, in the usual order.
+func shortModes(modes []corev1.PersistentVolumeAccessMode) string {
+	var out []string
+	for _, m := range []struct {
+		mode  corev1.PersistentVolumeAccessMode
+		short string
+	}{{corev1.ReadWriteOnce, "RWO"}, {corev1.ReadOnlyMany, "ROX"}, {corev1.ReadWriteMany, "RWX"}, {corev1.ReadWriteOncePod, "RWOP"}} {
+		for _, has := range modes {
+			if has == m.mode {
+				out = append(out, m.short)
+				break
+			}
+		}
+	}
+	return join(out, ",")
 }

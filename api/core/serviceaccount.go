@@ -2,6 +2,7 @@ package core
 
 import (
 	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
 	"github.com/skiff-project/skiff/api"
 )
@@ -16,5 +17,9 @@ func serviceAccountResource() *api.Resource {
 		Subresources: []api.Subresource{
 			{Name: "token", Verbs: []string{"create"}, Kind: "TokenRequest", Group: "authentication.k8s.io", Version: "v1"},
 		},
+		Columns: []metav1.TableColumnDefinition{api.AgeColumn()},
+		Cells: api.Row(func(a *corev1.ServiceAccount, now metav1.Time) []any {
+			return []any{a.Name, api.Age(a.CreationTimestamp, now)}
+		}),
 	}
 }
