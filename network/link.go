@@ -9,7 +9,6 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
-	"runtime"
 	"slices"
 	"strings"
 
@@ -17,6 +16,7 @@ import (
 	"github.com/vishvananda/netns"
 	"golang.org/x/sys/unix"
 
+	"github.com/skiff-project/skiff/internal/innetns"
 	"github.com/skiff-project/skiff/internal/nft"
 )
 
@@ -47,31 +47,9 @@ func openNetlink(path string) (*netlink.Handle, error) {
 	return h, nil
 }
 
-// inNetns runs f on a thread that is in the namespace at path.
-func inNetns(path string, f func() error) error {
-	if path == "" {
-		return f()
-	}
-	done := make(chan error, 1)
-	go func() {
-		// The thread is not unlocked, so that it ends with the goroutine and no other
-		// goroutine ever runs in the namespace.
-		runtime.LockOSThread()
-		ns, err := netns.GetFromPath(path)
-		if err == nil {
-			err = errors.Join(netns.Set(ns), ns.Close())
-		}
-		if err == nil {
-			err = f()
-		}
-		done <- err
-	}()
-	return <-done
-}
-
 // setSysctls turns forwarding on.
 func (n *Network) setSysctls(cidrs []netip.Prefix) error {
-	return inNetns(n.cfg.Netns, func() error {
+	return innetns.Do(n.cfg.Netns, func() error {
 		for _, c := range cidrs {
 			name := "net/ipv4/ip_forward"
 			if c.Addr().Is6() {
@@ -120,7 +98,7 @@ func (n *Network) ensureBridge(cidrs []netip.Prefix) error {
 	}
 	err = errors.Join(n.nl.LinkSetMTU(br, mtu), n.nl.LinkSetHardwareAddr(br, attrs.HardwareAddr))
 	if err == nil {
-		err = inNetns(n.cfg.Netns, func() error {
+		err = innetns.Do(n.cfg.Netns, func() error {
 			return setSysctl("net/ipv4/conf/"+n.cfg.Bridge+"/send_redirects", "0")
 		})
 	}
@@ -385,7 +363,7 @@ func (n *Network) forgetFlows(rec *record) {
 	if len(ports) == 0 {
 		return
 	}
-	err := inNetns(n.cfg.Netns, func() error {
+	err := innetns.Do(n.cfg.Netns, func() error {
 		var errs []error
 		for _, a := range rec.Addrs {
 			fam := netlink.InetFamily(unix.AF_INET)

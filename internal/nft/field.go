@@ -89,7 +89,8 @@ func (t Type) kernel() nftables.SetDatatype {
 	case TypePort:
 		return nftables.TypeInetService
 	default:
-		return nftables.TypeInteger
+		// nft's own integer type has no size, and nft crashes on listing a key made of it.
+		return nftables.TypeMark
 	}
 }
 

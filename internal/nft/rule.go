@@ -147,51 +147,54 @@ func (f Family) nat(data uint32) expr.Any {
 		RegProtoMin: data + uint32(f.AddrType().bytes()/4), Specified: true}
 }
 
-// Sticky names the sets of client-address affinity. Clients is a dynamic map
-// client . frontend → endpoint; Live is the set of frontend . endpoint pairs that may be
-// used, so that an endpoint leaves at once though clients still remember it.
+// Sticky names the maps of client-address affinity:
+//
+//	Clients   client . frontend → endpoint number; filled by rules, forgotten after Timeout
+//	Numbers   frontend . index → endpoint number
+//	Targets   frontend . endpoint number → endpoint
+//
+// Clients remember a number, not an endpoint, so that an endpoint leaves at once when its
+// target does.
 type Sticky struct {
-	Clients, Live string
-	Timeout       time.Duration
+	Clients, Numbers, Targets string
+	Timeout                   time.Duration
 }
 
-// frontend lists the fields of a sticky key after the client address.
-func (f Family) stickyKey(vip Field) []Field {
-	return []Field{f.Saddr(), vip, L4Proto(), Dport()}
+// stickyKey loads client . frontend; the register after it is for the endpoint number.
+func (f Family) stickyKey(vip Field) (text string, frontend, number uint32, exprs []expr.Any) {
+	text, regs, exprs := concat(reg0, []Field{f.Saddr(), vip, L4Proto(), Dport()})
+	return text, reg0 + f.Saddr().regs, reg0 + regs, exprs
 }
 
-// StickyKnown sends a client to the endpoint it had, if that may still be used, and
-// renews the memory; otherwise the rule does not match.
+// StickyKnown sends a client to the endpoint it had, if that is still there, and renews
+// the memory; otherwise the rule does not match.
 func (f Family) StickyKnown(s Sticky, vip Field) Part {
-	text, regs, exprs := concat(reg0, f.stickyKey(vip))
-	data := reg0 + regs
-	frontend := reg0 + f.Saddr().regs
+	text, frontend, number, exprs := f.stickyKey(vip)
+	after := number + 1
 	exprs = append(exprs,
-		&expr.Lookup{SourceRegister: reg0, DestRegister: data, IsDestRegSet: true, SetName: s.Clients},
-		// The registers now read client . frontend . endpoint, so the live key lies ready.
-		&expr.Lookup{SourceRegister: frontend, SetName: s.Live},
-		&expr.Dynset{SrcRegKey: reg0, SrcRegData: data, SetName: s.Clients, Operation: unix.NFT_DYNSET_OP_UPDATE, Timeout: s.Timeout},
-		f.nat(data))
-	return Part{fmt.Sprintf("update @%s { %s timeout %s } in @%s dnat %s to map @%s", s.Clients, text, s.Timeout, s.Live, f, s.Clients), exprs}
+		&expr.Lookup{SourceRegister: reg0, DestRegister: number, IsDestRegSet: true, SetName: s.Clients},
+		// The registers now read client . frontend . number: the target's key lies ready.
+		&expr.Lookup{SourceRegister: frontend, DestRegister: after, IsDestRegSet: true, SetName: s.Targets},
+		&expr.Dynset{SrcRegKey: reg0, SrcRegData: number, SetName: s.Clients, Operation: unix.NFT_DYNSET_OP_UPDATE, Timeout: s.Timeout},
+		f.nat(after))
+	return Part{fmt.Sprintf("update @%s { %s timeout %s } dnat %s to map @%s", s.Clients, text, s.Timeout, f, s.Targets), exprs}
 }
 
-// StickyNew picks an endpoint by the last field, remembers it for the client and sends
-// the connection there.
-func (f Family) StickyNew(s Sticky, vip, pick Field, endpoints string) Part {
-	fields := f.stickyKey(vip)
-	text, regs, exprs := concat(reg0, fields)
-	frontend := reg0 + f.Saddr().regs
-	data := reg0 + regs
-	// An update keeps the data of an entry that exists: forget a stale one first. The index
-	// is generated where the endpoint is then loaded, to stay within sixteen registers.
-	exprs = append(exprs, &expr.Dynset{SrcRegKey: reg0, SetName: s.Clients, Operation: dynsetDelete})
-	exprs = append(exprs, pick.load(data)...)
+// StickyNew picks an endpoint number by the last field, remembers it for the client and
+// sends the connection to its endpoint.
+func (f Family) StickyNew(s Sticky, vip, pick Field) Part {
+	text, frontend, number, exprs := f.stickyKey(vip)
+	after := number + 1
+	exprs = append(exprs, pick.load(number)...)
 	exprs = append(exprs,
-		&expr.Lookup{SourceRegister: frontend, DestRegister: data, IsDestRegSet: true, SetName: endpoints},
-		&expr.Dynset{SrcRegKey: reg0, SrcRegData: data, SetName: s.Clients, Operation: unix.NFT_DYNSET_OP_UPDATE, Timeout: s.Timeout},
-		f.nat(data))
+		&expr.Lookup{SourceRegister: frontend, DestRegister: number, IsDestRegSet: true, SetName: s.Numbers},
+		// An update keeps the data of an entry that exists: forget a stale one first.
+		&expr.Dynset{SrcRegKey: reg0, SrcRegData: number, SetName: s.Clients, Operation: dynsetDelete},
+		&expr.Dynset{SrcRegKey: reg0, SrcRegData: number, SetName: s.Clients, Operation: unix.NFT_DYNSET_OP_UPDATE, Timeout: s.Timeout},
+		&expr.Lookup{SourceRegister: frontend, DestRegister: after, IsDestRegSet: true, SetName: s.Targets},
+		f.nat(after))
 	return Part{fmt.Sprintf("update @%s { %s timeout %s : %s map @%s } dnat %s to map @%s",
-		s.Clients, text, s.Timeout, pick.text, endpoints, f, s.Clients), exprs}
+		s.Clients, text, s.Timeout, pick.text, s.Numbers, f, s.Targets), exprs}
 }
 
 // Src matches a source address inside (or, inverted, outside) the prefix.
@@ -338,6 +341,9 @@ func Drop() Part { return verdict("drop", expr.VerdictDrop, "") }
 
 // Accept ends this hook's chain for the packet.
 func Accept() Part { return verdict("accept", expr.VerdictAccept, "") }
+
+// Return goes back to the calling chain.
+func Return() Part { return verdict("return", expr.VerdictReturn, "") }
 
 // Jump calls a chain.
 func Jump(chain string) Part { return verdict("jump "+chain, expr.VerdictJump, chain) }
