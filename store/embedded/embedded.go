@@ -205,13 +205,16 @@ const sweepStep = 256
 // sweep frees what a compaction has forgotten, a little at a time.
 func (s *Store) sweep() {
 	for more := true; more; {
-		err := s.do(context.Background(), func(core *mvcc.Core) error {
-			more = core.Sweep(sweepStep)
-			return nil
-		})
-		if err != nil {
+		if s.do(context.Background(), sweepInto(&more)) != nil {
 			return
 		}
+	}
+}
+
+func sweepInto(more *bool) func(*mvcc.Core) error {
+	return func(core *mvcc.Core) error {
+		*more = core.Sweep(sweepStep)
+		return nil
 	}
 }
 

@@ -356,7 +356,7 @@ func (r *reader) tail(num uint64) (torn bool, err error) {
 			return false, r.corrupt(fmt.Sprintf("frame %d does not check, and a good frame follows at offset %d", num, r.off+int64(off)))
 		}
 	}
-	if !headOK && r.tornHead(rest) {
+	if !headOK && r.tornHead(rest, num) {
 		return true, nil
 	}
 	if headOK && tornBody(rest, r.off, int(frameSize(n))) {
@@ -371,15 +371,20 @@ func (r *reader) rest() ([]byte, error) {
 	return b, r.err
 }
 
-// tornHead reports whether a header that does not check was written in part:
-// the file ends in it, or it is zero from some byte of it on, or up to the
-// sector border inside it.
-func (r *reader) tornHead(rest []byte) bool {
+// tornHead reports whether the header of frame num, which does not check, was
+// written in part: the file ends in it, or it is right up to some byte and
+// zero from there on, or a sector border is inside it and one side is zero.
+func (r *reader) tornHead(rest []byte, num uint64) bool {
 	if len(rest) < frameHead || allZero(rest[:frameHead]) {
 		return true
 	}
-	if allZero(rest[frameHead:]) && rest[frameHead-1] == 0 {
-		return true
+	if allZero(rest[frameHead:]) {
+		known := binary.LittleEndian.AppendUint32(nil, frameMagic)
+		known = append(known, rest[4:8]...) // the length may be any
+		known = binary.LittleEndian.AppendUint64(known, num)
+		written := len(bytes.TrimRight(rest[:frameHead], "\x00"))
+		n := min(written, len(known))
+		return rest[frameHead-1] == 0 && bytes.Equal(rest[:n], known[:n])
 	}
 	border := int(sectorSize - r.off%sectorSize)
 	if border >= frameHead {
@@ -391,7 +396,7 @@ func (r *reader) tornHead(rest []byte) bool {
 // tornBody reports whether a frame at offset off, size bytes long, was
 // written in part. rest begins with the frame.
 func tornBody(rest []byte, off int64, size int) bool {
-	if len(rest) < size || allZero(rest[size-frameTail:size]) {
+	if len(rest) < size || rest[size-1] == 0 { // the last byte is 0xff
 		return true
 	}
 	for from := 0; from < size; {
