@@ -9,7 +9,6 @@ package podgc
 import (
 	"cmp"
 	"context"
-	"encoding/json"
 	"slices"
 	"strings"
 	"time"
@@ -157,8 +156,8 @@ func (c *controller) node(ctx context.Context, name string) error {
 		return err
 	}
 	return workload.AtOnce(len(pods), func(i int) error {
-		return c.remove(ctx, pods[i], &corev1.PodCondition{Type: corev1.DisruptionTarget, Status: corev1.ConditionTrue,
-			Reason: "DeletionByPodGC", Message: "PodGC: node no longer exists"})
+		why := workload.DisruptionTarget(pods[i], "DeletionByPodGC", "PodGC: node no longer exists")
+		return c.remove(ctx, pods[i], &why)
 	})
 }
 
@@ -186,7 +185,7 @@ func surplus(pods []*corev1.Pod, threshold int) []*corev1.Pod {
 func (c *controller) remove(ctx context.Context, p *corev1.Pod, cond *corev1.PodCondition) error {
 	api := c.env.Client.CoreV1().Pods(p.Namespace)
 	if !workload.IsFinished(p) {
-		patch := failPatch(p, cond, c.env.Clock.Now())
+		patch, _ := workload.StatusPatch(p, corev1.PodFailed, cond, c.env.Clock.Now())
 		_, err := api.Patch(ctx, p.Name, types.StrategicMergePatchType, patch, metav1.PatchOptions{}, "status")
 		if apierrors.IsNotFound(err) || apierrors.IsConflict(err) {
 			return nil
@@ -202,22 +201,4 @@ func (c *controller) remove(ctx context.Context, p *corev1.Pod, cond *corev1.Pod
 		return nil
 	}
 	return err
-}
-
-func failPatch(p *corev1.Pod, cond *corev1.PodCondition, now time.Time) []byte {
-	status := map[string]any{"phase": corev1.PodFailed}
-	if cond != nil {
-		st := p.Status.DeepCopy()
-		workload.SetCondition(st, *cond, now)
-		for _, c := range st.Conditions {
-			if c.Type == cond.Type {
-				status["conditions"] = []corev1.PodCondition{c} // merged by type
-			}
-		}
-	}
-	b, err := json.Marshal(map[string]any{"metadata": map[string]any{"uid": p.UID}, "status": status})
-	if err != nil {
-		panic(err) // plain values always encode
-	}
-	return b
 }

@@ -1,0 +1,100 @@
+package controller
+
+import (
+	"net/netip"
+
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+
+	"github.com/skiff-project/skiff/controller/deployment"
+	"github.com/skiff-project/skiff/controller/endpoints"
+	"github.com/skiff-project/skiff/controller/endpointslice"
+	"github.com/skiff-project/skiff/controller/engine"
+	"github.com/skiff-project/skiff/controller/garbagecollector"
+	"github.com/skiff-project/skiff/controller/namespace"
+	"github.com/skiff-project/skiff/controller/nodeipam"
+	"github.com/skiff-project/skiff/controller/nodelifecycle"
+	"github.com/skiff-project/skiff/controller/podgc"
+	"github.com/skiff-project/skiff/controller/replicaset"
+	"github.com/skiff-project/skiff/controller/replication"
+	"github.com/skiff-project/skiff/controller/rootca"
+	"github.com/skiff-project/skiff/controller/serviceaccount"
+	"github.com/skiff-project/skiff/controller/tainteviction"
+	"github.com/skiff-project/skiff/controller/tokens"
+)
+
+// entry is one controller that can be built.
+type entry struct {
+	name    string                // upstream's --controllers name
+	alias   string                // upstream's older name, still accepted
+	account string                // its service account in kube-system; "": it writes with Config.Client
+	off     func(cfg Config) bool // when set and true, cfg lacks what it needs: it is left out
+	build   func(engine.Env, Config) (*engine.Controller, error)
+}
+
+// plain adapts controllers that need nothing but the environment.
+func plain(build func(engine.Env) (*engine.Controller, error)) func(engine.Env, Config) (*engine.Controller, error) {
+	return func(env engine.Env, _ Config) (*engine.Controller, error) { return build(env) }
+}
+
+// list is every controller of Skiff, in the order they start.
+var list = []entry{
+	{name: "serviceaccount-token-controller", alias: "serviceaccount-token",
+		build: func(env engine.Env, cfg Config) (*engine.Controller, error) {
+			return tokens.New(env, cfg.SignToken, cfg.RootCA)
+		}},
+	{name: "serviceaccount-controller", alias: "serviceaccount", account: "service-account-controller",
+		build: plain(serviceaccount.New)},
+	{name: "root-ca-certificate-publisher-controller", alias: "root-ca-cert-publisher", account: "root-ca-cert-publisher",
+		off: func(cfg Config) bool { return len(cfg.RootCA) == 0 },
+		build: func(env engine.Env, cfg Config) (*engine.Controller, error) {
+			return rootca.New(env, cfg.RootCA)
+		}},
+	{name: "node-ipam-controller", alias: "nodeipam", account: "node-controller",
+		off: func(cfg Config) bool { return len(cfg.ClusterCIDRs) == 0 },
+		build: func(env engine.Env, cfg Config) (*engine.Controller, error) {
+			return nodeipam.New(env, ipamConfig(cfg))
+		}},
+	{name: "node-lifecycle-controller", alias: "nodelifecycle", account: "node-controller",
+		build: func(env engine.Env, cfg Config) (*engine.Controller, error) {
+			return nodelifecycle.New(env, cfg.Node)
+		}},
+	{name: "taint-eviction-controller", account: "node-controller", build: plain(tainteviction.New)},
+	{name: "deployment-controller", alias: "deployment", account: "deployment-controller", build: plain(deployment.New)},
+	{name: "replicaset-controller", alias: "replicaset", account: "replicaset-controller", build: plain(replicaset.New)},
+	{name: "replicationcontroller-controller", alias: "replicationcontroller", account: "replication-controller",
+		build: plain(replication.New)},
+	{name: "endpoints-controller", alias: "endpoint", account: "endpoint-controller", build: plain(endpoints.New)},
+	{name: "endpointslice-controller", alias: "endpointslice", account: "endpointslice-controller",
+		build: plain(endpointslice.New)},
+	{name: "pod-garbage-collector-controller", alias: "podgc", account: "pod-garbage-collector",
+		build: func(env engine.Env, cfg Config) (*engine.Controller, error) {
+			return podgc.New(env, cfg.TerminatedPodLimit)
+		}},
+	{name: "namespace-controller", alias: "namespace", account: "namespace-controller",
+		build: func(env engine.Env, cfg Config) (*engine.Controller, error) {
+			return namespace.New(env, cfg.Metadata, func() ([]*metav1.APIResourceList, error) {
+				return cfg.Discovery.ServerPreferredNamespacedResources()
+			}, cfg.NamespaceDelay)
+		}},
+	{name: "garbage-collector-controller", alias: "garbagecollector", account: "generic-garbage-collector",
+		build: func(env engine.Env, cfg Config) (*engine.Controller, error) {
+			return garbagecollector.New(env, cfg.Metadata, func() ([]*metav1.APIResourceList, error) {
+				return cfg.Discovery.ServerPreferredResources()
+			})
+		}},
+}
+
+func ipamConfig(cfg Config) nodeipam.Config {
+	out := nodeipam.Config{ClusterCIDRs: cfg.ClusterCIDRs}
+	for _, c := range cfg.ClusterCIDRs {
+		size := cfg.NodeCIDRMaskSize
+		if c.Addr().Is6() {
+			size = cfg.NodeMaskSizeIPv6
+		}
+		out.MaskSizes = append(out.MaskSizes, size)
+	}
+	if cfg.ServiceCIDR.IsValid() {
+		out.ServiceCIDRs = []netip.Prefix{cfg.ServiceCIDR}
+	}
+	return out
+}
