@@ -1,0 +1,112 @@
+package apps
+
+import (
+	"strconv"
+	"strings"
+
+	autoscalingv1 "k8s.io/api/autoscaling/v1"
+	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/labels"
+	"k8s.io/apimachinery/pkg/util/intstr"
+	"k8s.io/apimachinery/pkg/util/validation"
+	"k8s.io/apimachinery/pkg/util/validation/field"
+
+	"github.com/skiff-project/skiff/api"
+	"github.com/skiff-project/skiff/api/check"
+	"github.com/skiff-project/skiff/api/core"
+)
+
+var (
+	specPath   = field.NewPath("spec")
+	statusPath = field.NewPath("status")
+)
+
+func setIfNil[T any](p **T, v T) {
+	if *p == nil {
+		*p = &v
+	}
+}
+
+// scale serves Scale on an object of type P.
+func scale[P api.Object](spec func(P) (replicas **int32, selector *metav1.LabelSelector), status func(P) int32) api.Subresource {
+	return api.Subresource{Name: "scale", Kind: "Scale", Group: "autoscaling", Version: "v1", Scale: &api.Scale{
+		Get: func(o api.Object) (autoscalingv1.ScaleSpec, autoscalingv1.ScaleStatus) {
+			replicas, selector := spec(o.(P))
+			text := ""
+			if s, err := metav1.LabelSelectorAsSelector(selector); err == nil {
+				text = s.String()
+			}
+			return autoscalingv1.ScaleSpec{Replicas: core.Replicas(*replicas)}, autoscalingv1.ScaleStatus{Replicas: status(o.(P)), Selector: text}
+		},
+		Set: func(o api.Object, n int32) {
+			replicas, _ := spec(o.(P))
+			*replicas = &n
+		},
+	}}
+}
+
+// checkSelector checks the selector of a workload and that it selects the
+// template's labels; kind names the workload in the error.
+func checkSelector(l *check.List, s *metav1.LabelSelector, t *corev1.PodTemplateSpec, kind string) {
+	at := specPath.Child("selector")
+	if s == nil {
+		l.Required(at, "")
+	} else {
+		l.Selector(at, s)
+		if len(s.MatchLabels)+len(s.MatchExpressions) == 0 {
+			l.Invalid(at, s, "empty selector is invalid for "+kind)
+		}
+	}
+	selector, err := metav1.LabelSelectorAsSelector(s)
+	if err != nil {
+		l.Invalid(at, s, "invalid label selector")
+		return
+	}
+	if s != nil && !selector.Empty() && !selector.Matches(labels.Set(t.Labels)) {
+		l.Invalid(specPath.Child("template", "metadata", "labels"), t.Labels, "`selector` does not match template `labels`")
+	}
+}
+
+func checkOptional(l *check.List, name string, n *int32) {
+	if n != nil {
+		l.Nonnegative(specPath.Child(name), int64(*n))
+	}
+}
+
+// checkAmount checks a count or a percentage, which may not exceed 100% where
+// capped. It returns the number, percent or not, for comparisons with zero.
+func checkAmount(l *check.List, p *field.Path, v *intstr.IntOrString, capped bool) int {
+	if v == nil {
+		v = &intstr.IntOrString{}
+	}
+	if v.Type == intstr.Int {
+		l.Nonnegative(p, int64(v.IntValue()))
+		return v.IntValue()
+	}
+	msgs := validation.IsValidPercent(v.StrVal)
+	l.Messages(p, *v, msgs)
+	n, _ := strconv.Atoi(strings.TrimSuffix(v.StrVal, "%"))
+	if capped && len(msgs) == 0 && n > 100 {
+		l.Invalid(p, *v, "must not be greater than 100%")
+	}
+	return n
+}
+
+func templateWarnings(t *corev1.PodTemplateSpec) []string {
+	return core.PodTemplateWarnings(&t.ObjectMeta, &t.Spec, specPath.Child("template"))
+}
+
+func selectorText(s *metav1.LabelSelector) string {
+	selector, err := metav1.LabelSelectorAsSelector(s)
+	if err != nil {
+		return "<invalid>"
+	}
+	return selector.String()
+}
+
+func notMore(l *check.List, name string, n, most int32, what string) {
+	if n > most {
+		l.Invalid(statusPath.Child(name), n, "cannot be greater than "+what)
+	}
+}
