@@ -1,0 +1,222 @@
+// Package apiserver is the Kubernetes API server: authentication,
+// authorization, admission, the resources' strategies and the store behind
+// one http.Handler, with upstream v1.37's behaviour, texts and wire formats.
+//
+// A request passes, in this order: request info, panic recovery, logging,
+// authentication, the bound on requests in flight, authorization, routing,
+// and then the handler of its verb. Objects are kept as the bytes they were
+// written in; GET, LIST and WATCH in protobuf copy them without decoding.
+package apiserver
+
+import (
+	"crypto/tls"
+	"crypto/x509"
+	"errors"
+	"log/slog"
+	"net"
+	"net/netip"
+	"sync/atomic"
+	"time"
+
+	authorizationv1 "k8s.io/api/authorization/v1"
+	"k8s.io/apimachinery/pkg/version"
+	"k8s.io/client-go/kubernetes/scheme"
+	"k8s.io/utils/clock"
+
+	"github.com/skiff-project/skiff/api"
+	"github.com/skiff-project/skiff/apiserver/admission"
+	"github.com/skiff-project/skiff/apiserver/alloc"
+	"github.com/skiff-project/skiff/auth"
+	"github.com/skiff-project/skiff/auth/rbac/policy"
+	"github.com/skiff-project/skiff/auth/serviceaccount"
+	"github.com/skiff-project/skiff/object/codec"
+	"github.com/skiff-project/skiff/store"
+)
+
+// Config makes a Server.
+type Config struct {
+	// Store is the database; required. Its Decorate function must be
+	// wire.Decorate. The server does not close it.
+	Store store.Store
+	// Resources are the served resources; required (all.Resources()).
+	Resources []*api.Resource
+
+	// Listener accepts TLS connections; nil: Run listens on Address.
+	Listener net.Listener
+	// Address to listen on; default "0.0.0.0:6443".
+	Address string
+	// TLS holds the serving certificate; nil: Run serves no network, only the
+	// in-process transport. Client certificates are asked for, not required;
+	// Authenticator checks them.
+	TLS *tls.Config
+	// ClientCA and RequestHeaderCA (PEM) are published in
+	// kube-system/extension-apiserver-authentication; empty: not published.
+	ClientCA, RequestHeaderCA []byte
+	// RequestHeaderNames (front-proxy client names) are published beside it.
+	RequestHeaderNames []string
+
+	// Authenticator finds the user of a network request; nil: only the
+	// in-process transport can authenticate. Wrap it with auth.Server.
+	Authenticator auth.Authenticator
+	// Tokens answers TokenReviews; nil: they fail.
+	Tokens auth.TokenAuthenticator
+	// ServiceAccounts issues tokens and publishes their keys; nil: those endpoints answer 404.
+	ServiceAccounts *serviceaccount.Tokens
+	// Authorizer decides; required.
+	Authorizer auth.Authorizer
+	// Rules answers SelfSubjectRulesReviews (rbac.Authorizer does); nil: they are incomplete.
+	Rules RuleReviewer
+	// Admission plugins in order; default none. admission.Default(NewReader(…)) is the usual list.
+	Admission []admission.Plugin
+	// Policy is the RBAC bootstrap policy reconciled after start; nil: none. policy.Bootstrap() is the usual one.
+	Policy *policy.Policy
+
+	// KubeletTLS is the client TLS the server speaks to kubelets with; nil:
+	// log, exec, attach and portforward fail with an explanation.
+	KubeletTLS *tls.Config
+	// ProxyTLS is the client TLS for the proxy subresource's https targets; default: certificates unchecked, as upstream.
+	ProxyTLS *tls.Config
+	// Dial opens connections for the proxies; default net.Dialer. Network namespaces of nodes are its business.
+	Dial DialFunc
+
+	// ServiceCIDR is where cluster IPs come from; default 10.96.0.0/12.
+	ServiceCIDR netip.Prefix
+	// NodePorts is the NodePort range, both ends included; default 30000–32767.
+	NodePorts alloc.PortRange
+	// AdvertiseAddress and AdvertisePort are the endpoint of the kubernetes
+	// Service; invalid address: the Service has no endpoints.
+	AdvertiseAddress netip.Addr
+	AdvertisePort    int
+	// ExternalAddress (host:port) is used for the OpenID document; default AdvertiseAddress:AdvertisePort.
+	ExternalAddress string
+
+	// Version is what /version says; default v1.37.2.
+	Version version.Info
+	// MaxInFlight bounds concurrent requests that are not long-running; default 600.
+	MaxInFlight int
+	// MaxLongRunning bounds concurrent watches and streams; default 100,000.
+	MaxLongRunning int
+	// RequestTimeout bounds requests that are not long-running; default 60 s.
+	RequestTimeout time.Duration
+	// MinWatchTimeout is the shortest a watch without timeoutSeconds lasts; default 30 min (up to twice that, random).
+	MinWatchTimeout time.Duration
+	// BookmarkInterval between bookmarks on an idle watch; default 1 min.
+	BookmarkInterval time.Duration
+	// CompactionInterval between compactions of the store, which keep at least
+	// that much history; default 5 min.
+	CompactionInterval time.Duration
+	// ShutdownGrace is how long Run waits for requests in flight after its context ends; default 5 s.
+	ShutdownGrace time.Duration
+
+	Log   *slog.Logger // default: discard
+	Clock clock.WithTicker
+}
+
+// RuleReviewer lists what a user may do in a namespace.
+type RuleReviewer interface {
+	ReviewRules(user auth.User, namespace string) authorizationv1.SubjectRulesReviewStatus
+}
+
+// MaxBody bounds request bodies, in bytes.
+const MaxBody = 3 * 1024 * 1024
+
+func (c *Config) setDefaults() error {
+	if c.Store == nil || len(c.Resources) == 0 || c.Authorizer == nil {
+		return errors.New("apiserver: Store, Resources and Authorizer are required")
+	}
+	def(&c.Address, "0.0.0.0:6443")
+	def(&c.MaxInFlight, 600)
+	def(&c.MaxLongRunning, 100_000)
+	def(&c.RequestTimeout, time.Minute)
+	def(&c.MinWatchTimeout, 30*time.Minute)
+	def(&c.BookmarkInterval, time.Minute)
+	def(&c.CompactionInterval, 5*time.Minute)
+	def(&c.ShutdownGrace, 5*time.Second)
+	def(&c.ServiceCIDR, netip.MustParsePrefix("10.96.0.0/12"))
+	def(&c.NodePorts, alloc.PortRange{First: 30000, Last: 32767})
+	if c.Version.GitVersion == "" {
+		c.Version = version.Info{
+			Major: "1", Minor: "37", GitVersion: "v1.37.2", GitTreeState: "clean", Compiler: "gc",
+			EmulationMajor: "1", EmulationMinor: "37", MinCompatibilityMajor: "1", MinCompatibilityMinor: "36",
+		}
+	}
+	if c.Log == nil {
+		c.Log = slog.New(slog.DiscardHandler)
+	}
+	if c.Clock == nil {
+		c.Clock = clock.RealClock{}
+	}
+	if c.Dial == nil {
+		c.Dial = (&net.Dialer{Timeout: 10 * time.Second}).DialContext
+	}
+	return nil
+}
+
+func def[T comparable](p *T, value T) {
+	var zero T
+	if *p == zero {
+		*p = value
+	}
+}
+
+// Server is an API server.
+type Server struct {
+	cfg       Config
+	codec     *codec.Codec
+	endpoints map[string]*endpoint // by group/version/resource
+	stores    map[string]*endpoint // by group/resource: the one with the stored version
+	discovery *discovery
+	reader    *Reader
+	services  *services
+	managed   *fieldManagers
+	openapi   openAPI
+	metrics   *metrics
+
+	inFlight    chan struct{}
+	longRunning chan struct{}
+	stopping    chan struct{} // closed when watches must end
+	ready       atomic.Bool
+	poststart   atomic.Bool
+}
+
+// New returns a server; it reads the store once, to rebuild the service
+// address and port allocations.
+func New(cfg Config) (*Server, error) {
+	if err := cfg.setDefaults(); err != nil {
+		return nil, err
+	}
+	s := &Server{
+		cfg: cfg, codec: codec.New(scheme.Scheme),
+		inFlight: make(chan struct{}, cfg.MaxInFlight), longRunning: make(chan struct{}, cfg.MaxLongRunning),
+		stopping: make(chan struct{}),
+	}
+	s.managed = newFieldManagers()
+	s.metrics = newMetrics(s)
+	services, err := newServices(&s.cfg)
+	if err != nil {
+		return nil, err
+	}
+	s.services = services
+	if err := s.buildEndpoints(); err != nil {
+		return nil, err
+	}
+	if s.reader, err = NewReader(cfg.Store, cfg.Resources); err != nil {
+		return nil, err
+	}
+	s.discovery = newDiscovery(s.cfg.Resources)
+	s.openapi.resources = cfg.Resources
+	if err := s.services.rebuild(s.reader); err != nil {
+		return nil, err
+	}
+	return s, nil
+}
+
+// Reader reads stored objects; admission plugins and authorizers use it.
+func (s *Server) Reader() *Reader { return s.reader }
+
+// certPool parses PEM certificates.
+func certPool(pem []byte) *x509.CertPool {
+	p := x509.NewCertPool()
+	p.AppendCertsFromPEM(pem)
+	return p
+}

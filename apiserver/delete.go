@@ -1,0 +1,186 @@
+package apiserver
+
+import (
+	"context"
+	"fmt"
+	"net/http"
+
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	metavalidation "k8s.io/apimachinery/pkg/apis/meta/v1/validation"
+	"k8s.io/apimachinery/pkg/runtime/schema"
+	"k8s.io/apimachinery/pkg/types"
+
+	"github.com/skiff-project/skiff/apiserver/registry"
+	"github.com/skiff-project/skiff/object/codec"
+)
+
+// deleteOptions reads DeleteOptions from the body or, without one, the query.
+func (s *Server) deleteOptions(c *call) (*metav1.DeleteOptions, error) {
+	body, err := readBody(c.req)
+	if err != nil {
+		return nil, err
+	}
+	opts := &metav1.DeleteOptions{}
+	if len(body) > 0 {
+		media, err := inputMedia(c.req)
+		if err != nil {
+			return nil, err
+		}
+		want := schema.GroupVersionKind{Group: metav1.GroupName, Version: "v1", Kind: "DeleteOptions"}
+		// Clients send DeleteOptions of any group's version; all are one type.
+		if want, err = deleteOptionsKind(media, body, want); err != nil {
+			return nil, err
+		}
+		obj, _, err := s.codec.Decode(codec.Request{Media: media, Body: body, Want: want}, opts)
+		if err != nil {
+			return nil, apierrors.NewBadRequest(err.Error())
+		}
+		if obj != opts {
+			return nil, apierrors.NewBadRequest("decoded object cannot be converted to DeleteOptions")
+		}
+	} else if err := queryDeleteOptions(c, opts); err != nil {
+		return nil, err
+	}
+	if errs := metavalidation.ValidateDeleteOptions(opts); len(errs) > 0 {
+		return nil, apierrors.NewInvalid(schema.GroupKind{Group: metav1.GroupName, Kind: "DeleteOptions"}, "", errs)
+	}
+	opts.TypeMeta = optionsMeta("DeleteOptions")
+	return opts, nil
+}
+
+// deleteOptionsKind returns the kind the body claims, if it is DeleteOptions of some group.
+func deleteOptionsKind(media string, body []byte, want schema.GroupVersionKind) (schema.GroupVersionKind, error) {
+	gvk, err := peekKind(media, body)
+	if err != nil {
+		return want, apierrors.NewBadRequest(err.Error())
+	}
+	switch {
+	case gvk.Kind == "" && gvk.Version == "":
+		return want, nil
+	case gvk.Kind != "DeleteOptions" && gvk.Kind != "":
+		return want, apierrors.NewBadRequest(fmt.Sprintf("no kind %q is registered for the internal version of group %q", gvk.Kind, metav1.GroupName))
+	}
+	gvk.Kind = "DeleteOptions"
+	return gvk, nil
+}
+
+func queryDeleteOptions(c *call, opts *metav1.DeleteOptions) error {
+	opts.DryRun = c.query["dryRun"]
+	var err error
+	if opts.GracePeriodSeconds, err = queryInt(c.query, "gracePeriodSeconds"); err != nil {
+		return err
+	}
+	if p := c.query.Get("propagationPolicy"); p != "" {
+		policy := metav1.DeletionPropagation(p)
+		opts.PropagationPolicy = &policy
+	}
+	if c.query.Has("orphanDependents") {
+		v, err := queryBool(c.query, "orphanDependents")
+		if err != nil {
+			return err
+		}
+		opts.OrphanDependents = &v //nolint:staticcheck // still part of the API
+	}
+	if uid := c.query.Get("uid"); uid != "" {
+		u := types.UID(uid)
+		opts.Preconditions = &metav1.Preconditions{UID: &u}
+	}
+	return nil
+}
+
+func (s *Server) delete(c *call) {
+	out, err := negotiate(c.req, c.query, true)
+	if err != nil {
+		s.fail(c, err)
+		return
+	}
+	opts, err := s.deleteOptions(c)
+	if err != nil {
+		s.fail(c, err)
+		return
+	}
+	it, deleted, err := c.ep.reg.Delete(c.ctx(), s.writeOf(c, opts, len(opts.DryRun) > 0), opts)
+	if err != nil {
+		s.fail(c, err)
+		return
+	}
+	if !deleted {
+		code := http.StatusOK
+		if o := opts.OrphanDependents; o != nil && !*o { //nolint:staticcheck // still part of the API
+			code = http.StatusAccepted
+		}
+		s.writeItem(c, out, code, it)
+		return
+	}
+	if returnsDeleted[c.info.Group+"/"+c.info.Resource] {
+		s.writeItem(c, out, http.StatusOK, it)
+		return
+	}
+	st := &metav1.Status{
+		TypeMeta: metav1.TypeMeta{Kind: "Status", APIVersion: "v1"}, Status: metav1.StatusSuccess,
+		Details: &metav1.StatusDetails{Name: c.info.Name, Group: c.info.Group, Kind: c.info.Resource},
+	}
+	if obj, err := c.ep.reg.Object(it); err == nil {
+		st.Details.UID = obj.GetUID()
+	}
+	out.shape = shapePlain
+	s.writeObject(c, out, http.StatusOK, st)
+}
+
+// returnsDeleted are the resources whose DELETE answers with the object rather than a Status.
+var returnsDeleted = map[string]bool{
+	"/pods": true, "/services": true, "/serviceaccounts": true, "/podtemplates": true, "/resourcequotas": true,
+	"/persistentvolumes": true, "/persistentvolumeclaims": true, "storage.k8s.io/storageclasses": true,
+	"storage.k8s.io/csinodes": true, "storage.k8s.io/csidrivers": true, "storage.k8s.io/volumeattachments": true,
+}
+
+func (s *Server) deleteCollection(c *call) {
+	out, err := negotiate(c.req, c.query, true)
+	if err != nil {
+		s.fail(c, err)
+		return
+	}
+	o, err := parseListOptions(c)
+	if err == nil && c.ep.res.Namespaced && c.info.Namespace == "" {
+		err = methodNotAllowed(c)
+	}
+	if err != nil {
+		s.fail(c, err)
+		return
+	}
+	opts, err := s.deleteOptions(c)
+	if err != nil {
+		s.fail(c, err)
+		return
+	}
+	page, err := c.ep.reg.List(c.ctx(), o.ListOptions)
+	if err != nil {
+		s.fail(c, err)
+		return
+	}
+	if err := s.deletePage(c, page, opts); err != nil {
+		s.fail(c, err)
+		return
+	}
+	data, err := s.encodePage(c, out, page)
+	if err != nil {
+		s.fail(c, err)
+		return
+	}
+	s.write(c, contentType(out), http.StatusOK, data)
+}
+
+// deletePage deletes the objects of a page; those gone meanwhile are fine.
+func (s *Server) deletePage(c *call, page registry.Page, opts *metav1.DeleteOptions) error {
+	w := s.writeOf(c, opts, len(opts.DryRun) > 0)
+	ctx := context.WithoutCancel(c.ctx())
+	for _, kv := range page.Items {
+		w.Namespace, w.Name = c.ep.reg.Split(kv.Key)
+		own := opts.DeepCopy()
+		if _, _, err := c.ep.reg.Delete(ctx, w, own); err != nil && !apierrors.IsNotFound(err) {
+			return err
+		}
+	}
+	return nil
+}

@@ -1,0 +1,287 @@
+package apiserver
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/http"
+	"net/url"
+	"runtime/debug"
+	"strings"
+	"time"
+
+	"github.com/google/uuid"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/runtime/schema"
+
+	"github.com/skiff-project/skiff/apiserver/admission"
+	"github.com/skiff-project/skiff/apiserver/request"
+	"github.com/skiff-project/skiff/auth"
+)
+
+// call is one request on its way through the server.
+type call struct {
+	req      *http.Request
+	w        http.ResponseWriter
+	query    url.Values
+	info     *request.Info
+	user     caller
+	ep       *endpoint // for resource requests
+	body     []byte
+	warnings []string
+	warned   int
+}
+
+func (c *call) ctx() context.Context { return c.req.Context() }
+
+// caller is the authenticated user; local tells one inside this process.
+type caller struct {
+	auth.User
+	local bool
+}
+
+// Handler returns the server as an http.Handler.
+func (s *Server) Handler() http.Handler { return http.HandlerFunc(s.serve) }
+
+// serve is the pipeline.
+func (s *Server) serve(w http.ResponseWriter, req *http.Request) {
+	rec := &recorder{ResponseWriter: w}
+	c := &call{req: req, w: rec, query: req.URL.Query()}
+	c.info = request.Parse(req, c.query)
+	start := s.cfg.Clock.Now()
+	defer func() {
+		if p := recover(); p != nil {
+			s.panicked(c, rec, p)
+		}
+		s.metrics.observe(c, rec.code, s.cfg.Clock.Since(start))
+	}()
+	id := req.Header.Get("Audit-Id")
+	if id == "" || len(id) > 64 {
+		if !isLocal(req) {
+			id = uuid.NewString()
+		}
+	}
+	if id != "" {
+		w.Header().Set("Audit-Id", id)
+	}
+	w.Header().Set("Cache-Control", "no-cache, private")
+	if !s.authenticate(c) {
+		return
+	}
+	release, ok := s.admitInFlight(c)
+	if !ok {
+		return
+	}
+	defer release()
+	if !c.info.LongRunning(c.query) {
+		ctx, cancel := context.WithTimeout(req.Context(), s.timeout(c))
+		defer cancel()
+		c.req = req.WithContext(ctx)
+	}
+	if !s.authorize(c) {
+		return
+	}
+	s.route(c)
+}
+
+// panicked answers a handler that panicked, if nothing was sent yet.
+func (s *Server) panicked(c *call, rec *recorder, p any) {
+	if err, ok := p.(error); ok && errors.Is(err, http.ErrAbortHandler) {
+		panic(p)
+	}
+	s.cfg.Log.Error("panic while serving a request", "method", c.req.Method, "path", c.req.URL.Path, "panic", p, "stack", string(debug.Stack()))
+	if rec.code == 0 {
+		s.fail(c, apierrors.NewInternalError(fmt.Errorf("This request caused apiserver to panic. Look in the logs for details."))) //nolint:staticcheck // upstream's text
+		return
+	}
+	panic(http.ErrAbortHandler) // cut the connection: the client must not take half an answer for a whole one
+}
+
+func (s *Server) timeout(c *call) time.Duration {
+	limit := s.cfg.RequestTimeout
+	if text := c.query.Get("timeout"); text != "" {
+		if d, err := time.ParseDuration(text); err == nil && d > 0 && d < limit {
+			return d
+		}
+	}
+	return limit
+}
+
+// authenticate finds the user or answers 401.
+func (s *Server) authenticate(c *call) bool {
+	if u, ok := localUser(c.req); ok {
+		c.user = caller{u, true}
+	} else {
+		if s.cfg.Authenticator == nil {
+			s.fail(c, apierrors.NewUnauthorized("Unauthorized"))
+			return false
+		}
+		id, ok, err := s.cfg.Authenticator.Authenticate(c.req)
+		if err != nil || !ok {
+			if err != nil {
+				s.cfg.Log.Debug("unable to authenticate the request", "error", err)
+			}
+			s.fail(c, apierrors.NewUnauthorized("Unauthorized"))
+			return false
+		}
+		c.user.User = id.User
+	}
+	if hasImpersonation(c.req.Header) && !s.impersonate(c) {
+		return false
+	}
+	c.req = c.req.WithContext(admission.WithWarner(request.WithUser(c.req.Context(), c.user.User), c.warn))
+	return true
+}
+
+// admitInFlight bounds how many requests run at once. Members of
+// system:masters and the server's own components are not turned away.
+func (s *Server) admitInFlight(c *call) (release func(), ok bool) {
+	slots := s.inFlight
+	if c.info.LongRunning(c.query) {
+		slots = s.longRunning
+	}
+	select {
+	case slots <- struct{}{}:
+		return func() { <-slots }, true
+	default:
+	}
+	if c.user.local {
+		return func() {}, true
+	}
+	c.w.Header().Set("Retry-After", "1")
+	s.fail(c, apierrors.NewTooManyRequests("Too many requests, please try again later.", 1))
+	return nil, false
+}
+
+func (s *Server) authorize(c *call) bool {
+	attrs := c.info.Attributes(c.user.User)
+	if err := s.allowed(c.ctx(), attrs); err != nil {
+		s.fail(c, err)
+		return false
+	}
+	return true
+}
+
+var htmlEscaper = strings.NewReplacer(`&`, "&amp;", `<`, "&lt;", `>`, "&gt;")
+
+// allowed asks the authorizer and returns the 403 when the answer is no.
+func (s *Server) allowed(ctx context.Context, a auth.Attributes) error {
+	d, reason, err := s.cfg.Authorizer.Authorize(ctx, a)
+	if d == auth.Allow {
+		return nil
+	}
+	if err != nil && d == auth.NoOpinion && reason == "" {
+		return apierrors.NewInternalError(err)
+	}
+	msg := htmlEscaper.Replace(auth.ForbiddenMessage(a))
+	if reason != "" {
+		msg += ": " + reason
+	}
+	return apierrors.NewForbidden(schema.GroupResource{Group: a.APIGroup, Resource: a.Resource}, a.Name, errors.New(msg))
+}
+
+// route sends a request to its handler.
+func (s *Server) route(c *call) {
+	if !c.info.IsResource {
+		s.serveNonResource(c)
+		return
+	}
+	i := c.info
+	c.ep = s.endpoints[key3(i.Group, i.Version, i.Resource)]
+	if (i.Prefix == "api") != (i.Group == "") {
+		c.ep = nil
+	}
+	if c.ep == nil || i.Namespace != "" && !c.ep.res.Namespaced && i.Resource != "namespaces" {
+		s.notFoundPath(c)
+		return
+	}
+	if i.BadFields != nil {
+		s.fail(c, apierrors.NewBadRequest(fmt.Sprintf("unable to parse requirement: %v", i.BadFields)))
+		return
+	}
+	if d := c.ep.ver.Deprecated; d != "" {
+		c.warn(d)
+	}
+	if i.Subresource != "" {
+		s.serveSubresource(c)
+		return
+	}
+	if !c.ep.serves(i.Verb) {
+		s.fail(c, methodNotAllowed(c))
+		return
+	}
+	if c.ep.res.Virtual {
+		s.serveReview(c)
+		return
+	}
+	s.serveVerb(c)
+}
+
+func (s *Server) serveVerb(c *call) {
+	switch c.info.Verb {
+	case "get":
+		s.get(c)
+	case "list":
+		s.list(c)
+	case "watch":
+		s.watch(c)
+	case "create":
+		s.create(c)
+	case "update":
+		s.update(c)
+	case "patch":
+		s.patch(c)
+	case "delete":
+		s.delete(c)
+	case "deletecollection":
+		s.deleteCollection(c)
+	default:
+		s.fail(c, methodNotAllowed(c))
+	}
+}
+
+func methodNotAllowed(c *call) error {
+	return statusError(http.StatusMethodNotAllowed, metav1.StatusReasonMethodNotAllowed, "the server does not allow this method on the requested resource")
+}
+
+// notFoundPath is the answer to a path nothing is served at.
+func (s *Server) notFoundPath(c *call) {
+	h := c.w.Header()
+	h.Set("Content-Type", "text/plain; charset=utf-8")
+	h.Set("X-Content-Type-Options", "nosniff")
+	c.w.WriteHeader(http.StatusNotFound)
+	fmt.Fprintln(c.w, "404 page not found")
+}
+
+// recorder remembers the status code of a response.
+type recorder struct {
+	http.ResponseWriter
+	code int
+}
+
+// WriteHeader implements http.ResponseWriter.
+func (r *recorder) WriteHeader(code int) {
+	if r.code == 0 {
+		r.code = code
+	}
+	r.ResponseWriter.WriteHeader(code)
+}
+
+// Write implements http.ResponseWriter.
+func (r *recorder) Write(p []byte) (int, error) {
+	if r.code == 0 {
+		r.code = http.StatusOK
+	}
+	return r.ResponseWriter.Write(p)
+}
+
+// Unwrap lets http.ResponseController reach the connection.
+func (r *recorder) Unwrap() http.ResponseWriter { return r.ResponseWriter }
+
+// Flush implements http.Flusher.
+func (r *recorder) Flush() {
+	if f, ok := r.ResponseWriter.(http.Flusher); ok {
+		f.Flush()
+	}
+}

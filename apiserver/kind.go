@@ -1,0 +1,37 @@
+package apiserver
+
+import (
+	"encoding/json"
+
+	"k8s.io/apimachinery/pkg/runtime/schema"
+	"sigs.k8s.io/yaml"
+
+	"github.com/skiff-project/skiff/object/codec"
+	"github.com/skiff-project/skiff/object/wire"
+)
+
+// peekKind reads only the kind a body claims to be.
+func peekKind(media string, body []byte) (schema.GroupVersionKind, error) {
+	var tm struct{ APIVersion, Kind string }
+	switch media {
+	case codec.Protobuf:
+		env, err := wire.Open(body)
+		if err != nil {
+			return schema.GroupVersionKind{}, err
+		}
+		tm.APIVersion, tm.Kind = env.APIVersion, env.Kind
+	case codec.YAML:
+		if err := yaml.Unmarshal(body, &tm); err != nil {
+			return schema.GroupVersionKind{}, err
+		}
+	default:
+		if err := json.Unmarshal(body, &tm); err != nil {
+			return schema.GroupVersionKind{}, err
+		}
+	}
+	if tm.APIVersion == "" {
+		return schema.GroupVersionKind{Kind: tm.Kind}, nil
+	}
+	gv, err := schema.ParseGroupVersion(tm.APIVersion)
+	return gv.WithKind(tm.Kind), err
+}

@@ -1,0 +1,255 @@
+package apiserver
+
+import (
+	"fmt"
+	"reflect"
+	"sync"
+
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
+	"k8s.io/apimachinery/pkg/runtime"
+	"k8s.io/apimachinery/pkg/runtime/schema"
+	"k8s.io/apimachinery/pkg/util/managedfields"
+	"k8s.io/client-go/applyconfigurations"
+	"k8s.io/client-go/kubernetes/scheme"
+	kjson "sigs.k8s.io/json"
+	"sigs.k8s.io/structured-merge-diff/v6/fieldpath"
+
+	"github.com/skiff-project/skiff/api"
+)
+
+// fieldManagers tracks who owns which field. The schema of all types is large,
+// so it is parsed on first use.
+type fieldManagers struct {
+	converter func() managedfields.TypeConverter
+	mu        sync.Mutex
+	byKey     map[managerKey]*managedfields.FieldManager
+}
+
+type managerKey struct {
+	ep  *endpoint
+	sub string
+}
+
+func newFieldManagers() *fieldManagers {
+	return &fieldManagers{
+		converter: sync.OnceValue(func() managedfields.TypeConverter { return applyconfigurations.NewTypeConverter(scheme.Scheme) }),
+		byKey:     map[managerKey]*managedfields.FieldManager{},
+	}
+}
+
+func (f *fieldManagers) get(ep *endpoint, sub string) (*managedfields.FieldManager, error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	key := managerKey{ep, sub}
+	if m := f.byKey[key]; m != nil {
+		return m, nil
+	}
+	conv := versionConverter{ep}
+	hub := ep.reg.Kind().GroupVersion()
+	m, err := managedfields.NewDefaultFieldManager(f.converter(), conv, conv, conv, ep.kind, hub, sub, resetFields(ep, sub))
+	if err == nil {
+		f.byKey[key] = m
+	}
+	return m, err
+}
+
+// resetFields are the fields a write to this endpoint cannot change, so that
+// no manager comes to own them by it.
+func resetFields(ep *endpoint, sub string) map[fieldpath.APIVersion]fieldpath.Filter {
+	var paths []fieldpath.Path
+	switch {
+	case sub == "status":
+		paths = []fieldpath.Path{fieldpath.MakePathOrDie("spec")}
+	case sub == "" && ep.subs["status"] != nil:
+		paths = []fieldpath.Path{fieldpath.MakePathOrDie("status")}
+	default:
+		return nil
+	}
+	out := map[fieldpath.APIVersion]fieldpath.Filter{}
+	for i := range ep.res.Versions {
+		gv := schema.GroupVersion{Group: ep.res.Group, Version: ep.res.Versions[i].Name}
+		out[fieldpath.APIVersion(gv.String())] = fieldpath.NewExcludeSetFilter(fieldpath.NewSet(paths...))
+	}
+	return out
+}
+
+// update records a create (old nil) or update in obj's managedFields. Both
+// are stored objects; obj is changed and returned. Whatever cannot be tracked
+// is stored untracked rather than refused, as upstream does.
+func (f *fieldManagers) update(ep *endpoint, sub string, old, obj api.Object, manager string) api.Object {
+	m, err := f.get(ep, sub)
+	if err != nil {
+		return obj
+	}
+	kind := ep.reg.Kind()
+	obj.GetObjectKind().SetGroupVersionKind(kind)
+	if old == nil {
+		old = ep.reg.New()
+	}
+	old.GetObjectKind().SetGroupVersionKind(kind)
+	if out, ok := m.UpdateNoErrors(old, obj, manager).(api.Object); ok {
+		return out
+	}
+	return obj
+}
+
+// apply merges an apply configuration into old and returns the new stored object.
+func (f *fieldManagers) apply(ep *endpoint, sub string, old api.Object, config *unstructured.Unstructured, p *patchRequest) (api.Object, error) {
+	m, err := f.get(ep, sub)
+	if err != nil {
+		return nil, err
+	}
+	old.GetObjectKind().SetGroupVersionKind(ep.reg.Kind())
+	force := p.force != nil && *p.force
+	out, err := m.Apply(old, config, p.manager, force)
+	if err != nil {
+		return nil, err
+	}
+	obj, ok := out.(api.Object)
+	if !ok {
+		return nil, apierrors.NewInternalError(fmt.Errorf("apply produced a %T", out))
+	}
+	return obj, nil
+}
+
+// versionConverter converts between the served versions of one resource for
+// the field manager.
+type versionConverter struct{ ep *endpoint }
+
+func (v versionConverter) version(gv schema.GroupVersion) *api.Version {
+	if gv.Group != v.ep.res.Group {
+		return nil
+	}
+	for i := range v.ep.res.Versions {
+		if v.ep.res.Versions[i].Name == gv.Version {
+			return &v.ep.res.Versions[i]
+		}
+	}
+	return nil
+}
+
+// ConvertToVersion implements runtime.ObjectConvertor.
+func (v versionConverter) ConvertToVersion(in runtime.Object, target runtime.GroupVersioner) (runtime.Object, error) {
+	from := in.GetObjectKind().GroupVersionKind()
+	if from.Empty() {
+		from = v.ep.reg.Kind()
+	}
+	kind, ok := target.KindForGroupVersionKinds([]schema.GroupVersionKind{from, v.ep.kind, v.ep.reg.Kind()})
+	if !ok {
+		return nil, runtime.NewNotRegisteredErrForTarget("apiserver", reflect.TypeOf(in), target)
+	}
+	obj, err := v.typed(in, from)
+	if err != nil {
+		return nil, err
+	}
+	if kind == from {
+		out := obj.DeepCopyObject()
+		out.GetObjectKind().SetGroupVersionKind(kind)
+		return out, nil
+	}
+	return v.convert(obj.DeepCopyObject().(api.Object), from, kind)
+}
+
+// typed returns in as its Go type; what the merge made is unstructured still,
+// and gets its defaults here.
+func (v versionConverter) typed(in runtime.Object, kind schema.GroupVersionKind) (api.Object, error) {
+	u, ok := in.(*unstructured.Unstructured)
+	if !ok {
+		obj, ok := in.(api.Object)
+		if !ok {
+			return nil, fmt.Errorf("cannot convert %T", in)
+		}
+		return obj, nil
+	}
+	made, err := v.New(kind)
+	if err != nil {
+		return nil, err
+	}
+	obj, ok := made.(api.Object)
+	if !ok {
+		return nil, fmt.Errorf("cannot convert into %T", made)
+	}
+	if err := runtime.DefaultUnstructuredConverter.FromUnstructured(u.Object, obj); err != nil {
+		return nil, apierrors.NewBadRequest(err.Error())
+	}
+	obj.GetObjectKind().SetGroupVersionKind(kind)
+	v.Default(obj)
+	return obj, nil
+}
+
+func (v versionConverter) convert(obj api.Object, from, to schema.GroupVersionKind) (runtime.Object, error) {
+	hub := v.ep.reg.Kind()
+	var err error
+	if from != hub {
+		src := v.version(from.GroupVersion())
+		if src == nil {
+			return nil, runtime.NewNotRegisteredErrForKind("apiserver", from)
+		}
+		if src.ToStorage != nil {
+			obj, err = src.ToStorage(obj)
+		}
+	}
+	if err == nil && to != hub {
+		dst := v.version(to.GroupVersion())
+		if dst == nil {
+			return nil, runtime.NewNotRegisteredErrForKind("apiserver", to)
+		}
+		if dst.FromStorage != nil {
+			obj, err = dst.FromStorage(obj)
+		}
+	}
+	if err != nil {
+		return nil, err
+	}
+	obj.GetObjectKind().SetGroupVersionKind(to)
+	return obj, nil
+}
+
+// Convert implements runtime.ObjectConvertor.
+func (v versionConverter) Convert(in, out, context any) error {
+	return fmt.Errorf("conversion of %T into %T is not supported", in, out)
+}
+
+// ConvertFieldLabel implements runtime.ObjectConvertor.
+func (v versionConverter) ConvertFieldLabel(_ schema.GroupVersionKind, label, value string) (string, string, error) {
+	return label, value, nil
+}
+
+// Default implements runtime.ObjectDefaulter.
+func (v versionConverter) Default(in runtime.Object) {
+	obj, ok := in.(api.Object)
+	if _, un := in.(runtime.Unstructured); un || !ok {
+		return
+	}
+	gvk := obj.GetObjectKind().GroupVersionKind()
+	ver := v.version(gvk.GroupVersion())
+	if ver == nil {
+		ver = v.ep.ver
+	}
+	if ver.Default != nil {
+		ver.Default(obj)
+	}
+}
+
+// New implements runtime.ObjectCreater.
+func (v versionConverter) New(kind schema.GroupVersionKind) (runtime.Object, error) {
+	ver := v.version(kind.GroupVersion())
+	if ver == nil || kind.Kind != v.ep.kind.Kind {
+		return scheme.Scheme.New(kind)
+	}
+	obj := ver.New()
+	obj.GetObjectKind().SetGroupVersionKind(kind)
+	return obj, nil
+}
+
+// jsonInts decodes JSON keeping whole numbers int64.
+func jsonInts(data []byte, into any) error {
+	return kjson.UnmarshalCaseSensitivePreserveInts(data, into)
+}
+
+var _ interface {
+	runtime.ObjectConvertor
+	runtime.ObjectDefaulter
+	runtime.ObjectCreater
+} = versionConverter{}

@@ -1,0 +1,125 @@
+package apiserver
+
+import (
+	"mime"
+	"net/http"
+	"net/url"
+	"strconv"
+	"strings"
+
+	"github.com/munnerz/goautoneg"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+
+	"github.com/skiff-project/skiff/object/codec"
+)
+
+// shape is what a client wants an answer turned into.
+type shape uint8
+
+const (
+	shapePlain   shape = iota
+	shapeTable         // meta.k8s.io Table
+	shapePartial       // PartialObjectMetadata, PartialObjectMetadataList
+)
+
+// output is a negotiated response format.
+type output struct {
+	media   string
+	shape   shape
+	version string // of the meta.k8s.io group, for Table and Partial
+	pretty  bool
+}
+
+// negotiate picks the response format from the Accept header. transforms
+// tells whether Table and PartialObjectMetadata can be made here.
+func negotiate(req *http.Request, query url.Values, transforms bool) (output, error) {
+	header := req.Header.Get("Accept")
+	switch header {
+	case "":
+		return output{media: codec.JSON, pretty: wantsPretty(req, query)}, nil
+	case codec.Protobuf:
+		return output{media: codec.Protobuf}, nil
+	}
+	if len(header) > 4096 {
+		return output{}, notAcceptable("")
+	}
+	for _, clause := range goautoneg.ParseAccept(header) {
+		media := acceptMedia(clause.Type, clause.SubType)
+		if media == "" {
+			continue
+		}
+		o, ok := acceptParams(media, clause.Params, transforms)
+		if !ok {
+			continue
+		}
+		o.pretty = o.pretty || o.media == codec.JSON && wantsPretty(req, query)
+		return o, nil
+	}
+	return output{}, notAcceptable("")
+}
+
+func acceptMedia(typ, sub string) string {
+	switch full := typ + "/" + sub; full {
+	case codec.JSON, codec.YAML, codec.Protobuf:
+		return full
+	case "*/*", "application/*":
+		return codec.JSON
+	}
+	return ""
+}
+
+func acceptParams(media string, params map[string]string, transforms bool) (output, bool) {
+	o := output{media: media, pretty: params["pretty"] == "1"}
+	as, g := params["as"], params["g"]
+	if as == "" {
+		return o, true
+	}
+	o.version = params["v"]
+	if !transforms || g != metav1.GroupName || o.version != "v1" && o.version != "v1beta1" {
+		return o, false
+	}
+	switch as {
+	case "Table":
+		o.shape = shapeTable
+		return o, media != codec.Protobuf
+	case "PartialObjectMetadata", "PartialObjectMetadataList":
+		o.shape = shapePartial
+		return o, true
+	}
+	return o, false
+}
+
+// wantsPretty follows the pretty parameter, or guesses a human from the user agent.
+func wantsPretty(req *http.Request, query url.Values) bool {
+	if p := query.Get("pretty"); p != "" {
+		v, _ := strconv.ParseBool(p)
+		return v
+	}
+	agent := req.UserAgent()
+	return strings.HasPrefix(agent, "curl") || strings.HasPrefix(agent, "Wget") || strings.HasPrefix(agent, "Mozilla/5.0")
+}
+
+const acceptedMedia = codec.JSON + ", " + codec.YAML + ", " + codec.Protobuf
+
+func notAcceptable(string) error {
+	return statusError(http.StatusNotAcceptable, metav1.StatusReasonNotAcceptable, "only the following media types are accepted: "+acceptedMedia)
+}
+
+// inputMedia is the media type of a request body.
+func inputMedia(req *http.Request) (string, error) {
+	header := req.Header.Get("Content-Type")
+	switch header {
+	case "":
+		return codec.JSON, nil
+	case codec.JSON, codec.Protobuf:
+		return header, nil
+	}
+	if media, _, err := mime.ParseMediaType(header); err == nil {
+		switch media {
+		case codec.JSON, codec.YAML, codec.Protobuf:
+			return media, nil
+		}
+	}
+	return "", statusError(http.StatusUnsupportedMediaType, metav1.StatusReasonUnsupportedMediaType,
+		"the body of the request was in an unknown format - accepted media types include: "+acceptedMedia)
+}

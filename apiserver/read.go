@@ -1,0 +1,318 @@
+package apiserver
+
+import (
+	"fmt"
+	"net/url"
+	"strconv"
+
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	"k8s.io/apimachinery/pkg/api/meta"
+	"k8s.io/apimachinery/pkg/apis/meta/internalversion"
+	internalvalidation "k8s.io/apimachinery/pkg/apis/meta/internalversion/validation"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/labels"
+	"k8s.io/apimachinery/pkg/runtime"
+	"k8s.io/apimachinery/pkg/runtime/schema"
+
+	"github.com/skiff-project/skiff/api"
+	"github.com/skiff-project/skiff/apiserver/registry"
+	"github.com/skiff-project/skiff/object/codec"
+	"github.com/skiff-project/skiff/object/wire"
+	"github.com/skiff-project/skiff/store"
+)
+
+func (s *Server) get(c *call) {
+	out, err := negotiate(c.req, c.query, true)
+	if err != nil {
+		s.fail(c, err)
+		return
+	}
+	it, err := c.ep.reg.Get(c.ctx(), c.info.Namespace, c.info.Name, c.query.Get("resourceVersion"))
+	if err != nil {
+		s.fail(c, err)
+		return
+	}
+	s.writeItem(c, out, 200, it)
+}
+
+// writeItem sends one stored object.
+func (s *Server) writeItem(c *call, out output, code int, it registry.Item) {
+	data, err := s.encodeItem(c, out, it)
+	if err != nil {
+		s.fail(c, err)
+		return
+	}
+	s.write(c, contentType(out), code, data)
+}
+
+// contentType names the kind of a transformed answer, as upstream's does not but clients accept.
+func contentType(out output) string { return out.media }
+
+// encodeItem encodes one stored object as the client wants it.
+func (s *Server) encodeItem(c *call, out output, it registry.Item) ([]byte, error) {
+	if it.KV != nil && out.media == codec.Protobuf {
+		raw := wire.Raw(it.KV.Value)
+		switch {
+		case out.shape == shapePartial:
+			return wire.AppendObject(nil, metaGV(out), "PartialObjectMetadata", wire.MetadataOnly(raw), it.ResourceVersion), nil
+		case c.ep.verbatim && raw != nil:
+			return wire.AppendObject(nil, c.ep.apiV, c.ep.kind.Kind, raw, it.ResourceVersion), nil
+		}
+	}
+	obj, err := c.ep.reg.Object(it)
+	if err != nil {
+		return nil, err
+	}
+	switch out.shape {
+	case shapeTable:
+		t, err := s.table(c, out, []api.Object{obj})
+		if err != nil {
+			return nil, err
+		}
+		t.ResourceVersion = obj.GetResourceVersion()
+		return encodeObject(out, t)
+	case shapePartial:
+		return encodeObject(out, partial(out, obj))
+	}
+	if obj, err = c.ep.served(obj); err != nil {
+		return nil, err
+	}
+	return encodeObject(out, obj)
+}
+
+func metaGV(out output) string { return metav1.GroupName + "/" + out.version }
+
+// partial is the metadata of an object as an object of its own.
+func partial(out output, obj api.Object) *metav1.PartialObjectMetadata {
+	p := &metav1.PartialObjectMetadata{ObjectMeta: *objectMeta(obj)}
+	p.SetGroupVersionKind(schema.GroupVersionKind{Group: metav1.GroupName, Version: out.version, Kind: "PartialObjectMetadata"})
+	return p
+}
+
+func objectMeta(obj api.Object) *metav1.ObjectMeta {
+	if a, ok := obj.(metav1.ObjectMetaAccessor); ok {
+		if m, ok := a.GetObjectMeta().(*metav1.ObjectMeta); ok {
+			return m
+		}
+	}
+	return &metav1.ObjectMeta{Name: obj.GetName(), Namespace: obj.GetNamespace()}
+}
+
+// listOptions are the query parameters of list, watch and deletecollection.
+type listOptions struct {
+	registry.ListOptions
+	watch       bool
+	bookmarks   bool
+	sendInitial *bool
+	timeout     *int64 // seconds
+}
+
+func parseListOptions(c *call) (listOptions, error) {
+	q := c.query
+	o := listOptions{watch: c.info.Verb == "watch"}
+	o.Namespace = c.info.Namespace
+	o.Fields = c.info.Fields
+	o.ResourceVersion = q.Get("resourceVersion")
+	o.Match = metav1.ResourceVersionMatch(q.Get("resourceVersionMatch"))
+	o.Continue = q.Get("continue")
+	var err error
+	if o.Labels, err = labels.Parse(q.Get("labelSelector")); err != nil {
+		return o, apierrors.NewBadRequest("unable to parse requirement: " + err.Error())
+	}
+	if err := c.ep.reg.CheckFields(o.Fields); err != nil {
+		return o, err
+	}
+	if o.bookmarks, err = queryBool(q, "allowWatchBookmarks"); err != nil {
+		return o, err
+	}
+	if q.Has("sendInitialEvents") {
+		v, err := queryBool(q, "sendInitialEvents")
+		if err != nil {
+			return o, err
+		}
+		o.sendInitial = &v
+	}
+	if limit, err := queryInt(q, "limit"); err != nil {
+		return o, err
+	} else if limit != nil {
+		o.Limit = *limit
+	}
+	if o.timeout, err = queryInt(q, "timeoutSeconds"); err != nil {
+		return o, err
+	}
+	return o, o.validate()
+}
+
+func (o *listOptions) validate() error {
+	in := &internalversion.ListOptions{
+		Watch: o.watch, ResourceVersion: o.ResourceVersion, ResourceVersionMatch: o.Match, Continue: o.Continue, SendInitialEvents: o.sendInitial,
+	}
+	if errs := internalvalidation.ValidateListOptions(in, true); len(errs) > 0 {
+		return apierrors.NewInvalid(schema.GroupKind{Group: metav1.GroupName, Kind: "ListOptions"}, "", errs)
+	}
+	return nil
+}
+
+func queryBool(q url.Values, name string) (bool, error) {
+	switch text := q.Get(name); text {
+	case "", "0", "false", "False", "FALSE", "f", "F":
+		// An empty value present in the query means true, as upstream's conversion has it.
+		return text == "" && q.Has(name), nil
+	default:
+		return true, nil
+	}
+}
+
+func queryInt(q url.Values, name string) (*int64, error) {
+	text := q.Get(name)
+	if text == "" {
+		return nil, nil
+	}
+	v, err := strconv.ParseInt(text, 10, 64)
+	if err != nil {
+		return nil, apierrors.NewBadRequest(fmt.Sprintf("invalid value for %s: %v", name, err))
+	}
+	return &v, nil
+}
+
+func (s *Server) list(c *call) {
+	out, err := negotiate(c.req, c.query, true)
+	if err != nil {
+		s.fail(c, err)
+		return
+	}
+	o, err := parseListOptions(c)
+	if err != nil {
+		s.fail(c, err)
+		return
+	}
+	page, err := c.ep.reg.List(c.ctx(), o.ListOptions)
+	if err != nil {
+		s.fail(c, err)
+		return
+	}
+	data, err := s.encodePage(c, out, page)
+	if err != nil {
+		s.fail(c, err)
+		return
+	}
+	s.write(c, contentType(out), 200, data)
+}
+
+func (s *Server) encodePage(c *call, out output, page registry.Page) ([]byte, error) {
+	lmeta := wire.ListMeta{ResourceVersion: strconv.FormatInt(page.Revision, 10), Continue: page.Continue, Remaining: page.Remaining}
+	switch {
+	case out.media == codec.Protobuf && out.shape == shapePartial:
+		return wire.AppendList(nil, metaGV(out), "PartialObjectMetadataList", lmeta, stamped(page.Items, wire.MetadataOnly)), nil
+	case out.media == codec.Protobuf && c.ep.verbatim:
+		return wire.AppendList(nil, c.ep.apiV, c.ep.kind.Kind+"List", lmeta, stamped(page.Items, nil)), nil
+	case out.media == codec.JSON && !out.pretty && out.shape == shapePlain:
+		return s.listJSON(c, lmeta, page.Items)
+	}
+	objs := make([]api.Object, len(page.Items))
+	for i, kv := range page.Items {
+		obj, err := c.ep.reg.Object(registry.Item{KV: kv, ResourceVersion: kv.ModRevision})
+		if err != nil {
+			return nil, err
+		}
+		objs[i] = obj
+	}
+	lm := metav1.ListMeta{ResourceVersion: lmeta.ResourceVersion, Continue: lmeta.Continue, RemainingItemCount: lmeta.Remaining}
+	switch out.shape {
+	case shapeTable:
+		t, err := s.table(c, out, objs)
+		if err != nil {
+			return nil, err
+		}
+		t.ListMeta = lm
+		return encodeObject(out, t)
+	case shapePartial:
+		return encodeObject(out, partialList(out, objs, lm))
+	}
+	l, err := typedList(c.ep, objs, lm)
+	if err != nil {
+		return nil, err
+	}
+	return encodeObject(out, l)
+}
+
+// typedList makes a list of the endpoint's version from stored objects.
+func typedList(e *endpoint, objs []api.Object, lm metav1.ListMeta) (runtime.Object, error) {
+	l := e.ver.NewList()
+	items := make([]runtime.Object, len(objs))
+	for i, o := range objs {
+		o, err := e.served(o)
+		if err != nil {
+			return nil, err
+		}
+		o.GetObjectKind().SetGroupVersionKind(schema.GroupVersionKind{})
+		items[i] = o
+	}
+	if err := meta.SetList(l, items); err != nil {
+		return nil, err
+	}
+	if a, err := meta.ListAccessor(l); err == nil {
+		a.SetResourceVersion(lm.ResourceVersion)
+		a.SetContinue(lm.Continue)
+		a.SetRemainingItemCount(lm.RemainingItemCount)
+	}
+	l.GetObjectKind().SetGroupVersionKind(e.kind.GroupVersion().WithKind(e.kind.Kind + "List"))
+	return l, nil
+}
+
+func stamped(items []*store.KV, shape func([]byte) []byte) []wire.Stamped {
+	l := make([]wire.Stamped, len(items))
+	for i, kv := range items {
+		raw := wire.Raw(kv.Value)
+		if shape != nil {
+			raw = shape(raw)
+		}
+		l[i] = wire.Stamped{Raw: raw, ResourceVersion: kv.ModRevision}
+	}
+	return l
+}
+
+func partialList(out output, objs []api.Object, lm metav1.ListMeta) *metav1.PartialObjectMetadataList {
+	l := &metav1.PartialObjectMetadataList{ListMeta: lm, Items: make([]metav1.PartialObjectMetadata, len(objs))}
+	for i, o := range objs {
+		l.Items[i] = *partial(out, o)
+		l.Items[i].TypeMeta = metav1.TypeMeta{}
+	}
+	l.SetGroupVersionKind(schema.GroupVersionKind{Group: metav1.GroupName, Version: out.version, Kind: "PartialObjectMetadataList"})
+	return l
+}
+
+// listJSON assembles a JSON list, decoding one object at a time.
+func (s *Server) listJSON(c *call, meta wire.ListMeta, items []*store.KV) ([]byte, error) {
+	lm, err := codec.AppendJSON(nil, metav1.ListMeta{ResourceVersion: meta.ResourceVersion, Continue: meta.Continue, RemainingItemCount: meta.Remaining})
+	if err != nil {
+		return nil, err
+	}
+	buf := fmt.Appendf(nil, `{"kind":"%sList","apiVersion":%q,"metadata":%s,"items":[`, c.ep.kind.Kind, c.ep.apiV, lm[:len(lm)-1])
+	for i, kv := range items {
+		if i > 0 {
+			buf = append(buf, ',')
+		}
+		if buf, err = c.ep.appendBareJSON(buf, registry.Item{KV: kv, ResourceVersion: kv.ModRevision}); err != nil {
+			return nil, err
+		}
+	}
+	return append(buf, "]}\n"...), nil
+}
+
+// appendBareJSON appends an object without kind and apiVersion, as list items are.
+func (e *endpoint) appendBareJSON(buf []byte, it registry.Item) ([]byte, error) {
+	obj, err := e.reg.Object(it)
+	if err == nil && e.ver.FromStorage != nil {
+		obj, err = e.ver.FromStorage(obj)
+	}
+	if err != nil {
+		return nil, err
+	}
+	obj.GetObjectKind().SetGroupVersionKind(schema.GroupVersionKind{})
+	buf, err = codec.AppendJSON(buf, obj)
+	if err != nil {
+		return nil, err
+	}
+	return buf[:len(buf)-1], nil // without the newline
+}

@@ -1,0 +1,137 @@
+package apiserver
+
+import (
+	"context"
+	"fmt"
+	"slices"
+	"sync"
+
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	"k8s.io/apimachinery/pkg/runtime/schema"
+
+	"github.com/skiff-project/skiff/api"
+	"github.com/skiff-project/skiff/apiserver/registry"
+	"github.com/skiff-project/skiff/store"
+)
+
+// Reader reads stored objects for authorizers and admission plugins. Decoded
+// objects are remembered as long as their stored version is the newest, so
+// that policy read on every request is decoded once. It implements
+// admission.Reader. What it returns is shared and must not be changed.
+type Reader struct {
+	regs  map[string]*registry.Registry
+	mu    sync.Mutex
+	gets  map[string]readerEntry
+	lists map[string]readerList
+}
+
+type readerEntry struct {
+	kv  *store.KV
+	obj api.Object
+}
+
+type readerList struct {
+	kvs  []*store.KV
+	objs []api.Object
+}
+
+// Bounds of what a Reader remembers.
+const (
+	maxReaderObjects = 2048
+	maxReaderLists   = 64
+	maxReaderListLen = 4096 // longer lists are decoded each time
+)
+
+// NewReader returns a reader over the store; resources without storage are left out.
+func NewReader(s store.Store, resources []*api.Resource) (*Reader, error) {
+	r := &Reader{regs: map[string]*registry.Registry{}, gets: map[string]readerEntry{}, lists: map[string]readerList{}}
+	for _, res := range resources {
+		if res.Virtual {
+			continue
+		}
+		reg, err := registry.New(registry.Config{Resource: res, Store: s})
+		if err != nil {
+			return nil, err
+		}
+		r.regs[res.Group+"/"+res.Name] = reg
+	}
+	return r, nil
+}
+
+func (r *Reader) registry(group, resource string) (*registry.Registry, error) {
+	reg := r.regs[group+"/"+resource]
+	if reg == nil {
+		return nil, apierrors.NewInternalError(fmt.Errorf("no resource %s is stored", schema.GroupResource{Group: group, Resource: resource}))
+	}
+	return reg, nil
+}
+
+// Get returns one object, or an API NotFound error.
+func (r *Reader) Get(group, resource, namespace, name string) (api.Object, error) {
+	reg, err := r.registry(group, resource)
+	if err != nil {
+		return nil, err
+	}
+	it, err := reg.Get(context.Background(), namespace, name, "")
+	if err != nil {
+		return nil, err
+	}
+	r.mu.Lock()
+	have, ok := r.gets[it.KV.Key]
+	r.mu.Unlock()
+	if ok && have.kv == it.KV {
+		return have.obj, nil
+	}
+	obj, err := reg.Object(it)
+	if err != nil {
+		return nil, err
+	}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if len(r.gets) >= maxReaderObjects {
+		clear(r.gets)
+	}
+	r.gets[it.KV.Key] = readerEntry{it.KV, obj}
+	return obj, nil
+}
+
+// List returns the objects of a namespace, or of all with an empty one.
+func (r *Reader) List(group, resource, namespace string) ([]api.Object, error) {
+	reg, err := r.registry(group, resource)
+	if err != nil {
+		return nil, err
+	}
+	page, err := reg.List(context.Background(), registry.ListOptions{Selection: registry.Selection{Namespace: namespace}})
+	if err != nil {
+		return nil, err
+	}
+	key := group + "/" + resource + "/" + namespace
+	r.mu.Lock()
+	have, ok := r.lists[key]
+	r.mu.Unlock()
+	if ok && slices.Equal(have.kvs, page.Items) {
+		return have.objs, nil
+	}
+	known := make(map[*store.KV]api.Object, len(have.kvs))
+	for i, kv := range have.kvs {
+		known[kv] = have.objs[i]
+	}
+	objs := make([]api.Object, len(page.Items))
+	for i, kv := range page.Items {
+		if objs[i] = known[kv]; objs[i] != nil {
+			continue
+		}
+		if objs[i], err = reg.Object(registry.Item{KV: kv, ResourceVersion: kv.ModRevision}); err != nil {
+			return nil, err
+		}
+	}
+	if len(objs) <= maxReaderListLen {
+		r.mu.Lock()
+		if len(r.lists) >= maxReaderLists {
+			clear(r.lists)
+		}
+		r.lists[key] = readerList{page.Items, objs}
+		r.mu.Unlock()
+	}
+	return objs, nil
+}

@@ -1,0 +1,311 @@
+// Package registry stores the objects of one resource: create, get, list,
+// update, delete and watch over store.Store, with the resource's strategy,
+// optimistic concurrency, graceful deletion and finalizers. It knows no HTTP;
+// objects going in and out are of the resource's stored Go type, and reads
+// hand out stored versions undecoded.
+package registry
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strconv"
+	"strings"
+	"sync"
+
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	"k8s.io/apimachinery/pkg/api/validate/content"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/runtime/schema"
+	"k8s.io/utils/clock"
+
+	"github.com/skiff-project/skiff/api"
+	"github.com/skiff-project/skiff/object/wire"
+	"github.com/skiff-project/skiff/store"
+)
+
+// Root is the first segment of every key.
+const Root = "/registry/"
+
+// Config makes a Registry.
+type Config struct {
+	Resource *api.Resource // required
+	Store    store.Store   // required; its Decorate function must be wire.Decorate
+	Clock    clock.PassiveClock
+	// Begin, when set, is called before an object is written (old nil on
+	// create) and may change obj: the allocation of addresses and ports. It
+	// returns a function called once with the outcome.
+	Begin func(ctx context.Context, obj, old api.Object, dryRun bool) (func(done bool), error)
+	// Deleted, when set, is called after an object was removed.
+	Deleted func(obj api.Object)
+	// MayRemove, when set, can hold back the removal of an object whose
+	// finalizers are gone (namespaces have a second list of them).
+	MayRemove func(obj api.Object) bool
+	// Marked, when set, may change an object whose deletion is only begun
+	// (namespaces show a phase).
+	Marked func(obj api.Object)
+}
+
+// Registry is the storage of one resource. Safe for concurrent use.
+type Registry struct {
+	Config
+	gr         schema.GroupResource
+	kind       schema.GroupVersionKind // of the stored type
+	version    *api.Version            // the stored one
+	prefix     string                  // "/registry/pods/"
+	selectable map[string]bool
+	lease      leases
+}
+
+// New returns the registry of a resource.
+func New(c Config) (*Registry, error) {
+	r := &Registry{Config: c, gr: schema.GroupResource{Group: c.Resource.Group, Resource: c.Resource.Name}}
+	if c.Store == nil || len(c.Resource.Versions) == 0 || c.Resource.StoragePrefix == "" {
+		return nil, fmt.Errorf("resource %s cannot be stored: it needs a store, a version and a storage prefix", r.gr)
+	}
+	if r.Clock == nil {
+		r.Clock = clock.RealClock{}
+	}
+	stored := c.Resource.StorageVersion
+	if stored == "" {
+		stored = c.Resource.Versions[0].Name
+	}
+	for i := range c.Resource.Versions {
+		v := &c.Resource.Versions[i]
+		if r.version == nil || v.Name == stored {
+			r.version = v
+		}
+	}
+	group := c.Resource.StorageGroup
+	if group == "" {
+		group = c.Resource.Group
+	}
+	r.kind = schema.GroupVersionKind{Group: group, Version: stored, Kind: c.Resource.Kind}
+	r.prefix = Root + c.Resource.StoragePrefix + "/"
+	r.lease = leases{ttl: c.Resource.Strategy.TTLSeconds}
+	r.selectable = map[string]bool{"metadata.name": true}
+	if c.Resource.Namespaced {
+		r.selectable["metadata.namespace"] = true
+	}
+	if f := c.Resource.Strategy.Selectable; f != nil {
+		for k := range f(r.New()) {
+			r.selectable[k] = true
+		}
+	}
+	return r, nil
+}
+
+// GroupResource names the resource.
+func (r *Registry) GroupResource() schema.GroupResource { return r.gr }
+
+// Kind is the kind of the stored objects.
+func (r *Registry) Kind() schema.GroupVersionKind { return r.kind }
+
+// New returns an empty object of the stored type. For a stored type that
+// differs from every served one, the first version's ToStorage makes it.
+func (r *Registry) New() api.Object {
+	obj := r.version.New()
+	if r.version.ToStorage != nil {
+		if stored, err := r.version.ToStorage(obj); err == nil {
+			return stored
+		}
+	}
+	return obj
+}
+
+// Item is one stored version, or, after a dry run, the object that would have
+// been stored (KV nil).
+type Item struct {
+	KV *store.KV
+	// ResourceVersion is what the object's metadata shall say; for a deleted
+	// object the revision of its deletion.
+	ResourceVersion int64
+	obj             api.Object
+}
+
+// Object returns the decoded object with its resourceVersion set. The caller
+// may change it only if it made the item itself by a write; what Get and List
+// return is decoded afresh each time.
+func (r *Registry) Object(it Item) (api.Object, error) {
+	if it.obj != nil {
+		return it.obj, nil
+	}
+	obj, err := r.decode(it.KV)
+	if err == nil {
+		obj.SetResourceVersion(strconv.FormatInt(it.ResourceVersion, 10))
+	}
+	return obj, err
+}
+
+func (r *Registry) decode(kv *store.KV) (api.Object, error) {
+	obj := r.New()
+	m, ok := obj.(interface{ Unmarshal([]byte) error })
+	if !ok {
+		return nil, fmt.Errorf("%s: type %T has no protobuf form", kv.Key, obj)
+	}
+	env, err := wire.Open(kv.Value)
+	if err == nil {
+		err = m.Unmarshal(env.Raw)
+	}
+	if err != nil {
+		return nil, apierrors.NewInternalError(fmt.Errorf("stored object %s is unreadable: %w", kv.Key, err))
+	}
+	obj.SetResourceVersion(strconv.FormatInt(kv.ModRevision, 10))
+	return obj, nil
+}
+
+// encode seals obj for storage; its resourceVersion is not part of the bytes.
+func (r *Registry) encode(obj api.Object) ([]byte, error) {
+	m, ok := obj.(wire.Message)
+	if !ok {
+		return nil, apierrors.NewInternalError(fmt.Errorf("type %T has no protobuf form", obj))
+	}
+	rv := obj.GetResourceVersion()
+	obj.SetResourceVersion("")
+	obj.SetSelfLink("")
+	value, err := wire.Seal(r.kind.GroupVersion().String(), r.kind.Kind, m)
+	obj.SetResourceVersion(rv)
+	if err != nil {
+		return nil, apierrors.NewInternalError(err)
+	}
+	return value, nil
+}
+
+// key returns the key of an object, or a 400 for a name that cannot be one.
+func (r *Registry) key(namespace, name string) (string, error) {
+	if name == "" {
+		return "", apierrors.NewBadRequest("Name parameter required.")
+	}
+	if msgs := content.IsPathSegmentName(name); len(msgs) > 0 {
+		return "", apierrors.NewBadRequest(fmt.Sprintf("Name parameter invalid: %q: %s", name, strings.Join(msgs, ";")))
+	}
+	if !r.Resource.Namespaced {
+		return r.prefix + name, nil
+	}
+	if namespace == "" {
+		return "", apierrors.NewBadRequest("Namespace parameter required.")
+	}
+	if msgs := content.IsPathSegmentName(namespace); len(msgs) > 0 {
+		return "", apierrors.NewBadRequest(fmt.Sprintf("Namespace parameter invalid: %q: %s", namespace, strings.Join(msgs, ";")))
+	}
+	return r.prefix + namespace + "/" + name, nil
+}
+
+// Split takes a key of this resource apart.
+func (r *Registry) Split(key string) (namespace, name string) {
+	rest := strings.TrimPrefix(key, r.prefix)
+	if i := strings.LastIndexByte(rest, '/'); i >= 0 {
+		return rest[:i], rest[i+1:]
+	}
+	return "", rest
+}
+
+// Get returns the newest version of an object. resourceVersion, when not
+// empty, must not be newer than what there is.
+func (r *Registry) Get(ctx context.Context, namespace, name, resourceVersion string) (Item, error) {
+	key, err := r.key(namespace, name)
+	if err != nil {
+		return Item{}, err
+	}
+	rv, err := ParseResourceVersion(resourceVersion)
+	if err != nil {
+		return Item{}, apierrors.NewBadRequest(err.Error())
+	}
+	snap, err := r.snapshot(ctx, rv)
+	if err != nil {
+		return Item{}, err
+	}
+	kv := snap.Get(key)
+	if kv == nil {
+		return Item{}, apierrors.NewNotFound(r.gr, name)
+	}
+	return Item{KV: kv, ResourceVersion: kv.ModRevision}, nil
+}
+
+// snapshot returns the newest snapshot, which must not be older than atLeast.
+func (r *Registry) snapshot(ctx context.Context, atLeast int64) (store.Snapshot, error) {
+	snap, err := r.Store.Snapshot(ctx, 0)
+	if err != nil {
+		return nil, storeError(err)
+	}
+	if atLeast > snap.Revision() {
+		return nil, TooLargeResourceVersion(atLeast, snap.Revision())
+	}
+	return snap, nil
+}
+
+// ParseResourceVersion parses a resource version from a request; "" is 0.
+func ParseResourceVersion(s string) (int64, error) {
+	if s == "" || s == "0" {
+		return 0, nil
+	}
+	v, err := strconv.ParseUint(s, 10, 63)
+	if err != nil {
+		if ne := (*strconv.NumError)(nil); errors.As(err, &ne) {
+			ne.Func = "ParseUint"
+		}
+		return 0, fmt.Errorf("Invalid value: %q: %v", s, err) //nolint:staticcheck // upstream's text
+	}
+	return int64(v), nil
+}
+
+// TooLargeResourceVersion is the answer to a resource version from the future.
+func TooLargeResourceVersion(asked, current int64) error {
+	err := apierrors.NewTimeoutError(fmt.Sprintf("Too large resource version: %d, current: %d", asked, current), 1)
+	err.ErrStatus.Details.Causes = []metav1.StatusCause{{
+		Type: metav1.CauseTypeResourceVersionTooLarge, Message: "Too large resource version",
+	}}
+	return err
+}
+
+// storeError turns the store's errors into API errors.
+func storeError(err error) error {
+	switch {
+	case err == nil:
+		return nil
+	case errors.Is(err, store.ErrCompacted):
+		return apierrors.NewResourceExpired("The resourceVersion for the provided list is too old.")
+	case errors.Is(err, store.ErrTooLarge):
+		return apierrors.NewRequestEntityTooLargeError("the object is too large to be stored: " + err.Error())
+	case errors.Is(err, store.ErrNoSpace):
+		return apierrors.NewInternalError(fmt.Errorf("the store is full: %w; delete objects or raise its quota", err))
+	case errors.Is(err, store.ErrClosed):
+		return apierrors.NewServiceUnavailable("the store is closed; the server is shutting down")
+	case errors.Is(err, context.DeadlineExceeded), errors.Is(err, context.Canceled):
+		return apierrors.NewTimeoutError("the request did not complete in time: "+err.Error(), 0)
+	}
+	return apierrors.NewInternalError(err)
+}
+
+// leases hands out store leases for objects with a time to live. Objects
+// written within a minute share one, so that expiry costs few leases.
+type leases struct {
+	ttl   int64 // seconds; 0: objects do not expire
+	mu    sync.Mutex
+	id    store.LeaseID
+	until int64 // unix seconds
+	used  int
+}
+
+const (
+	leaseShareSeconds = 60
+	leaseShareObjects = 1000
+)
+
+func (l *leases) get(ctx context.Context, s store.Store, now int64) (store.LeaseID, error) {
+	if l.ttl == 0 {
+		return 0, nil
+	}
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.id != 0 && now < l.until && l.used < leaseShareObjects {
+		l.used++
+		return l.id, nil
+	}
+	lease, err := s.Leases().Grant(ctx, 0, l.ttl+leaseShareSeconds)
+	if err != nil {
+		return 0, storeError(err)
+	}
+	l.id, l.until, l.used = lease.ID, now+leaseShareSeconds, 1
+	return l.id, nil
+}

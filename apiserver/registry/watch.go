@@ -1,0 +1,138 @@
+package registry
+
+import (
+	"context"
+	"errors"
+	"fmt"
+
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	"k8s.io/apimachinery/pkg/watch"
+
+	"github.com/skiff-project/skiff/store"
+)
+
+// Change is one event a watcher sees: KV is the version to show, stamped with
+// ResourceVersion (which for a deletion is not the version's own).
+type Change struct {
+	Type            watch.EventType
+	KV              *store.KV
+	ResourceVersion int64
+}
+
+// WatchOptions are the options of a watch.
+type WatchOptions struct {
+	Selection
+	ResourceVersion string
+	// SendInitial asks for the present objects first, whatever ResourceVersion says.
+	SendInitial bool
+}
+
+// Watch is an open watch. Not safe for concurrent use.
+type Watch struct {
+	m       matcher
+	initial []*store.KV
+	rev     int64 // revision of the initial objects, then of the last batch
+	w       store.Watcher
+	buf     []Change
+}
+
+// Watch opens a watch. The caller must Close it.
+func (r *Registry) Watch(ctx context.Context, o WatchOptions) (*Watch, error) {
+	key, end, err := r.ranges(o.Selection)
+	if err != nil {
+		return nil, err
+	}
+	rv, err := ParseResourceVersion(o.ResourceVersion)
+	if err != nil {
+		return nil, apierrors.NewBadRequest(err.Error())
+	}
+	w := &Watch{m: r.matcher(o.Selection), rev: rv}
+	if rv == 0 || o.SendInitial {
+		snap, err := r.snapshot(ctx, rv)
+		if err != nil {
+			return nil, err
+		}
+		w.rev = snap.Revision()
+		for kv := range snap.Range(key, end) {
+			if w.m.match(kv) {
+				w.initial = append(w.initial, kv)
+			}
+		}
+	}
+	w.w, err = r.Store.Watch(ctx, store.WatchRequest{Key: key, End: end, StartRevision: w.rev + 1})
+	if errors.Is(err, store.ErrCompacted) {
+		return nil, tooOld(w.rev)
+	}
+	if err != nil {
+		return nil, storeError(err)
+	}
+	return w, nil
+}
+
+func tooOld(rev int64) error {
+	return apierrors.NewResourceExpired(fmt.Sprintf("too old resource version: %d", rev))
+}
+
+// Initial returns the objects present at the start and the revision they are
+// from. The watch continues after it.
+func (w *Watch) Initial() ([]*store.KV, int64) {
+	items := w.initial
+	w.initial = nil
+	return items, w.rev
+}
+
+// Next blocks for the next changes. The slice is valid until the next call.
+// When history is gone it returns a 410.
+func (w *Watch) Next(ctx context.Context) ([]Change, error) {
+	for {
+		batch, err := w.w.Next(ctx)
+		if errors.Is(err, store.ErrCompacted) {
+			return nil, tooOld(w.rev)
+		}
+		if err != nil {
+			return nil, err
+		}
+		w.rev = batch.Revision
+		w.buf = w.buf[:0]
+		for i := range batch.Events {
+			if c, ok := w.m.change(&batch.Events[i]); ok {
+				w.buf = append(w.buf, c)
+			}
+		}
+		if len(w.buf) > 0 {
+			return w.buf, nil
+		}
+	}
+}
+
+// Progress returns a revision up to which everything has been delivered.
+func (w *Watch) Progress() int64 { return max(w.w.Progress(), w.rev) }
+
+// Close frees the watch.
+func (w *Watch) Close() { w.w.Close() }
+
+// change translates a store event into what a watcher with this selection
+// sees: an object that stops matching is deleted to it, one that starts
+// matching is added.
+func (m matcher) change(ev *store.Event) (Change, bool) {
+	if ev.Type == store.EventDelete {
+		if ev.Prev == nil || !m.match(ev.Prev) {
+			return Change{}, false
+		}
+		return Change{watch.Deleted, ev.Prev, ev.KV.ModRevision}, true
+	}
+	now := m.match(ev.KV)
+	before := ev.Prev != nil && m.match(ev.Prev)
+	if ev.Prev == nil && ev.KV.CreateRevision != ev.KV.ModRevision {
+		before = true // the replaced version is compacted; modified is right for every informer
+	}
+	switch {
+	case now && before:
+		return Change{watch.Modified, ev.KV, ev.KV.ModRevision}, true
+	case now:
+		return Change{watch.Added, ev.KV, ev.KV.ModRevision}, true
+	case before && ev.Prev != nil:
+		return Change{watch.Deleted, ev.Prev, ev.KV.ModRevision}, true
+	}
+	return Change{}, false
+}

@@ -1,0 +1,239 @@
+package apiserver
+
+import (
+	"fmt"
+	"net/http"
+	"strings"
+
+	authenticationv1 "k8s.io/api/authentication/v1"
+	authorizationv1 "k8s.io/api/authorization/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	metavalidation "k8s.io/apimachinery/pkg/apis/meta/v1/validation"
+	"k8s.io/apimachinery/pkg/util/validation/field"
+
+	"github.com/skiff-project/skiff/api"
+	"github.com/skiff-project/skiff/apiserver/admission"
+	"github.com/skiff-project/skiff/auth"
+)
+
+// serveReview answers the resources that are questions, not objects.
+func (s *Server) serveReview(c *call) {
+	if c.info.Resource == "bindings" && c.info.Group == "" {
+		s.bindPod(c)
+		return
+	}
+	if c.info.Resource == "componentstatuses" {
+		s.notImplemented(c)
+		return
+	}
+	answer := map[string]func(*call, api.Object) error{
+		"tokenreviews":              s.tokenReview,
+		"selfsubjectreviews":        s.selfReview,
+		"subjectaccessreviews":      s.accessReview,
+		"localsubjectaccessreviews": s.localAccessReview,
+		"selfsubjectaccessreviews":  s.selfAccessReview,
+		"selfsubjectrulesreviews":   s.rulesReview,
+	}[c.info.Resource]
+	if answer == nil || c.info.Name != "" {
+		s.notImplemented(c)
+		return
+	}
+	out, err := negotiate(c.req, c.query, false)
+	if err != nil {
+		s.fail(c, err)
+		return
+	}
+	o := parseWriteOptions(c)
+	if err := o.check("CreateOptions", metavalidation.ValidateCreateOptions(o.create())); err != nil {
+		s.fail(c, err)
+		return
+	}
+	obj := c.ep.ver.New()
+	err = s.decodeBody(c, o, c.ep.kind, obj)
+	if err == nil {
+		err = admission.Admit(c.ctx(), s.cfg.Admission, c.admissionRequest(obj, nil, o.create(), o.isDryRun()))
+	}
+	if err == nil {
+		err = answer(c, obj)
+	}
+	if err != nil {
+		s.fail(c, err)
+		return
+	}
+	obj.SetManagedFields(nil)
+	obj.GetObjectKind().SetGroupVersionKind(c.ep.kind)
+	s.writeObject(c, out, http.StatusCreated, obj)
+}
+
+func (s *Server) notImplemented(c *call) {
+	s.fail(c, statusError(http.StatusNotImplemented, metav1.StatusReasonUnknown, fmt.Sprintf("%s is not implemented", c.ep.gr)))
+}
+
+func (s *Server) tokenReview(c *call, obj api.Object) error {
+	r := obj.(*authenticationv1.TokenReview)
+	if r.Namespace != "" {
+		return apierrors.NewBadRequest(fmt.Sprintf("namespace is not allowed on this type: %v", r.Namespace))
+	}
+	if r.Spec.Token == "" {
+		return apierrors.NewBadRequest("token is required for TokenReview in authentication")
+	}
+	r.Status = authenticationv1.TokenReviewStatus{}
+	token := r.Spec.Token
+	if s.cfg.Tokens == nil {
+		return nil
+	}
+	id, ok, err := s.cfg.Tokens.AuthenticateToken(c.ctx(), token, r.Spec.Audiences)
+	r.Status.Authenticated = ok && err == nil
+	if err != nil {
+		r.Status.Error = err.Error()
+	}
+	if !r.Status.Authenticated {
+		return nil
+	}
+	r.Status.User = userInfo(id.User)
+	if !contains(r.Status.User.Groups, auth.GroupAuthenticated) {
+		r.Status.User.Groups = append(append([]string(nil), r.Status.User.Groups...), auth.GroupAuthenticated)
+	}
+	r.Status.Audiences = id.Audiences
+	return nil
+}
+
+func contains(list []string, s string) bool {
+	for _, v := range list {
+		if v == s {
+			return true
+		}
+	}
+	return false
+}
+
+func userInfo(u auth.User) authenticationv1.UserInfo {
+	out := authenticationv1.UserInfo{Username: u.Name, UID: u.UID, Groups: u.Groups}
+	if len(u.Extra) > 0 {
+		out.Extra = map[string]authenticationv1.ExtraValue{}
+		for k, v := range u.Extra {
+			out.Extra[k] = v
+		}
+	}
+	return out
+}
+
+func (s *Server) selfReview(c *call, obj api.Object) error {
+	r := obj.(*authenticationv1.SelfSubjectReview)
+	r.CreationTimestamp = metav1.NewTime(s.cfg.Clock.Now())
+	r.Status.UserInfo = userInfo(c.user.User)
+	return nil
+}
+
+func (s *Server) accessReview(c *call, obj api.Object) error {
+	r := obj.(*authorizationv1.SubjectAccessReview)
+	if err := checkAccessSpec(c, r.Name, &r.Spec, true); err != nil {
+		return err
+	}
+	r.Status = s.decide(c, specUser(&r.Spec), r.Spec.ResourceAttributes, r.Spec.NonResourceAttributes)
+	return nil
+}
+
+func (s *Server) localAccessReview(c *call, obj api.Object) error {
+	r := obj.(*authorizationv1.LocalSubjectAccessReview)
+	if err := checkNamespace(c, r); err != nil {
+		return err
+	}
+	if err := checkAccessSpec(c, r.Name, &r.Spec, true); err != nil {
+		return err
+	}
+	var errs field.ErrorList
+	switch {
+	case r.Spec.NonResourceAttributes != nil:
+		errs = append(errs, field.Invalid(field.NewPath("spec", "nonResourceAttributes"), r.Spec.NonResourceAttributes, "disallowed on this kind of request"))
+	case r.Spec.ResourceAttributes.Namespace != c.info.Namespace:
+		errs = append(errs, field.Invalid(field.NewPath("spec", "resourceAttributes", "namespace"), r.Spec.ResourceAttributes.Namespace, "must match metadata.namespace"))
+	}
+	if len(errs) > 0 {
+		return apierrors.NewInvalid(c.ep.kind.GroupKind(), "", errs)
+	}
+	r.Status = s.decide(c, specUser(&r.Spec), r.Spec.ResourceAttributes, nil)
+	return nil
+}
+
+func (s *Server) selfAccessReview(c *call, obj api.Object) error {
+	r := obj.(*authorizationv1.SelfSubjectAccessReview)
+	spec := authorizationv1.SubjectAccessReviewSpec{ResourceAttributes: r.Spec.ResourceAttributes, NonResourceAttributes: r.Spec.NonResourceAttributes}
+	if err := checkAccessSpec(c, r.Name, &spec, false); err != nil {
+		return err
+	}
+	r.Status = s.decide(c, c.user.User, r.Spec.ResourceAttributes, r.Spec.NonResourceAttributes)
+	return nil
+}
+
+func checkAccessSpec(c *call, name string, spec *authorizationv1.SubjectAccessReviewSpec, user bool) error {
+	var errs field.ErrorList
+	path := field.NewPath("spec")
+	if spec.ResourceAttributes != nil && spec.NonResourceAttributes != nil {
+		errs = append(errs, field.Invalid(path.Child("nonResourceAttributes"), spec.NonResourceAttributes, "cannot be specified in combination with resourceAttributes"))
+	}
+	if spec.ResourceAttributes == nil && spec.NonResourceAttributes == nil {
+		errs = append(errs, field.Invalid(path.Child("resourceAttributes"), spec.NonResourceAttributes, "exactly one of nonResourceAttributes or resourceAttributes must be specified"))
+	}
+	if user && spec.User == "" && len(spec.Groups) == 0 {
+		errs = append(errs, field.Invalid(path.Child("user"), spec.User, "at least one of user or group must be specified"))
+	}
+	if name != "" {
+		errs = append(errs, field.Invalid(field.NewPath("metadata"), name, "must be empty"))
+	}
+	if len(errs) > 0 {
+		return apierrors.NewInvalid(c.ep.kind.GroupKind(), "", errs)
+	}
+	return nil
+}
+
+func specUser(spec *authorizationv1.SubjectAccessReviewSpec) auth.User {
+	u := auth.User{Name: spec.User, UID: spec.UID, Groups: spec.Groups}
+	for k, v := range spec.Extra {
+		if u.Extra == nil {
+			u.Extra = map[string][]string{}
+		}
+		u.Extra[strings.ToLower(k)] = v
+	}
+	return u
+}
+
+// decide asks the authorizer on someone's behalf.
+func (s *Server) decide(c *call, u auth.User, res *authorizationv1.ResourceAttributes, non *authorizationv1.NonResourceAttributes) authorizationv1.SubjectAccessReviewStatus {
+	a := auth.Attributes{User: u}
+	if res != nil {
+		a.ResourceRequest = true
+		a.Verb, a.Namespace, a.APIGroup, a.APIVersion = res.Verb, res.Namespace, res.Group, res.Version
+		a.Resource, a.Subresource, a.Name = res.Resource, res.Subresource, res.Name
+		if res.FieldSelector != nil {
+			a.FieldSelector = fieldRequirements(res.FieldSelector)
+		}
+	}
+	if non != nil {
+		a.Path, a.Verb = non.Path, non.Verb
+	}
+	d, reason, err := s.cfg.Authorizer.Authorize(c.ctx(), a)
+	st := authorizationv1.SubjectAccessReviewStatus{Allowed: d == auth.Allow, Denied: d == auth.Deny, Reason: reason}
+	if err != nil {
+		st.EvaluationError = err.Error()
+	}
+	return st
+}
+
+func (s *Server) rulesReview(c *call, obj api.Object) error {
+	r := obj.(*authorizationv1.SelfSubjectRulesReview)
+	if r.Spec.Namespace == "" {
+		return apierrors.NewBadRequest("no namespace on request")
+	}
+	if s.cfg.Rules == nil {
+		r.Status = authorizationv1.SubjectRulesReviewStatus{Incomplete: true, ResourceRules: []authorizationv1.ResourceRule{}, NonResourceRules: []authorizationv1.NonResourceRule{}}
+		return nil
+	}
+	r.Status = s.cfg.Rules.ReviewRules(c.user.User, r.Spec.Namespace)
+	if contains(c.user.Groups, auth.GroupMasters) {
+		r.Status.ResourceRules = append(r.Status.ResourceRules, authorizationv1.ResourceRule{Verbs: []string{"*"}, APIGroups: []string{"*"}, Resources: []string{"*"}})
+		r.Status.NonResourceRules = append(r.Status.NonResourceRules, authorizationv1.NonResourceRule{Verbs: []string{"*"}, NonResourceURLs: []string{"*"}})
+	}
+	return nil
+}

@@ -1,0 +1,109 @@
+package apiserver
+
+import (
+	"context"
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/http"
+	"sync"
+	"time"
+
+	"github.com/skiff-project/skiff/store"
+)
+
+func (s *Server) background() context.Context { return context.Background() }
+
+// Run serves until ctx ends, then ends the watches and waits for requests in
+// flight. It bootstraps the objects a cluster needs and compacts the store.
+// A Server runs once.
+func (s *Server) Run(ctx context.Context) error {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	var wg sync.WaitGroup
+	defer wg.Wait()
+	defer cancel()
+	wg.Go(func() { s.bootstrapLoop(ctx) })
+	wg.Go(func() { s.compactLoop(ctx) })
+	if s.cfg.TLS == nil {
+		s.ready.Store(true)
+		<-ctx.Done()
+		close(s.stopping)
+		return nil
+	}
+	ln := s.cfg.Listener
+	if ln == nil {
+		var err error
+		if ln, err = net.Listen("tcp", s.cfg.Address); err != nil {
+			return fmt.Errorf("API server cannot listen on %s: %w; free the port or choose another", s.cfg.Address, err)
+		}
+	}
+	return s.serveTLS(ctx, ln)
+}
+
+func (s *Server) serveTLS(ctx context.Context, ln net.Listener) error {
+	srv := s.httpServer()
+	failed := make(chan error, 1)
+	go func() { failed <- srv.ServeTLS(ln, "", "") }()
+	s.ready.Store(true)
+	select {
+	case err := <-failed:
+		close(s.stopping)
+		return fmt.Errorf("API server stopped serving: %w", err)
+	case <-ctx.Done():
+	}
+	close(s.stopping)
+	grace, cancel := context.WithTimeout(context.WithoutCancel(ctx), s.cfg.ShutdownGrace)
+	defer cancel()
+	err := srv.Shutdown(grace)
+	if errors.Is(err, context.DeadlineExceeded) {
+		s.cfg.Log.Info("closing connections that did not end in time", "grace", s.cfg.ShutdownGrace)
+		err = srv.Close()
+	}
+	<-failed
+	return err
+}
+
+// httpServer has a bound on everything a client could stretch.
+func (s *Server) httpServer() *http.Server {
+	conf := s.cfg.TLS.Clone()
+	conf.ClientAuth = tls.RequestClientCert
+	conf.MinVersion = max(conf.MinVersion, tls.VersionTLS12)
+	if len(conf.NextProtos) == 0 {
+		conf.NextProtos = []string{"h2", "http/1.1"}
+	}
+	return &http.Server{
+		Handler:           s.Handler(),
+		TLSConfig:         conf,
+		ReadHeaderTimeout: 32 * time.Second,
+		IdleTimeout:       90 * time.Second,
+		MaxHeaderBytes:    1 << 20,
+		HTTP2:             &http.HTTP2Config{MaxConcurrentStreams: 1000, MaxReceiveBufferPerConnection: 4 << 20, MaxReceiveBufferPerStream: 1 << 20},
+		ErrorLog:          slog.NewLogLogger(s.cfg.Log.Handler(), slog.LevelDebug),
+	}
+}
+
+// compactLoop compacts at each interval what was history at the one before,
+// so that at least one interval of history is kept. An idle store is left alone.
+func (s *Server) compactLoop(ctx context.Context) {
+	tick := s.cfg.Clock.NewTicker(s.cfg.CompactionInterval)
+	defer tick.Stop()
+	previous := s.cfg.Store.Status().Revision
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-tick.C():
+		}
+		st := s.cfg.Store.Status()
+		if previous > st.CompactRevision && previous < st.Revision {
+			err := s.cfg.Store.Compact(ctx, previous)
+			if err != nil && ctx.Err() == nil && !errors.Is(err, store.ErrCompacted) {
+				s.cfg.Log.Error("store cannot be compacted", "revision", previous, "error", err)
+			}
+		}
+		previous = st.Revision
+	}
+}
