@@ -173,9 +173,6 @@ func (c *Controller) Run(ctx context.Context, env Env, start func()) error {
 		return nil
 	}
 	var wg sync.WaitGroup
-	defer wg.Wait()
-	stop := context.AfterFunc(ctx, q.ShutDown)
-	defer stop()
 	workers := c.Workers
 	if workers == 0 {
 		workers = 5
@@ -187,10 +184,13 @@ func (c *Controller) Run(ctx context.Context, env Env, start func()) error {
 		})
 	}
 	if c.Background != nil {
-		return c.Background(ctx, q)
+		err = c.Background(ctx, q)
+	} else {
+		<-ctx.Done()
 	}
-	<-ctx.Done()
-	return nil
+	q.ShutDown() // wakes the idle workers
+	wg.Wait()
+	return err
 }
 
 func newQueue(name string, clk clock.WithTicker) workqueue.TypedRateLimitingInterface[string] {
