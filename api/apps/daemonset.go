@@ -132,8 +132,8 @@ func checkDaemonSetStrategy(l *check.List, p *field.Path, s *appsv1.DaemonSetUpd
 	case s.RollingUpdate == nil:
 		l.Required(at, "")
 	default:
-		unavailable := checkAmount(l, at.Child("maxUnavailable"), s.RollingUpdate.MaxUnavailable, true)
-		surge := checkAmount(l, at.Child("maxSurge"), s.RollingUpdate.MaxSurge, true)
+		unavailable := l.IntOrPercent(at.Child("maxUnavailable"), s.RollingUpdate.MaxUnavailable, true)
+		surge := l.IntOrPercent(at.Child("maxSurge"), s.RollingUpdate.MaxSurge, true)
 		switch {
 		case unavailable != 0 && surge != 0:
 			l.Invalid(at.Child("maxSurge"), *s.RollingUpdate.MaxSurge, "may not be set when maxUnavailable is non-zero")

@@ -115,12 +115,12 @@ func checkDeploymentStrategy(l *check.List, p *field.Path, s *appsv1.DeploymentS
 		l.Required(at, "this should be defaulted and never be nil")
 	default:
 		capped := &check.List{} // upstream tells of the cap last
-		unavailable := checkAmount(l, at.Child("maxUnavailable"), s.RollingUpdate.MaxUnavailable, false)
-		surge := checkAmount(l, at.Child("maxSurge"), s.RollingUpdate.MaxSurge, false)
+		unavailable := l.IntOrPercent(at.Child("maxUnavailable"), s.RollingUpdate.MaxUnavailable, false)
+		surge := l.IntOrPercent(at.Child("maxSurge"), s.RollingUpdate.MaxSurge, false)
 		if unavailable == 0 && surge == 0 {
 			l.Invalid(at.Child("maxUnavailable"), *s.RollingUpdate.MaxUnavailable, "may not be 0 when `maxSurge` is 0")
 		}
-		checkAmount(capped, at.Child("maxUnavailable"), s.RollingUpdate.MaxUnavailable, true)
+		capped.IntOrPercent(at.Child("maxUnavailable"), s.RollingUpdate.MaxUnavailable, true)
 		for _, e := range capped.Errors {
 			if e.Detail == "must not be greater than 100%" {
 				l.Errors = append(l.Errors, e)

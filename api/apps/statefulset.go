@@ -170,7 +170,7 @@ func checkStatefulSetStrategy(l *check.List, p *field.Path, s *appsv1.StatefulSe
 	case s.RollingUpdate != nil:
 		l.Nonnegative(at.Child("partition"), int64(core.Replicas(s.RollingUpdate.Partition)))
 		if m := s.RollingUpdate.MaxUnavailable; m != nil {
-			n := checkAmount(l, at.Child("maxUnavailable"), m, true)
+			n := l.IntOrPercent(at.Child("maxUnavailable"), m, true)
 			if n == 0 {
 				l.Invalid(at.Child("maxUnavailable"), *m, "cannot be 0")
 			}

@@ -1,15 +1,10 @@
 package apps
 
 import (
-	"strconv"
-	"strings"
-
 	autoscalingv1 "k8s.io/api/autoscaling/v1"
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/labels"
-	"k8s.io/apimachinery/pkg/util/intstr"
-	"k8s.io/apimachinery/pkg/util/validation"
 	"k8s.io/apimachinery/pkg/util/validation/field"
 
 	"github.com/skiff-project/skiff/api"
@@ -72,25 +67,6 @@ func checkOptional(l *check.List, name string, n *int32) {
 	if n != nil {
 		l.Nonnegative(specPath.Child(name), int64(*n))
 	}
-}
-
-// checkAmount checks a count or a percentage, which may not exceed 100% where
-// capped. It returns the number, percent or not, for comparisons with zero.
-func checkAmount(l *check.List, p *field.Path, v *intstr.IntOrString, capped bool) int {
-	if v == nil {
-		v = &intstr.IntOrString{}
-	}
-	if v.Type == intstr.Int {
-		l.Nonnegative(p, int64(v.IntValue()))
-		return v.IntValue()
-	}
-	msgs := validation.IsValidPercent(v.StrVal)
-	l.Messages(p, *v, msgs)
-	n, _ := strconv.Atoi(strings.TrimSuffix(v.StrVal, "%"))
-	if capped && len(msgs) == 0 && n > 100 {
-		l.Invalid(p, *v, "must not be greater than 100%")
-	}
-	return n
 }
 
 func templateWarnings(t *corev1.PodTemplateSpec) []string {

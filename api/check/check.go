@@ -7,6 +7,8 @@ import (
 	"iter"
 	"maps"
 	"slices"
+	"strconv"
+	"strings"
 
 	apiequality "k8s.io/apimachinery/pkg/api/equality"
 	"k8s.io/apimachinery/pkg/api/resource"
@@ -174,4 +176,23 @@ func Sorted[M ~map[K]V, K cmp.Ordered, V any](m M) iter.Seq2[K, V] {
 			}
 		}
 	}
+}
+
+// IntOrPercent checks a count or a percentage, which may not exceed 100% where
+// capped; nil is zero. It returns the number, percent or not.
+func (l *List) IntOrPercent(p *field.Path, v *intstr.IntOrString, capped bool) int {
+	if v == nil {
+		v = &intstr.IntOrString{}
+	}
+	if v.Type == intstr.Int {
+		l.Nonnegative(p, int64(v.IntValue()))
+		return v.IntValue()
+	}
+	msgs := validation.IsValidPercent(v.StrVal)
+	l.Messages(p, *v, msgs)
+	n, _ := strconv.Atoi(strings.TrimSuffix(v.StrVal, "%"))
+	if capped && len(msgs) == 0 && n > 100 {
+		l.Invalid(p, *v, "must not be greater than 100%")
+	}
+	return n
 }
