@@ -72,8 +72,8 @@ type fragment struct {
 	name    string // namespace/name
 	created int64  // Unix seconds; the older Service wins a contested address
 	elems   []placed
-	picks   map[pick]bool
-	masq    map[pick]bool // picks that also need their masquerading entrance
+	picks   []pick // each once
+	masq    []pick // picks that also need their masquerading entrance
 	// udp lists the UDP frontends with the endpoints that may still answer them.
 	udp map[frontend][]netip.AddrPort
 }
@@ -105,7 +105,6 @@ func newFragment(f nft.Family, v view, svc *corev1.Service, slices []*discoveryv
 	}
 	b := builder{family: f, view: v, svc: svc, fragment: &fragment{
 		name: svc.Namespace + "/" + svc.Name, created: svc.CreationTimestamp.Unix(),
-		picks: map[pick]bool{}, masq: map[pick]bool{}, udp: map[frontend][]netip.AddrPort{},
 	}}
 	clusterIPs := addrsOf(f, append([]string{svc.Spec.ClusterIP}, svc.Spec.ClusterIPs...))
 	if len(clusterIPs) == 0 {
@@ -191,15 +190,22 @@ func (b *builder) external(fe frontend, t targets, local bool) string {
 func (b *builder) verdict(p pick, t targets, masquerade bool) string {
 	switch {
 	case p.n > 0 && masquerade:
-		b.picks[p], b.masq[p] = true, true
+		b.picks, b.masq = addPick(b.picks, p), addPick(b.masq, p)
 		return "goto " + masqChain(p)
 	case p.n > 0:
-		b.picks[p] = true
+		b.picks = addPick(b.picks, p)
 		return "goto " + p.chain()
 	case t.any:
 		return "drop"
 	}
 	return "goto " + chainReject
+}
+
+func addPick(picks []pick, p pick) []pick {
+	if slices.Contains(picks, p) {
+		return picks
+	}
+	return append(picks, p)
 }
 
 // addEndpoints lists a frontend's endpoints by index.
@@ -222,6 +228,9 @@ func (b *builder) addEndpoints(fe frontend, t targets, eps []endpoint) {
 	}
 	if fe.proto != nft.UDP {
 		return
+	}
+	if b.udp == nil {
+		b.udp = map[frontend][]netip.AddrPort{}
 	}
 	b.udp[fe] = []netip.AddrPort{}
 	for _, ep := range eps {

@@ -427,34 +427,48 @@ func TestFlowsOverChanges(t *testing.T) {
 	}
 }
 
-// Endpoints come and go while clients connect; none may fail.
+// Endpoints come and go while clients connect; none may fail, nor have to wait for TCP to
+// send its first packet again.
 func TestNoConnectionLostInRollout(t *testing.T) {
 	w := newWorld(t, "a", "b", "c")
 	a, b := w.addrs["a"], w.addrs["b"]
 	w.create(service("web", clusterIP, nil), slice("web", ep(a, "node"), ep(b, "node")))
-	stop, failed := make(chan struct{}), make(chan error, 1)
-	go func() {
-		defer close(failed)
-		for n := 0; ; n++ {
-			select {
-			case <-stop:
-				return
-			default:
+	const clients = 4
+	stop, results := make(chan struct{}), make(chan error, clients)
+	for range clients {
+		go func() {
+			for n := 0; ; n++ {
+				select {
+				case <-stop:
+					t.Logf("%d connections", n)
+					results <- nil
+					return
+				default:
+				}
+				start := time.Now()
+				if _, _, err := w.pods["c"].Ask("tcp", clusterIP+":80"); err != nil || time.Since(start) > 900*time.Millisecond {
+					results <- fmt.Errorf("connection %d after %v: %w", n, time.Since(start), err)
+					return
+				}
 			}
-			if _, _, err := w.pods["c"].Ask("tcp", clusterIP+":80"); err != nil {
-				failed <- fmt.Errorf("connection %d: %w", n, err)
-				return
+		}()
+	}
+	for range 100 {
+		for _, eps := range [][]discoveryv1.Endpoint{{ep(a, "node")}, {ep(b, "node")}, {ep(a, "node"), ep(b, "node")}} {
+			s := slice("web", eps...)
+			revision++
+			s.ResourceVersion = fmt.Sprint(revision)
+			if _, err := w.client.DiscoveryV1().EndpointSlices("ns").Update(context.Background(), s, metav1.UpdateOptions{}); err != nil {
+				t.Fatal(err)
 			}
+			time.Sleep(10 * time.Millisecond)
 		}
-	}()
-	for range 10 {
-		w.endpoints("web", ep(a, "node"))
-		w.endpoints("web", ep(b, "node"))
-		w.endpoints("web", ep(a, "node"), ep(b, "node"))
 	}
 	close(stop)
-	if err := <-failed; err != nil {
-		t.Error(err)
+	for range clients {
+		if err := <-results; err != nil {
+			t.Error(err)
+		}
 	}
 }
 

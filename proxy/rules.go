@@ -131,28 +131,37 @@ func extLocalRules(f nft.Family, cfg *Config, vip nft.Field) []nft.Rule {
 	}
 	return append(rules,
 		nft.NewRule(nft.SrcLocal(), nft.AddMark(cfg.MasqueradeMark), nft.Vmap("cluster-picks", vip, nft.L4Proto(), nft.Dport())),
-		nft.NewRule(nft.Vmap("local-picks", vip, nft.L4Proto(), nft.Dport())))
+		nft.NewRule(nft.Vmap("local-picks", vip, nft.L4Proto(), nft.Dport())),
+		nft.NewRule(nft.Drop())) // see pickChain
 }
 
 // pickChain sends a connection to one of a frontend's endpoints. It names no Service: all
 // that have as many endpoints share it.
+//
+// A transaction becomes visible between two packets, but also between two lookups of one:
+// a packet may be sent here for N endpoints and find that the Service just shrank. Then
+// the first endpoint takes it, or, if there is none any more, the packet is dropped: were
+// it let pass, conntrack would hold the connection to the address as it is.
 func pickChain(f nft.Family, p pick) nft.Chain {
 	vip := f.Daddr()
 	if p.nodePort {
 		vip = nft.ConstAddr(f.Unspecified())
 	}
-	random := nft.Random(uint32(p.n), uint32(p.offset))
-	dnat := nft.NewRule(f.DNAT("endpoints", vip, nft.L4Proto(), nft.Dport(), random))
-	if p.sticky == 0 {
-		return nft.Chain{Name: p.chain(), Rules: []nft.Rule{dnat}}
+	dnat := func(which nft.Field) nft.Rule {
+		return nft.NewRule(f.DNAT("endpoints", vip, nft.L4Proto(), nft.Dport(), which))
 	}
-	s := nft.Sticky{Clients: "sticky", Numbers: "sticky-numbers", Targets: "sticky-targets", Timeout: p.sticky}
-	return nft.Chain{Name: p.chain(), Rules: []nft.Rule{
-		nft.NewRule(f.StickyKnown(s, vip)),
-		nft.NewRule(f.StickyNew(s, vip, random)),
-		// Reached when no more clients can be remembered.
-		dnat,
-	}}
+	random := nft.Random(uint32(p.n), uint32(p.offset))
+	var rules []nft.Rule
+	if p.sticky > 0 {
+		s := nft.Sticky{Clients: "sticky", Numbers: "sticky-numbers", Targets: "sticky-targets", Timeout: p.sticky}
+		// What follows these two serves clients that cannot be remembered, being too many.
+		rules = append(rules, nft.NewRule(f.StickyKnown(s, vip)), nft.NewRule(f.StickyNew(s, vip, random)))
+	}
+	rules = append(rules, dnat(random))
+	if p.n+p.offset > 1 {
+		rules = append(rules, dnat(nft.Random(1, 0)))
+	}
+	return nft.Chain{Name: p.chain(), Rules: append(rules, nft.NewRule(nft.Drop()))}
 }
 
 // masqueradeChain marks, then picks.

@@ -132,21 +132,22 @@ func before(a, b *fragment) bool {
 }
 
 func (s *state) countChains(f *fragment, n int) {
-	count := func(ch nft.Chain) {
-		if _, seen := s.touchedChains[ch.Name]; !seen {
-			s.touchedChains[ch.Name] = s.chains[ch.Name] > 0
+	count := func(name string, make func() nft.Chain) {
+		if _, seen := s.touchedChains[name]; !seen {
+			s.touchedChains[name] = s.chains[name] > 0
 		}
-		s.chains[ch.Name] += n
-		s.chainOf[ch.Name] = ch
-		if s.chains[ch.Name] == 0 {
-			delete(s.chains, ch.Name)
+		if _, known := s.chainOf[name]; !known {
+			s.chainOf[name] = make()
+		}
+		if s.chains[name] += n; s.chains[name] == 0 {
+			delete(s.chains, name)
 		}
 	}
-	for p := range f.picks {
-		count(pickChain(s.family, p))
+	for _, p := range f.picks {
+		count(p.chain(), func() nft.Chain { return pickChain(s.family, p) })
 	}
-	for p := range f.masq {
-		count(masqueradeChain(p, s.cfg.MasqueradeMark))
+	for _, p := range f.masq {
+		count(masqChain(p), func() nft.Chain { return masqueradeChain(p, s.cfg.MasqueradeMark) })
 	}
 }
 
