@@ -45,7 +45,12 @@ func New(root string) *Tree {
 }
 
 // Problem is why cgroups cannot be used here, or nil.
-func (t *Tree) Problem() error { return t.problem }
+func (t *Tree) Problem() error {
+	if t == nil {
+		return nil
+	}
+	return t.problem
+}
 
 // Unified says whether the node uses the v2 hierarchy.
 func Unified() bool { return cgroups.IsCgroup2UnifiedMode() }
@@ -72,7 +77,7 @@ func (t *Tree) ensureQOS(p string) error {
 
 // Parent is the cgroup of a pod, as the runtime's cgroup parent; "" if there are none here.
 func (t *Tree) Parent(pod *v1.Pod) string {
-	if t.problem != nil {
+	if t == nil || t.problem != nil {
 		return ""
 	}
 	switch podstate.QOS(pod) {
@@ -114,7 +119,7 @@ func Resources(pod *v1.Pod) *cgroups.Resources {
 
 // Ensure makes the pod's cgroup or updates its settings.
 func (t *Tree) Ensure(pod *v1.Pod) error {
-	if t.problem != nil {
+	if t == nil || t.problem != nil {
 		return nil
 	}
 	p := t.Parent(pod)
@@ -141,7 +146,7 @@ func apply(p string, r *cgroups.Resources) error {
 // Remove deletes the pod's cgroup, wherever its class put it, with what is left below it. Processes
 // still inside are an error.
 func (t *Tree) Remove(uid types.UID) error {
-	if t.problem != nil {
+	if t == nil || t.problem != nil {
 		return nil
 	}
 	var errs []error
@@ -202,7 +207,7 @@ func removeTree(dir string) error {
 
 // Pods lists the UIDs that have a cgroup here.
 func (t *Tree) Pods() []types.UID {
-	if t.problem != nil {
+	if t == nil || t.problem != nil {
 		return nil
 	}
 	seen := map[types.UID]bool{}
@@ -225,9 +230,15 @@ func (t *Tree) Pods() []types.UID {
 
 // Close removes the kubepods tree if no pod is left in it.
 func (t *Tree) Close() {
+	if t == nil || t.problem != nil {
+		return
+	}
 	for _, sub := range []string{"burstable", "besteffort", ""} {
 		for _, dir := range t.dirs(path.Join(t.root, sub)) {
 			_ = os.Remove(dir)
 		}
 	}
 }
+
+// None is a tree that makes no cgroups and has no problem with that.
+func None() *Tree { return nil }

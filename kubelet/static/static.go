@@ -1,0 +1,208 @@
+// Package static reads pods from manifest files in a folder of the node (static pods) and builds
+// their mirrors at the API.
+package static
+
+import (
+	"context"
+	"crypto/md5" //nolint:gosec // upstream's identity of a static pod, not a secret
+	"encoding/hex"
+	"encoding/json"
+	"fmt"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"strings"
+	"time"
+
+	"golang.org/x/sys/unix"
+	v1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/types"
+	"sigs.k8s.io/yaml"
+
+	"github.com/skiff-project/skiff/kubelet/podstate"
+)
+
+// Source watches a folder.
+type Source struct {
+	Path     string // folder, or one file
+	NodeName string
+	Log      *slog.Logger
+	// Poll is how often the folder is read when inotify does not work. Default 20 s.
+	Poll time.Duration
+	// Update gets the whole set of pods whenever it changed.
+	Update func([]*v1.Pod)
+	// Defaults fills in a decoded pod as the API server would. Required.
+	Defaults func(*v1.Pod)
+}
+
+const maxManifest = 4 << 20
+
+// Run reads and watches until ctx ends.
+func (s *Source) Run(ctx context.Context) error {
+	poll := s.Poll
+	if poll <= 0 {
+		poll = 20 * time.Second
+	}
+	last := ""
+	for {
+		w := newWatch(s.Path) // before reading: nothing that happens meanwhile is missed
+		pods, finger := s.read()
+		if finger != last {
+			last = finger
+			s.Update(pods)
+		}
+		if !w.wait(ctx, poll) {
+			return nil
+		}
+	}
+}
+
+// read decodes every manifest; the fingerprint changes when a pod does.
+func (s *Source) read() ([]*v1.Pod, string) {
+	files := []string{s.Path}
+	if fi, err := os.Stat(s.Path); err != nil {
+		return nil, "absent"
+	} else if fi.IsDir() {
+		entries, err := os.ReadDir(s.Path)
+		if err != nil {
+			s.Log.Error("cannot read the static pod folder", "path", s.Path, "err", err)
+			return nil, "unreadable"
+		}
+		files = files[:0]
+		for _, e := range entries {
+			if !strings.HasPrefix(e.Name(), ".") && !e.IsDir() {
+				files = append(files, filepath.Join(s.Path, e.Name()))
+			}
+		}
+	}
+	var pods []*v1.Pod
+	finger := "pods"
+	seen := map[string]bool{}
+	for _, f := range files {
+		p, err := s.decode(f)
+		if err != nil {
+			s.Log.Error("static pod ignored", "file", f, "err", err)
+			continue
+		}
+		if k := p.Namespace + "/" + p.Name; seen[k] {
+			s.Log.Error("static pod ignored: another file has this name", "file", f, "pod", k)
+			continue
+		} else {
+			seen[k] = true
+		}
+		pods = append(pods, p)
+		finger += " " + string(p.UID)
+	}
+	return pods, finger
+}
+
+func (s *Source) decode(file string) (*v1.Pod, error) {
+	fi, err := os.Stat(file)
+	if err != nil {
+		return nil, err
+	}
+	if fi.Size() > maxManifest || !fi.Mode().IsRegular() {
+		return nil, fmt.Errorf("not a regular file of at most %d bytes", maxManifest)
+	}
+	data, err := os.ReadFile(file)
+	if err != nil {
+		return nil, err
+	}
+	pod := &v1.Pod{}
+	if err := yaml.UnmarshalStrict(data, pod); err != nil {
+		return nil, fmt.Errorf("couldn't parse as pod: %w", err)
+	}
+	if pod.Kind != "Pod" || pod.APIVersion != "v1" || pod.Name == "" || len(pod.Spec.Containers) == 0 {
+		return nil, fmt.Errorf("not a v1 Pod with a name and containers (kind %q, apiVersion %q)", pod.Kind, pod.APIVersion)
+	}
+	return Complete(pod, s.NodeName, s.Defaults), nil
+}
+
+// Complete gives a pod read from a file its identity: UID by content, name with the node's name,
+// namespace, node, annotations, a toleration of everything; and defaults.
+func Complete(pod *v1.Pod, node string, defaults func(*v1.Pod)) *v1.Pod {
+	pod = pod.DeepCopy()
+	if pod.UID == "" {
+		b, _ := json.Marshal(pod)
+		sum := md5.Sum(append([]byte("host:"+node+"\nfile:"), b...)) //nolint:gosec // see import
+		pod.UID = types.UID(hex.EncodeToString(sum[:]))
+	}
+	pod.Name += "-" + strings.ToLower(node)
+	if pod.Namespace == "" {
+		pod.Namespace = metav1.NamespaceDefault
+	}
+	pod.Spec.NodeName = node
+	if pod.Annotations == nil {
+		pod.Annotations = map[string]string{}
+	}
+	pod.Annotations[podstate.ConfigSource] = "file"
+	pod.Annotations[podstate.ConfigHash] = string(pod.UID)
+	pod.Annotations[podstate.ConfigSeen] = time.Now().Format(time.RFC3339Nano)
+	pod.Spec.Tolerations = append(pod.Spec.Tolerations, v1.Toleration{Operator: v1.TolerationOpExists, Effect: v1.TaintEffectNoExecute})
+	if defaults != nil {
+		defaults(pod)
+	}
+	pod.Status.Phase = v1.PodPending
+	return pod
+}
+
+// Mirror is the API object that shows a static pod.
+func Mirror(pod *v1.Pod, node *v1.Node) *v1.Pod {
+	m := &v1.Pod{ObjectMeta: *pod.ObjectMeta.DeepCopy(), Spec: *pod.Spec.DeepCopy()}
+	m.UID, m.ResourceVersion, m.Status = "", "", v1.PodStatus{}
+	m.Annotations[podstate.ConfigMirror] = pod.Annotations[podstate.ConfigHash]
+	yes := true
+	if node != nil && node.UID != "" {
+		m.OwnerReferences = []metav1.OwnerReference{{APIVersion: "v1", Kind: "Node", Name: node.Name, UID: node.UID, Controller: &yes}}
+	}
+	return m
+}
+
+// MirrorOf says whether an API pod is the mirror of this very static pod.
+func MirrorOf(api, pod *v1.Pod) bool {
+	return podstate.IsMirror(api) && api.Annotations[podstate.ConfigMirror] == pod.Annotations[podstate.ConfigHash]
+}
+
+// watch is one inotify descriptor; nil file means that polling must do.
+type watch struct{ f *os.File }
+
+func newWatch(path string) watch {
+	fd, err := unix.InotifyInit1(unix.IN_CLOEXEC | unix.IN_NONBLOCK)
+	if err != nil {
+		return watch{}
+	}
+	const mask = unix.IN_CLOSE_WRITE | unix.IN_CREATE | unix.IN_DELETE | unix.IN_MOVED_FROM | unix.IN_MOVED_TO | unix.IN_DELETE_SELF
+	if _, err := unix.InotifyAddWatch(fd, path, mask); err != nil {
+		unix.Close(fd)
+		return watch{}
+	}
+	return watch{os.NewFile(uintptr(fd), "inotify")} // Go's poller waits: no thread is held
+}
+
+// wait returns when the folder may have changed, or after poll; false when ctx ended.
+func (w watch) wait(ctx context.Context, poll time.Duration) bool {
+	if w.f == nil {
+		return sleep(ctx, min(poll, 5*time.Second))
+	}
+	defer w.f.Close()
+	_ = w.f.SetReadDeadline(time.Now().Add(poll))
+	stop := context.AfterFunc(ctx, func() { _ = w.f.SetReadDeadline(time.Unix(1, 0)) })
+	defer stop()
+	buf := make([]byte, 16<<10)
+	if n, _ := w.f.Read(buf); n > 0 {
+		return sleep(ctx, 100*time.Millisecond) // let an editor finish its dance of files
+	}
+	return ctx.Err() == nil
+}
+
+func sleep(ctx context.Context, d time.Duration) bool {
+	t := time.NewTimer(d)
+	defer t.Stop()
+	select {
+	case <-ctx.Done():
+		return false
+	case <-t.C:
+		return true
+	}
+}
