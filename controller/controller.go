@@ -36,6 +36,8 @@ type Config struct {
 	// kube-system ("deployment-controller"). Default: Client for all.
 	ClientFor func(account string) kubernetes.Interface
 	Metadata  metadata.Interface // required by the garbage collector and namespace deletion
+	// MetadataFor is ClientFor for those two. Default: Metadata for both.
+	MetadataFor func(account string) metadata.Interface
 	// Discovery finds the resources those two work on. Default: Client's.
 	Discovery discovery.DiscoveryInterface
 	Informers informers.SharedInformerFactory // required; shared in process, started by Run
@@ -207,4 +209,12 @@ func (c *Controllers) Run(ctx context.Context) error {
 		return err
 	}
 	return nil
+}
+
+// metadataFor is the metadata client of a service account.
+func (c Config) metadataFor(account string) metadata.Interface {
+	if c.MetadataFor == nil {
+		return c.Metadata
+	}
+	return c.MetadataFor(account)
 }

@@ -72,13 +72,13 @@ var list = []entry{
 		}},
 	{name: "namespace-controller", alias: "namespace", account: "namespace-controller",
 		build: func(env engine.Env, cfg Config) (*engine.Controller, error) {
-			return namespace.New(env, cfg.Metadata, func() ([]*metav1.APIResourceList, error) {
+			return namespace.New(env, cfg.metadataFor("namespace-controller"), func() ([]*metav1.APIResourceList, error) {
 				return cfg.Discovery.ServerPreferredNamespacedResources()
 			}, cfg.NamespaceDelay)
 		}},
 	{name: "garbage-collector-controller", alias: "garbagecollector", account: "generic-garbage-collector",
 		build: func(env engine.Env, cfg Config) (*engine.Controller, error) {
-			return garbagecollector.New(env, cfg.Metadata, func() ([]*metav1.APIResourceList, error) {
+			return garbagecollector.New(env, cfg.metadataFor("generic-garbage-collector"), func() ([]*metav1.APIResourceList, error) {
 				return cfg.Discovery.ServerPreferredResources()
 			})
 		}},
