@@ -1,0 +1,155 @@
+// Package etcdapi serves etcd's v3 API over any store.Store, so that stock
+// clients (etcdctl, clientv3, upstream's kube-apiserver) work on it: KV, Watch,
+// Lease, and what they need of Maintenance, Cluster and Auth. gRPC and the
+// HTTP endpoints /health and /version share one listener.
+//
+// There is one member, which is always the leader; raft terms and indexes are
+// made up from the revision. What the store does not do (members, alarms by
+// hand, users, binary snapshots) answers Unimplemented and says so.
+package etcdapi
+
+import (
+	"context"
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"log/slog"
+	"math"
+	"net"
+	"net/http"
+	"sync"
+	"time"
+
+	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/keepalive"
+	"k8s.io/utils/clock"
+
+	"github.com/skiff-project/skiff/store"
+)
+
+// Version is the etcd version whose API is served.
+const Version = "3.7.3"
+
+// Config configures a Server.
+type Config struct {
+	Store store.Store // required
+	// TLS, if set, is the listener's; set ClientAuth and ClientCAs in it to
+	// demand client certificates. Default plain text.
+	TLS *tls.Config
+	// Name is the member's name. Default "default".
+	Name string
+	// ClientURLs and PeerURLs are what MemberList reports.
+	ClientURLs, PeerURLs []string
+	// ClusterID and MemberID go into every response. Default etcd's for a
+	// single default member.
+	ClusterID, MemberID uint64
+	// ProgressInterval is how often an idle watch that asked for it is told
+	// the revision. Default 10 minutes.
+	ProgressInterval time.Duration
+	// MaxRequestBytes bounds a message from a client. Default 1.5 MiB.
+	MaxRequestBytes int
+	// QuotaBytes is reported as the size limit. Default 0: unknown.
+	QuotaBytes int64
+	// Clock times progress notifications. Default the real clock.
+	Clock clock.WithTicker
+	// Log gets what an operator must know. Default discards.
+	Log *slog.Logger
+}
+
+func (c *Config) setDefaults() error {
+	if c.Store == nil {
+		return errors.New("etcd API: no store is configured")
+	}
+	if c.Name == "" {
+		c.Name = "default"
+	}
+	if c.ClusterID == 0 {
+		c.ClusterID = 0xcdf818194e3a8c32
+	}
+	if c.MemberID == 0 {
+		c.MemberID = 0x8e9e05c52164694d
+	}
+	if c.ProgressInterval == 0 {
+		c.ProgressInterval = 10 * time.Minute
+	}
+	if c.MaxRequestBytes == 0 {
+		c.MaxRequestBytes = 3 << 19
+	}
+	if c.Clock == nil {
+		c.Clock = clock.RealClock{}
+	}
+	if c.Log == nil {
+		c.Log = slog.New(slog.DiscardHandler)
+	}
+	return nil
+}
+
+// messageOverhead is what a message may have beside its keys and values. Bytes.
+const messageOverhead = 512 << 10
+
+// Server serves the API.
+type Server struct {
+	cfg  Config
+	grpc *grpc.Server
+	http *http.Server
+}
+
+// New returns a server that Serve starts.
+func New(cfg Config) (*Server, error) {
+	if err := cfg.setDefaults(); err != nil {
+		return nil, err
+	}
+	s := &Server{cfg: cfg}
+	s.grpc = grpc.NewServer(
+		grpc.MaxRecvMsgSize(cfg.MaxRequestBytes+messageOverhead),
+		grpc.MaxSendMsgSize(math.MaxInt32),
+		grpc.MaxConcurrentStreams(math.MaxUint32),
+		grpc.SharedWriteBuffer(true),
+		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: 5 * time.Second}),
+		grpc.KeepaliveParams(keepalive.ServerParameters{Time: 2 * time.Hour, Timeout: 20 * time.Second}),
+	)
+	pb.RegisterKVServer(s.grpc, &kvServer{s: s})
+	pb.RegisterWatchServer(s.grpc, &watchServer{s: s})
+	pb.RegisterLeaseServer(s.grpc, &leaseServer{s: s})
+	pb.RegisterMaintenanceServer(s.grpc, &maintenanceServer{s: s})
+	pb.RegisterClusterServer(s.grpc, &clusterServer{s: s})
+	pb.RegisterAuthServer(s.grpc, &authServer{s: s})
+	var protocols http.Protocols
+	protocols.SetHTTP1(true)
+	protocols.SetUnencryptedHTTP2(true) // TLS, if any, ends in the mux
+	s.http = &http.Server{Handler: s.Handler(), Protocols: &protocols, ReadHeaderTimeout: handshakeTimeout, IdleTimeout: time.Minute,
+		ErrorLog: slog.NewLogLogger(cfg.Log.Handler(), slog.LevelDebug)}
+	return s, nil
+}
+
+// Serve serves clients of lis until ctx ends. It closes lis.
+func (s *Server) Serve(ctx context.Context, lis net.Listener) error {
+	m := newMux(lis, s.cfg.TLS)
+	var wg sync.WaitGroup
+	errs := make(chan error, 3)
+	wg.Go(func() { errs <- s.grpc.Serve(m.grpc) })
+	wg.Go(func() { errs <- s.http.Serve(m.http) })
+	wg.Go(func() { errs <- m.run() })
+	var err error
+	select {
+	case <-ctx.Done():
+	case err = <-errs:
+	}
+	m.close()
+	s.grpc.Stop()
+	s.http.Close()
+	wg.Wait()
+	if ctx.Err() != nil {
+		return nil
+	}
+	return fmt.Errorf("etcd API on %s: %w", lis.Addr(), err)
+}
+
+// header is the header of a response at revision rev.
+func (s *Server) header(rev int64) *pb.ResponseHeader {
+	return &pb.ResponseHeader{ClusterId: s.cfg.ClusterID, MemberId: s.cfg.MemberID, Revision: rev, RaftTerm: 1}
+}
+
+// now is the header at the newest revision.
+func (s *Server) now() *pb.ResponseHeader { return s.header(s.cfg.Store.Status().Revision) }
