@@ -1,0 +1,174 @@
+// Package openapi builds the OpenAPI documents of the served resources by
+// reflection from their Go types. Nothing is kept between calls: a document is
+// a few megabytes that clients ask for once an hour, so callers cache what
+// they serve and drop it when idle.
+package openapi
+
+import (
+	"encoding/json"
+	"fmt"
+	"reflect"
+	"slices"
+
+	openapi_v2 "github.com/google/gnostic-models/openapiv2"
+	openapi_v3 "github.com/google/gnostic-models/openapiv3"
+	"google.golang.org/protobuf/proto"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/runtime/schema"
+	"k8s.io/kube-openapi/pkg/spec3"
+	"k8s.io/kube-openapi/pkg/validation/spec"
+	smd "sigs.k8s.io/structured-merge-diff/v6/schema"
+
+	"github.com/skiff-project/skiff/api"
+)
+
+// Config says what to describe.
+type Config struct {
+	Resources []*api.Resource
+	// Version is the version of the API server, as shown in the documents: "v1.37.2".
+	Version string
+	// MergeRules are the types of a structured-merge schema, whose list types,
+	// keys and defaults enrich the documents. Nil: see DefaultMergeRules.
+	MergeRules []smd.TypeDef
+}
+
+// Builder builds documents. It is safe for concurrent use.
+type Builder struct {
+	cfg   Config
+	rules map[string]smd.TypeDef
+}
+
+// New checks the configuration.
+func New(cfg Config) (*Builder, error) {
+	if len(cfg.Resources) == 0 {
+		return nil, fmt.Errorf("openapi: no resources to describe")
+	}
+	b := &Builder{cfg: cfg, rules: map[string]smd.TypeDef{}}
+	for i := range cfg.MergeRules {
+		b.rules[cfg.MergeRules[i].Name] = smd.TypeDef{Name: cfg.MergeRules[i].Name, Atom: cfg.MergeRules[i].Atom}
+	}
+	return b, nil
+}
+
+// GroupVersions lists every served group version once, in the order of the resources.
+func (b *Builder) GroupVersions() []schema.GroupVersion {
+	var out []schema.GroupVersion
+	for _, r := range b.cfg.Resources {
+		for _, v := range r.Versions {
+			if gv := (schema.GroupVersion{Group: r.Group, Version: v.Name}); !slices.Contains(out, gv) {
+				out = append(out, gv)
+			}
+		}
+	}
+	return out
+}
+
+// PathOf is the key of a group version in the index of /openapi/v3: "api/v1", "apis/apps/v1".
+func PathOf(gv schema.GroupVersion) string {
+	if gv.Group == "" {
+		return "api/" + gv.Version
+	}
+	return "apis/" + gv.Group + "/" + gv.Version
+}
+
+// V3 is the OpenAPI v3 document of one group version, as JSON.
+func (b *Builder) V3(gv schema.GroupVersion) ([]byte, error) {
+	m := newModels(true, b.rules)
+	doc := &spec3.OpenAPI{
+		Version: "3.0.0",
+		Info:    &spec.Info{InfoProps: spec.InfoProps{Title: "Kubernetes", Version: b.cfg.Version}},
+		Paths:   &spec3.Paths{Paths: map[string]*spec3.Path{}},
+	}
+	found := false
+	for _, r := range b.cfg.Resources {
+		for _, v := range r.Versions {
+			if r.Group != gv.Group || v.Name != gv.Version {
+				continue
+			}
+			found = true
+			for path, ops := range operations(m, r, v) {
+				doc.Paths.Paths[path] = pathV3(m, ops)
+			}
+		}
+	}
+	if !found {
+		return nil, fmt.Errorf("openapi: nothing is served in %s", gv)
+	}
+	m.addMeta(gv)
+	doc.Components = &spec3.Components{
+		Schemas:         pointers(m.defs),
+		SecuritySchemes: spec3.SecuritySchemes{"BearerToken": bearerV3()},
+	}
+	return json.Marshal(doc)
+}
+
+// V2 is the OpenAPI v2 document of everything, as JSON.
+func (b *Builder) V2() ([]byte, error) {
+	m := newModels(false, b.rules)
+	doc := &spec.Swagger{SwaggerProps: spec.SwaggerProps{
+		Swagger: "2.0",
+		Info:    &spec.Info{InfoProps: spec.InfoProps{Title: "Kubernetes", Version: b.cfg.Version}},
+		Paths:   &spec.Paths{Paths: map[string]spec.PathItem{}},
+		SecurityDefinitions: spec.SecurityDefinitions{"BearerToken": {SecuritySchemeProps: spec.SecuritySchemeProps{
+			Type: "apiKey", Name: "authorization", In: "header", Description: "Bearer Token authentication",
+		}}},
+		Security: []map[string][]string{{"BearerToken": {}}},
+	}}
+	for _, r := range b.cfg.Resources {
+		for _, v := range r.Versions {
+			for path, ops := range operations(m, r, v) {
+				doc.Paths.Paths[path] = pathV2(m, ops)
+			}
+		}
+	}
+	for _, gv := range b.GroupVersions() {
+		m.addMeta(gv)
+	}
+	doc.Definitions = m.defs
+	return json.Marshal(doc)
+}
+
+// ProtoV2 encodes a version 2 document as gnostic's protobuf, which clients ask for.
+func ProtoV2(doc []byte) ([]byte, error) {
+	parsed, err := openapi_v2.ParseDocument(doc)
+	if err != nil {
+		return nil, fmt.Errorf("openapi: encode version 2: %w", err)
+	}
+	return proto.Marshal(parsed)
+}
+
+// ProtoV3 encodes a version 3 document as gnostic's protobuf.
+func ProtoV3(doc []byte) ([]byte, error) {
+	parsed, err := openapi_v3.ParseDocument(doc)
+	if err != nil {
+		return nil, fmt.Errorf("openapi: encode version 3: %w", err)
+	}
+	return proto.Marshal(parsed)
+}
+
+// Models are the version 3 definitions of all resources, by name; a server-side
+// apply type converter can be built from them.
+func (b *Builder) Models() map[string]*spec.Schema {
+	m := newModels(true, b.rules)
+	for _, r := range b.cfg.Resources {
+		for _, v := range r.Versions {
+			m.addKind(reflect.TypeOf(v.New()).Elem(), r.Group, v.Name, r.Kind)
+		}
+	}
+	return pointers(m.defs)
+}
+
+// addMeta notes that the bodies all groups share may be sent to gv too.
+func (m *models) addMeta(gv schema.GroupVersion) {
+	m.addKind(reflect.TypeFor[metav1.DeleteOptions](), gv.Group, gv.Version, "DeleteOptions")
+	m.addKind(reflect.TypeFor[metav1.WatchEvent](), gv.Group, gv.Version, "WatchEvent")
+	m.addKind(reflect.TypeFor[metav1.Status](), "", "v1", "Status")
+}
+
+func pointers(defs map[string]spec.Schema) map[string]*spec.Schema {
+	out := make(map[string]*spec.Schema, len(defs))
+	for name, s := range defs {
+		out[name] = &s
+	}
+	return out
+}

@@ -1,2 +1,0 @@
-// Package openapi builds the OpenAPI documents of the served resources.
-package openapi

@@ -1,0 +1,113 @@
+package openapi_test
+
+import (
+	"encoding/json"
+	"strings"
+	"testing"
+
+	openapiv2 "github.com/google/gnostic-models/openapiv2"
+	"google.golang.org/protobuf/proto"
+	"k8s.io/apimachinery/pkg/runtime/schema"
+	"k8s.io/apimachinery/pkg/util/managedfields"
+	kubeproto "k8s.io/kube-openapi/pkg/util/proto"
+
+	"github.com/skiff-project/skiff/api/all"
+	"github.com/skiff-project/skiff/api/openapi"
+)
+
+func builder(t *testing.T) *openapi.Builder {
+	t.Helper()
+	rules, err := openapi.DefaultMergeRules()
+	if err != nil {
+		t.Fatal(err)
+	}
+	b, err := openapi.New(openapi.Config{Resources: all.Resources(), Version: "v1.37.2", MergeRules: rules})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return b
+}
+
+func dig(t *testing.T, v any, path ...string) any {
+	t.Helper()
+	for i, p := range path {
+		m, ok := v.(map[string]any)
+		if !ok || m[p] == nil {
+			t.Fatalf("nothing at %s (%s missing)", strings.Join(path[:i], " / "), p)
+		}
+		v = m[p]
+	}
+	return v
+}
+
+func TestV3DocumentsParseAndDescribePods(t *testing.T) {
+	b := builder(t)
+	for _, gv := range b.GroupVersions() {
+		raw, err := b.V3(gv)
+		if err != nil {
+			t.Fatalf("%s: %v", gv, err)
+		}
+		if _, err := openapi.ProtoV3(raw); err != nil {
+			t.Errorf("%s: %v", gv, err)
+		}
+	}
+	raw, _ := b.V3(schema.GroupVersion{Version: "v1"})
+	var doc map[string]any
+	if err := json.Unmarshal(raw, &doc); err != nil {
+		t.Fatal(err)
+	}
+	containers := dig(t, doc, "components", "schemas", "io.k8s.api.core.v1.PodSpec", "properties", "containers")
+	for key, want := range map[string]string{
+		"x-kubernetes-patch-strategy": `"merge"`, "x-kubernetes-patch-merge-key": `"name"`,
+		"x-kubernetes-list-type": `"map"`, "x-kubernetes-list-map-keys": `["name"]`,
+	} {
+		if got, _ := json.Marshal(dig(t, containers, key)); string(got) != want {
+			t.Errorf("containers: %s = %s, want %s", key, got, want)
+		}
+	}
+	patch := dig(t, doc, "paths", "/api/v1/namespaces/{namespace}/pods/{name}", "patch")
+	text, _ := json.Marshal(patch)
+	if !strings.Contains(string(text), `"fieldValidation"`) {
+		t.Errorf("patch of pods does not offer fieldValidation: %s", text)
+	}
+	dig(t, doc, "paths", "/api/v1/namespaces/{namespace}/pods/{name}/status", "put")
+	quantity, _ := json.Marshal(dig(t, doc, "components", "schemas", "io.k8s.apimachinery.pkg.api.resource.Quantity", "oneOf"))
+	if string(quantity) != `[{"type":"string"},{"type":"number"}]` {
+		t.Errorf("Quantity is %s", quantity)
+	}
+}
+
+func TestV2IsWhatClientsParse(t *testing.T) {
+	b := builder(t)
+	raw, err := b.V2()
+	if err != nil {
+		t.Fatal(err)
+	}
+	bin, err := openapi.ProtoV2(raw)
+	if err != nil {
+		t.Fatal(err)
+	}
+	doc := &openapiv2.Document{}
+	if err := proto.Unmarshal(bin, doc); err != nil {
+		t.Fatal(err)
+	}
+	parsed, err := kubeproto.NewOpenAPIData(doc)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if parsed.LookupModel("io.k8s.api.apps.v1.Deployment") == nil {
+		t.Error("no model of deployments")
+	}
+	for _, name := range parsed.ListModels() {
+		if parsed.LookupModel(name) == nil {
+			t.Errorf("model %s cannot be read", name)
+		}
+	}
+	t.Logf("version 2: %d bytes of JSON, %d of protobuf, %d models", len(raw), len(bin), len(parsed.ListModels()))
+}
+
+func TestModelsServeApply(t *testing.T) {
+	if _, err := managedfields.NewTypeConverter(builder(t).Models(), false); err != nil {
+		t.Fatal(err)
+	}
+}
