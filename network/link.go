@@ -207,7 +207,7 @@ func (n *Network) connect(rec *record) error {
 	_, errHost := n.nl.LinkByName(name)
 	_, errPod := pod.LinkByName(podInterface)
 	if errHost != nil || errPod != nil {
-		if err := n.deleteLink(name); err != nil {
+		if err := deleteLink(n.nl, name); err != nil {
 			return err
 		}
 		veth := &netlink.Veth{
@@ -281,15 +281,15 @@ func setUpPod(pod *netlink.Handle, addrs []netip.Addr, cidrs []netip.Prefix) err
 	return nil
 }
 
-func (n *Network) deleteLink(name string) error {
-	l, err := n.nl.LinkByName(name)
+func deleteLink(nl *netlink.Handle, name string) error {
+	l, err := nl.LinkByName(name)
 	if err != nil {
 		if errors.As(err, &netlink.LinkNotFoundError{}) {
 			return nil
 		}
 		return fmt.Errorf("find interface %s: %w", name, err)
 	}
-	if err := n.nl.LinkDel(l); err != nil && !errors.Is(err, unix.ENODEV) {
+	if err := nl.LinkDel(l); err != nil && !errors.Is(err, unix.ENODEV) {
 		return fmt.Errorf("delete interface %s: %w", name, err)
 	}
 	return nil
@@ -311,7 +311,7 @@ func (n *Network) deletePorts(match func(name string) bool) error {
 	for _, l := range links {
 		a := l.Attrs()
 		if a.MasterIndex == br.Attrs().Index && strings.HasPrefix(a.Name, portPrefix) && match(a.Name) {
-			if err := n.deleteLink(a.Name); err != nil {
+			if err := deleteLink(n.nl, a.Name); err != nil {
 				return err
 			}
 		}

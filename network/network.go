@@ -86,7 +86,7 @@ type Network struct {
 	nl      *netlink.Handle
 	pool    *pool
 	applied map[nft.Family]*nft.Table
-	routes  []Route
+	local   loopback
 }
 
 // New opens the address records and the kernel interfaces; it changes nothing yet.
@@ -116,11 +116,17 @@ func New(cfg Config) (*Network, error) {
 		return nil, err
 	}
 	return &Network{cfg: cfg, log: cfg.Log, nft: nft.NewConn(cfg.Netns), nl: nl, pool: pool,
-		applied: map[nft.Family]*nft.Table{}}, nil
+		applied: map[nft.Family]*nft.Table{}, local: loopback{netns: cfg.Netns, log: cfg.Log}}, nil
 }
 
-// Close releases the netlink sockets; the network stays as it is.
-func (n *Network) Close() { n.nl.Close() }
+// Close releases the sockets; the network stays as it is, except that host ports are no
+// longer served on loopback.
+func (n *Network) Close() {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	n.local.sync(nil)
+	n.nl.Close()
+}
 
 // SetPodCIDRs makes the bridge with each range's first address as the gateway, and the
 // tables. It may be called again with the same ranges (nothing then changes) or with others;
@@ -207,17 +213,25 @@ func (n *Network) Setup(ctx context.Context, s PodSandbox) ([]netip.Addr, error)
 // Teardown disconnects a sandbox and frees its addresses. It is no error if the sandbox is
 // unknown, or its network namespace gone.
 func (n *Network) Teardown(_ context.Context, id string) error {
-	n.mu.Lock()
-	defer n.mu.Unlock()
-	return n.teardown(id)
-}
-
-func (n *Network) teardown(id string) error {
-	// Deleting one end of a pair deletes the other, and either may be gone with its
-	// namespace already.
-	if err := n.deleteLink(n.hostInterface(id)); err != nil {
+	// Deleting an interface takes the kernel some 20 ms: others need not wait, so it has a
+	// socket of its own and happens before the lock.
+	nl, err := openNetlink(n.cfg.Netns)
+	if err != nil {
 		return fmt.Errorf("disconnect sandbox %s: %w", id, err)
 	}
+	defer nl.Close()
+	// Deleting one end of a pair deletes the other, and either may be gone with its
+	// namespace already.
+	if err := deleteLink(nl, n.hostInterface(id)); err != nil {
+		return fmt.Errorf("disconnect sandbox %s: %w", id, err)
+	}
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	return n.forget(id)
+}
+
+// forget frees a sandbox's addresses and host ports.
+func (n *Network) forget(id string) error {
 	rec := n.pool.records[id]
 	if rec == nil {
 		return nil
@@ -244,16 +258,20 @@ func (n *Network) Reconcile(live []string) ([]string, error) {
 		keep[n.hostInterface(id)] = true
 	}
 	var freed []string
+	// Interfaces first: no address may be given again while something still has it.
+	if err := n.deletePorts(func(name string) bool { return !keep[name] }); err != nil {
+		return nil, err
+	}
 	for _, id := range n.pool.ids() {
 		if keep[n.hostInterface(id)] {
 			continue
 		}
-		if err := n.teardown(id); err != nil {
+		if err := n.forget(id); err != nil {
 			return freed, err
 		}
 		freed = append(freed, id)
 	}
-	return freed, n.deletePorts(func(name string) bool { return !keep[name] })
+	return freed, nil
 }
 
 // SetRoutes makes the host send the listed nodes' pods to those nodes, and removes routes
@@ -261,11 +279,7 @@ func (n *Network) Reconcile(live []string) ([]string, error) {
 func (n *Network) SetRoutes(routes []Route) error {
 	n.mu.Lock()
 	defer n.mu.Unlock()
-	if err := n.syncRoutes(routes); err != nil {
-		return err
-	}
-	n.routes = slices.Clone(routes)
-	return nil
+	return n.syncRoutes(routes)
 }
 
 // Purge removes the bridge, the pods' interfaces, the routes, the tables and the records.
@@ -273,7 +287,8 @@ func (n *Network) SetRoutes(routes []Route) error {
 func (n *Network) Purge() error {
 	n.mu.Lock()
 	defer n.mu.Unlock()
-	errs := []error{n.syncRoutes(nil), n.deletePorts(func(string) bool { return true }), n.deleteLink(n.cfg.Bridge)}
+	n.local.sync(nil)
+	errs := []error{n.syncRoutes(nil), n.deletePorts(func(string) bool { return true }), deleteLink(n.nl, n.cfg.Bridge)}
 	errs = append(errs, n.nft.Purge(n.cfg.Table), n.pool.purge())
 	n.applied = map[nft.Family]*nft.Table{}
 	return errors.Join(errs...)
@@ -281,7 +296,9 @@ func (n *Network) Purge() error {
 
 // applyTables brings the kernel's tables to what the ranges and host ports ask for.
 func (n *Network) applyTables(cidrs []netip.Prefix) error {
-	want := desiredTables(n.cfg, cidrs, n.pool.hostPorts())
+	ports := n.pool.hostPorts()
+	n.local.sync(loopbackPorts(ports))
+	want := desiredTables(n.cfg, cidrs, ports)
 	var changes []nft.Changes
 	for _, t := range want {
 		if c := nft.Diff(n.applied[t.Family], t); !c.Empty() {

@@ -27,7 +27,7 @@ func newNetwork(t *testing.T, host *netnstest.NS, dir string) *Network {
 	if err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(n.Close)
+	t.Cleanup(n.Close) // twice is fine
 	return n
 }
 
@@ -79,6 +79,7 @@ func testPodTraffic(t *testing.T, brNetfilter string) {
 	a := setup(t, n, "a", podA)
 	b := setup(t, n, "b", podB,
 		PortMapping{Protocol: "TCP", HostPort: 8080, ContainerPort: 80},
+		PortMapping{Protocol: "UDP", HostPort: 8082, ContainerPort: 80, HostIP: netip.MustParseAddr("127.0.0.1")},
 		PortMapping{Protocol: "UDP", HostPort: 8081, ContainerPort: 80, HostIP: netip.MustParseAddr("198.51.100.1")})
 	podB.Serve("b", ":80")
 	outside.Serve("outside", ":80")
@@ -100,10 +101,18 @@ func testPodTraffic(t *testing.T, brNetfilter string) {
 	// A pod to itself by its host port comes back as the gateway.
 	wantAnswer(t, podB, "tcp", "198.51.100.1:8080", "b", "10.244.0.1")
 
+	// On loopback the agent passes bytes along.
+	wantAnswer(t, host, "tcp", "127.0.0.1:8080", "b", "10.244.0.1")
+	wantAnswer(t, host, "udp", "127.0.0.1:8082", "b", "10.244.0.1")
+	if _, _, err := host.Ask("udp", "127.0.0.1:8081"); err == nil {
+		t.Error("a host port of another address answers on loopback")
+	}
+
 	// Setup again changes nothing; neither does another process with the same records.
 	if again := setup(t, n, "a", podA); again != a {
 		t.Errorf("second Setup gave %s, first %s", again, a)
 	}
+	n.Close()
 	n2 := newNetwork(t, host, n.cfg.DataDir)
 	if err := n2.SetPodCIDRs([]netip.Prefix{podCIDR}); err != nil {
 		t.Fatal(err)
