@@ -1,6 +1,7 @@
 package apiserver
 
 import (
+	"errors"
 	"fmt"
 	"reflect"
 	"sync"
@@ -104,6 +105,9 @@ func (f *fieldManagers) apply(ep *endpoint, sub string, old api.Object, config *
 	force := p.force != nil && *p.force
 	out, err := m.Apply(old, config, p.manager, force)
 	if err != nil {
+		if status := apierrors.APIStatus(nil); !errors.As(err, &status) {
+			err = apierrors.NewBadRequest(err.Error()) // upstream answers 500, but it is the configuration that is wrong
+		}
 		return nil, err
 	}
 	obj, ok := out.(api.Object)

@@ -6,7 +6,9 @@ import (
 	"slices"
 	"sync"
 
+	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	"k8s.io/apimachinery/pkg/fields"
 	"k8s.io/apimachinery/pkg/runtime/schema"
 
 	"github.com/skiff-project/skiff/api"
@@ -134,4 +136,47 @@ func (r *Reader) List(group, resource, namespace string) ([]api.Object, error) {
 		r.mu.Unlock()
 	}
 	return objs, nil
+}
+
+// Select returns the objects a field selector matches; fields are decoded
+// once per stored version, objects only if they match.
+func (r *Reader) Select(group, resource, namespace string, sel fields.Selector) ([]api.Object, error) {
+	reg, err := r.registry(group, resource)
+	if err != nil {
+		return nil, err
+	}
+	page, err := reg.List(context.Background(), registry.ListOptions{Selection: registry.Selection{Namespace: namespace, Fields: sel}})
+	if err != nil {
+		return nil, err
+	}
+	objs := make([]api.Object, len(page.Items))
+	for i, kv := range page.Items {
+		if objs[i], err = reg.Object(registry.Item{KV: kv, ResourceVersion: kv.ModRevision}); err != nil {
+			return nil, err
+		}
+	}
+	return objs, nil
+}
+
+// UpdateQuotaStatus stores the status of q if the stored object is still at
+// q's resourceVersion, else it answers a Conflict. It implements
+// admission.QuotaUpdater.
+func (r *Reader) UpdateQuotaStatus(ctx context.Context, q *corev1.ResourceQuota) error {
+	reg, err := r.registry("", "resourcequotas")
+	if err != nil {
+		return err
+	}
+	_, _, err = reg.Update(ctx, registry.Update{
+		Write: registry.Write{Namespace: q.Namespace, Name: q.Name}, View: &api.View{},
+		Change: func(_ context.Context, old api.Object) (api.Object, error) {
+			stored, ok := old.(*corev1.ResourceQuota)
+			if !ok {
+				return nil, fmt.Errorf("resource quotas are stored as %T", old)
+			}
+			q.Status.DeepCopyInto(&stored.Status)
+			stored.ResourceVersion = q.ResourceVersion
+			return stored, nil
+		},
+	})
+	return err
 }

@@ -6,6 +6,7 @@ import (
 	"net/http"
 	"strings"
 
+	rbacv1 "k8s.io/api/rbac/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	metavalidation "k8s.io/apimachinery/pkg/apis/meta/v1/validation"
@@ -155,8 +156,11 @@ func (c *call) admissionRequest(obj, old api.Object, options runtime.Object, dry
 // writeOf returns what the registry needs of a request; options go to validating admission.
 func (s *Server) writeOf(c *call, options runtime.Object, dryRun bool) registry.Write {
 	w := registry.Write{Namespace: c.info.Namespace, Name: c.info.Name, DryRun: dryRun, Warn: c.warn}
-	if len(s.cfg.Admission) > 0 {
+	if len(s.cfg.Admission) > 0 || c.info.Group == rbacv1.GroupName {
 		w.Check = func(ctx context.Context, obj, old api.Object) error {
+			if err := s.guard(ctx, c, obj, old); err != nil {
+				return err
+			}
 			return admission.Validate(ctx, s.cfg.Admission, c.admissionRequest(obj, old, options, dryRun))
 		}
 	}
