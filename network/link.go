@@ -98,9 +98,7 @@ func (n *Network) ensureBridge(cidrs []netip.Prefix) error {
 	}
 	err = errors.Join(n.nl.LinkSetMTU(br, mtu), n.nl.LinkSetHardwareAddr(br, attrs.HardwareAddr))
 	if err == nil {
-		err = innetns.Do(n.cfg.Netns, func() error {
-			return setSysctl("net/ipv4/conf/"+n.cfg.Bridge+"/send_redirects", "0")
-		})
+		err = n.setBridgeSysctls(cidrs)
 	}
 	if err == nil {
 		err = n.nl.LinkSetUp(br)
@@ -112,6 +110,18 @@ func (n *Network) ensureBridge(cidrs []netip.Prefix) error {
 		return fmt.Errorf("set the gateway address of bridge %s: %w", n.cfg.Bridge, err)
 	}
 	return n.routeServices(br, cidrs)
+}
+
+func (n *Network) setBridgeSysctls(cidrs []netip.Prefix) error {
+	return innetns.Do(n.cfg.Netns, func() error {
+		err := setSysctl("net/ipv4/conf/"+n.cfg.Bridge+"/send_redirects", "0")
+		if slices.ContainsFunc(cidrs, func(c netip.Prefix) bool { return c.Addr().Is6() }) {
+			// Looking for duplicates of the bridge's link-local address would keep it from
+			// finding pods for the first seconds.
+			err = errors.Join(err, setSysctl("net/ipv6/conf/"+n.cfg.Bridge+"/accept_dad", "0"))
+		}
+		return err
+	})
 }
 
 func (n *Network) setGateways(br netlink.Link, cidrs []netip.Prefix) error {

@@ -8,6 +8,7 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/vishvananda/netlink"
 
@@ -160,6 +161,44 @@ func checkPurge(t *testing.T, host *netnstest.NS, n *Network) {
 	if _, err := os.Stat(n.cfg.DataDir); !os.IsNotExist(err) {
 		t.Errorf("data folder left: %v", err)
 	}
+}
+
+// Both families at once: pods get an address of each, and IPv6 works as IPv4 does.
+func TestDualStack(t *testing.T) {
+	host, outside, podA, podB := netnstest.New(t), netnstest.New(t), netnstest.New(t), netnstest.New(t)
+	netnstest.Join(host, "eth0", "2001:db8::1/64", outside, "eth0", "2001:db8::2/64")
+	n, err := New(Config{DataDir: t.TempDir(), Netns: host.Path,
+		ClusterCIDRs: []netip.Prefix{clusterCIDR, netip.MustParsePrefix("fd00:244::/48")}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer n.Close()
+	if err := n.SetPodCIDRs([]netip.Prefix{podCIDR, netip.MustParsePrefix("fd00:244::/64")}); err != nil {
+		t.Fatal(err)
+	}
+	for id, pod := range map[string]*netnstest.NS{"a": podA, "b": podB} {
+		ports := []PortMapping{{Protocol: "TCP", HostPort: 8080, ContainerPort: 80}}
+		if id == "a" {
+			ports = nil
+		}
+		addrs, err := n.Setup(context.Background(), PodSandbox{ID: id, NetnsPath: pod.Path, HostPorts: ports})
+		if err != nil || len(addrs) != 2 || !addrs[1].Is6() {
+			t.Fatalf("%s: %v, %v", id, addrs, err)
+		}
+	}
+	podB.Serve("b", ":80")
+	outside.Serve("outside", ":80")
+	a, b := n.pool.records["a"].Addrs[1].String(), n.pool.records["b"].Addrs[1].String()
+	wantAnswer(t, podA, "tcp", "["+b+"]:80", "b", a)
+	wantAnswer(t, host, "tcp", "["+b+"]:80", "b", "fd00:244::1")
+	// The link's own addresses are usable once the kernel has looked for duplicates.
+	deadline := time.Now().Add(5 * time.Second)
+	for _, _, err := podA.Ask("tcp", "[2001:db8::2]:80"); err != nil && time.Now().Before(deadline); {
+		_, _, err = podA.Ask("tcp", "[2001:db8::2]:80")
+	}
+	wantAnswer(t, podA, "tcp", "[2001:db8::2]:80", "outside", "2001:db8::1")
+	wantAnswer(t, outside, "tcp", "[2001:db8::1]:8080", "b", "2001:db8::2")
+	wantAnswer(t, host, "tcp", "[::1]:8080", "b", "fd00:244::1")
 }
 
 // Two nodes as two namespaces on one link; routes carry pod traffic unmasqueraded.
