@@ -5,6 +5,7 @@ import (
 
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
+	"github.com/skiff-project/skiff/controller/daemonset"
 	"github.com/skiff-project/skiff/controller/deployment"
 	"github.com/skiff-project/skiff/controller/endpoints"
 	"github.com/skiff-project/skiff/controller/endpointslice"
@@ -63,6 +64,7 @@ var list = []entry{
 	{name: "replicaset-controller", alias: "replicaset", account: "replicaset-controller", build: plain(replicaset.New)},
 	{name: "replicationcontroller-controller", alias: "replicationcontroller", account: "replication-controller",
 		build: plain(replication.New)},
+	{name: "daemonset-controller", alias: "daemonset", account: "daemon-set-controller", build: plain(daemonset.New)},
 	{name: "endpoints-controller", alias: "endpoint", account: "endpoint-controller", build: plain(endpoints.New)},
 	{name: "endpointslice-controller", alias: "endpointslice", account: "endpointslice-controller",
 		build: plain(endpointslice.New)},

@@ -215,7 +215,9 @@ func TestOldLabels(t *testing.T) {
 func TestHeartbeatsWakeNobody(t *testing.T) {
 	w := world(t, node("a", "True"), node("b", "True")).Settle()
 	w.Put(lease("a", w.Clock.Now()))
-	w.Put(node("a", "True", func(n *corev1.Node) { n.Status.Conditions[3].LastHeartbeatTime = metav1.NewTime(enginetest.Epoch.Add(time.Second)) }))
+	w.Put(node("a", "True", func(n *corev1.Node) {
+		n.Status.Conditions[3].LastHeartbeatTime = metav1.NewTime(enginetest.Epoch.Add(time.Second))
+	}))
 	w.Observe()
 	if keys := w.Queued(); len(keys) > 0 {
 		t.Errorf("woken: %v", keys)
