@@ -19,6 +19,7 @@ import (
 	"github.com/skiff-project/skiff/controller/replication"
 	"github.com/skiff-project/skiff/controller/rootca"
 	"github.com/skiff-project/skiff/controller/serviceaccount"
+	"github.com/skiff-project/skiff/controller/statefulset"
 	"github.com/skiff-project/skiff/controller/tainteviction"
 	"github.com/skiff-project/skiff/controller/tokens"
 )
@@ -65,6 +66,7 @@ var list = []entry{
 	{name: "replicationcontroller-controller", alias: "replicationcontroller", account: "replication-controller",
 		build: plain(replication.New)},
 	{name: "daemonset-controller", alias: "daemonset", account: "daemon-set-controller", build: plain(daemonset.New)},
+	{name: "statefulset-controller", alias: "statefulset", account: "statefulset-controller", build: plain(statefulset.New)},
 	{name: "endpoints-controller", alias: "endpoint", account: "endpoint-controller", build: plain(endpoints.New)},
 	{name: "endpointslice-controller", alias: "endpointslice", account: "endpointslice-controller",
 		build: plain(endpointslice.New)},
