@@ -11,6 +11,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"time"
 
 	"github.com/vishvananda/netlink"
 	"github.com/vishvananda/netns"
@@ -28,6 +29,9 @@ const (
 	// routeProtocol marks our routes among the host's (values above 4 are free for daemons).
 	routeProtocol = 0x5b
 	defaultMTU    = 1500
+	// upTimeout bounds the wait for an interface to come up, upPoll is how often to look.
+	upTimeout = time.Second
+	upPoll    = 200 * time.Microsecond
 )
 
 // openNetlink opens a routing socket in the namespace at path; "" is the caller's own.
@@ -233,6 +237,27 @@ func (n *Network) connect(rec *record) error {
 	}
 	if err := setUpPod(pod, rec.Addrs, n.pool.cidrs); err != nil {
 		return fmt.Errorf("set up %s in the pod: %w", podInterface, err)
+	}
+	return n.waitUp(name, n.cfg.Bridge)
+}
+
+// waitUp waits until interfaces pass packets. The kernel notices a link's other end in the
+// background: what is sent before is lost, and one lost ARP costs the pod a second.
+func (n *Network) waitUp(names ...string) error {
+	for _, name := range names {
+		for deadline := time.Now().Add(upTimeout); ; time.Sleep(upPoll) {
+			l, err := n.nl.LinkByName(name)
+			if err != nil {
+				return fmt.Errorf("find interface %s: %w", name, err)
+			}
+			if l.Attrs().OperState == netlink.OperUp {
+				break
+			}
+			if time.Now().After(deadline) {
+				n.log.Warn("an interface is slow to come up", "interface", name, "state", l.Attrs().OperState)
+				break
+			}
+		}
 	}
 	return nil
 }

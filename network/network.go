@@ -92,6 +92,27 @@ type Network struct {
 // New opens the address records and the kernel interfaces; it changes nothing yet.
 // It fails if the configuration is wrong or the records cannot be read.
 func New(cfg Config) (*Network, error) {
+	cfg, err := cfg.withDefaults()
+	if err != nil {
+		return nil, err
+	}
+	pool, err := openPool(filepath.Clean(cfg.DataDir))
+	if err != nil {
+		return nil, err
+	}
+	return open(cfg, pool)
+}
+
+func open(cfg Config, pool *pool) (*Network, error) {
+	nl, err := openNetlink(cfg.Netns)
+	if err != nil {
+		return nil, err
+	}
+	return &Network{cfg: cfg, log: cfg.Log, nft: nft.NewConn(cfg.Netns), nl: nl, pool: pool,
+		applied: map[nft.Family]*nft.Table{}, local: loopback{netns: cfg.Netns, log: cfg.Log}}, nil
+}
+
+func (cfg Config) withDefaults() (Config, error) {
 	if cfg.Bridge == "" {
 		cfg.Bridge = "skiff0"
 	}
@@ -102,21 +123,27 @@ func New(cfg Config) (*Network, error) {
 		cfg.Log = slog.New(slog.DiscardHandler)
 	}
 	if len(cfg.Bridge) > 15 {
-		return nil, fmt.Errorf("network: bridge name %q is longer than 15 bytes", cfg.Bridge)
+		return cfg, fmt.Errorf("network: bridge name %q is longer than 15 bytes", cfg.Bridge)
 	}
 	if cfg.DataDir == "" {
-		return nil, errors.New("network: DataDir is required")
+		return cfg, errors.New("network: DataDir is required")
 	}
-	pool, err := openPool(filepath.Clean(cfg.DataDir))
+	return cfg, nil
+}
+
+// Purge removes everything a Network with this Config made, in the kernel and on disk,
+// damaged records included. No Network may be at work.
+func Purge(cfg Config) error {
+	cfg, err := cfg.withDefaults()
 	if err != nil {
-		return nil, err
+		return err
 	}
-	nl, err := openNetlink(cfg.Netns)
+	n, err := open(cfg, newPool(filepath.Clean(cfg.DataDir)))
 	if err != nil {
-		return nil, err
+		return err
 	}
-	return &Network{cfg: cfg, log: cfg.Log, nft: nft.NewConn(cfg.Netns), nl: nl, pool: pool,
-		applied: map[nft.Family]*nft.Table{}, local: loopback{netns: cfg.Netns, log: cfg.Log}}, nil
+	defer n.Close()
+	return n.Purge()
 }
 
 // Close releases the sockets; the network stays as it is, except that host ports are no

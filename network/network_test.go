@@ -142,7 +142,7 @@ func testPodTraffic(t *testing.T, brNetfilter string) {
 func checkPurge(t *testing.T, host *netnstest.NS, n *Network) {
 	t.Helper()
 	for range 2 {
-		if err := n.Purge(); err != nil {
+		if err := Purge(n.cfg); err != nil {
 			t.Errorf("Purge: %v", err)
 		}
 	}
@@ -199,6 +199,25 @@ func TestDualStack(t *testing.T) {
 	wantAnswer(t, podA, "tcp", "[2001:db8::2]:80", "outside", "2001:db8::1")
 	wantAnswer(t, outside, "tcp", "[2001:db8::1]:8080", "b", "2001:db8::2")
 	wantAnswer(t, host, "tcp", "[::1]:8080", "b", "fd00:244::1")
+}
+
+// A pod may send as soon as Setup returns: a packet lost then would cost it a second.
+func TestFirstPacketArrives(t *testing.T) {
+	n := newNetwork(t, netnstest.New(t), t.TempDir())
+	if err := n.SetPodCIDRs([]netip.Prefix{podCIDR}); err != nil {
+		t.Fatal(err)
+	}
+	server := netnstest.New(t)
+	addr := setup(t, n, "server", server)
+	server.Serve("server", ":80")
+	for i := range 60 {
+		pod := netnstest.New(t)
+		setup(t, n, fmt.Sprintf("pod-%d", i), pod)
+		start := time.Now()
+		if _, _, err := pod.Ask("tcp", addr+":80"); err != nil || time.Since(start) > 900*time.Millisecond {
+			t.Errorf("pod %d: first connection took %v, %v", i, time.Since(start), err)
+		}
+	}
 }
 
 // Two nodes as two namespaces on one link; routes carry pod traffic unmasqueraded.

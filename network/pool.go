@@ -35,8 +35,12 @@ type pool struct {
 	last    map[nft.Family]netip.Addr
 }
 
+func newPool(dir string) *pool {
+	return &pool{dir: dir, records: map[string]*record{}, used: map[netip.Addr]string{}, last: map[nft.Family]netip.Addr{}}
+}
+
 func openPool(dir string) (*pool, error) {
-	p := &pool{dir: dir, records: map[string]*record{}, used: map[netip.Addr]string{}, last: map[nft.Family]netip.Addr{}}
+	p := newPool(dir)
 	if err := os.MkdirAll(p.folder(), 0o700); err != nil {
 		return nil, fmt.Errorf("network: make the address records' folder: %w", err)
 	}

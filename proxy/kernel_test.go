@@ -149,17 +149,37 @@ func (w *world) endpoints(svc string, eps ...discoveryv1.Endpoint) {
 	w.settle(svc)
 }
 
-// settle waits until the kernel follows: a marker Service with one element is made after
-// the change and shows up as a dirty round that has passed.
-func (w *world) settle(string) {
+// settle waits until the kernel has what the API says of a Service: the informers' memory
+// first, then a round that began after that.
+func (w *world) settle(name string) {
 	w.t.Helper()
-	want := w.proxy.metrics.synced()
-	deadline := time.Now().Add(5 * time.Second)
-	for w.proxy.metrics.synced() == want && time.Now().Before(deadline) {
-		time.Sleep(2 * time.Millisecond)
+	w.eventually(func() bool {
+		svc, have := w.proxy.lookup("ns/" + name)
+		want, err := w.client.CoreV1().Services("ns").Get(context.Background(), name, metav1.GetOptions{})
+		if err != nil {
+			return have == nil || svc == nil
+		}
+		list, err := w.client.DiscoveryV1().EndpointSlices("ns").List(context.Background(), metav1.ListOptions{
+			LabelSelector: discoveryv1.LabelServiceName + "=" + name})
+		if err != nil || svc == nil || svc.ResourceVersion != want.ResourceVersion || len(have) != len(list.Items) {
+			return false
+		}
+		return len(have) == 0 || have[0].ResourceVersion == list.Items[0].ResourceVersion
+	})
+	rounds := w.proxy.metrics.synced()
+	w.eventually(func() bool {
+		w.proxy.mark("ns/" + name)
+		return w.proxy.metrics.synced() >= rounds+2
+	})
+}
+
+func (w *world) eventually(ok func() bool) {
+	w.t.Helper()
+	for deadline := time.Now().Add(10 * time.Second); !ok(); time.Sleep(2 * time.Millisecond) {
+		if time.Now().After(deadline) {
+			w.t.Fatal("the proxy does not follow the API after 10 s")
+		}
 	}
-	// A Service and its slice may come in two rounds.
-	time.Sleep(50 * time.Millisecond)
 }
 
 func (w *world) want(from *netnstest.NS, network, addr, source string, names ...string) {

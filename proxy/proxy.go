@@ -17,6 +17,7 @@
 package proxy
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -90,6 +91,7 @@ func (c *Config) nodePortRanges(f nft.Family) []netip.Prefix {
 }
 
 const (
+	defaultTable = "skiff-proxy"
 	// serviceIndex finds the EndpointSlices of a Service by namespace/name.
 	serviceIndex = "skiff.service"
 	// checkPeriod is how often the tables are looked for: somebody may flush all rules.
@@ -135,7 +137,7 @@ func New(cfg Config) (*Proxy, error) {
 		cfg.Families = []nft.Family{nft.IPv4}
 	}
 	if cfg.Table == "" {
-		cfg.Table = "skiff-proxy"
+		cfg.Table = defaultTable
 	}
 	if cfg.MasqueradeMark == 0 {
 		cfg.MasqueradeMark = 0x4000
@@ -404,9 +406,15 @@ func (p *Proxy) lookup(key string) (*corev1.Service, []*discoveryv1.EndpointSlic
 
 // Purge removes the proxy's tables. Call it when Run has ended.
 func (p *Proxy) Purge() error {
-	if err := p.conn.Purge(p.cfg.Table); err != nil {
+	p.fresh = true
+	return Purge(p.cfg.Table, p.cfg.Netns)
+}
+
+// Purge removes the tables of a proxy that does not run: its Config.Table ("" for the
+// default) and Config.Netns. Tables that are not there are no error.
+func Purge(table, netnsPath string) error {
+	if err := nft.NewConn(netnsPath).Purge(cmp.Or(table, defaultTable)); err != nil {
 		return fmt.Errorf("proxy: %w", err)
 	}
-	p.fresh = true
 	return nil
 }
