@@ -8,13 +8,15 @@ import (
 	"context"
 	"errors"
 
-	corev1 "k8s.io/api/core/v1"
+	rbacv1 "k8s.io/api/rbac/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/runtime/schema"
+	"k8s.io/utils/clock"
 
 	"github.com/skiff-project/skiff/api"
 	"github.com/skiff-project/skiff/auth"
+	"github.com/skiff-project/skiff/auth/rbac"
 )
 
 // Operation is what a request does, as admission sees it.
@@ -94,13 +96,6 @@ type Reader interface {
 	List(group, resource, namespace string) ([]api.Object, error)
 }
 
-// QuotaUpdater is implemented by a Reader that can also charge quotas; without
-// it ResourceQuota only checks. The update must fail with an API Conflict
-// error when the stored resourceVersion is another than q's.
-type QuotaUpdater interface {
-	UpdateQuotaStatus(ctx context.Context, q *corev1.ResourceQuota) error
-}
-
 // Warner is handed texts for Warning response headers. The server puts one
 // into the context with WithWarner.
 type Warner func(text string)
@@ -164,8 +159,115 @@ func forbidden(r *Request, err error) error {
 	return apierrors.NewForbidden(schema.GroupResource{Group: r.APIGroup, Resource: r.Resource}, name, err)
 }
 
-// Default returns the plugins that are on by default, in upstream's order.
-func Default(reader Reader) []Plugin {
-	_ = reader
-	return nil
+// Config is what plugins need besides the request.
+type Config struct {
+	Reader Reader // required
+	// Authorizer, the server's whole chain, answers the extra permissions some
+	// plugins ask for. Nil: those plugins are left out (CertificateApproval,
+	// CertificateSigning, the audiences of NodeRestriction, RBAC escalation).
+	Authorizer auth.Authorizer
+	// Policy is where RBAC escalation checks find roles; nil: none are made.
+	Policy rbac.Source
+	Clock  clock.WithTicker // default the real one
+}
+
+// New returns the plugins that are on by default, in upstream's order.
+func New(cfg Config) []Plugin {
+	if cfg.Clock == nil {
+		cfg.Clock = clock.RealClock{}
+	}
+	read := reader{cfg.Reader}
+	plugins := []Plugin{
+		namespaceLifecycle{read: read},
+		limitRanger{read: read},
+		serviceAccount{read: read, clock: cfg.Clock},
+		nodeRestriction{read: read, authorizer: cfg.Authorizer},
+		taintNodesByCondition{},
+		newPodSecurity(read),
+		priority{read: read},
+		defaultTolerationSeconds{},
+		defaultStorageClass{read: read},
+		storageObjectInUseProtection{},
+		persistentVolumeClaimResize{read: read},
+		runtimeClass{read: read},
+	}
+	if cfg.Authorizer != nil {
+		plugins = append(plugins, certificateApproval{authorizer: cfg.Authorizer}, certificateSigning{authorizer: cfg.Authorizer})
+	}
+	plugins = append(plugins, certificateSubjectRestriction{}, defaultIngressClass{read: read}, podTopologyLabels{read: read})
+	if cfg.Policy != nil {
+		plugins = append(plugins, rbacEscalation{guard: rbac.Guard{Source: cfg.Policy, Authorizer: cfg.Authorizer}})
+	}
+	return append(plugins, &resourceQuota{read: read, clock: cfg.Clock})
+}
+
+// Default is New with just a Reader.
+func Default(r Reader) []Plugin { return New(Config{Reader: r}) }
+
+// name is the object's name: from the URL, else from the object itself.
+func (r *Request) name() string {
+	if r.Name == "" && r.Object != nil {
+		return r.Object.GetName()
+	}
+	return r.Name
+}
+
+// noAdmit and noValidate fill in the half of Plugin a plugin has no use for.
+type noAdmit struct{}
+
+func (noAdmit) Admit(context.Context, *Request) error { return nil }
+
+type noValidate struct{}
+
+func (noValidate) Validate(context.Context, *Request) error { return nil }
+
+// reader reads objects of one type.
+type reader struct{ Reader }
+
+// get reads one object as T; an object of another type counts as missing.
+func get[T any](r reader, group, resource, namespace, name string) (T, error) {
+	var zero T
+	obj, err := r.Get(group, resource, namespace, name)
+	if err != nil {
+		return zero, err
+	}
+	if t, ok := obj.(T); ok {
+		return t, nil
+	}
+	return zero, apierrors.NewNotFound(schema.GroupResource{Group: group, Resource: resource}, name)
+}
+
+// list reads the objects of a resource that are of type T.
+func list[T any](r reader, group, resource, namespace string) ([]T, error) {
+	objs, err := r.List(group, resource, namespace)
+	if err != nil {
+		return nil, err
+	}
+	out := make([]T, 0, len(objs))
+	for _, o := range objs {
+		if t, ok := o.(T); ok {
+			out = append(out, t)
+		}
+	}
+	return out, nil
+}
+
+// rbacEscalation keeps users from granting what they do not have. Upstream
+// does this in the storage of roles and bindings.
+type rbacEscalation struct {
+	noAdmit
+	guard rbac.Guard
+}
+
+func (rbacEscalation) Name() string { return "RBACEscalation" }
+
+func (p rbacEscalation) Validate(ctx context.Context, r *Request) error {
+	if r.APIGroup != rbacv1.GroupName || r.Subresource != "" || r.Object == nil {
+		return nil
+	}
+	var old runtime.Object
+	if r.Old != nil {
+		old = r.Old
+	}
+	return p.guard.Check(ctx, r.Attributes, r.Object, old)
 }

@@ -1,6 +1,7 @@
 package node
 
 import (
+	"fmt"
 	"slices"
 
 	corev1 "k8s.io/api/core/v1"
@@ -75,19 +76,109 @@ func (z *Authorizer) podUsesSecret(pod *corev1.Pod, a auth.Attributes) bool {
 }
 
 func podNamesSecret(pod *corev1.Pod, name string) bool {
-	if slices.ContainsFunc(pod.Spec.ImagePullSecrets, func(r corev1.LocalObjectReference) bool { return r.Name == name }) {
-		return true
+	return slices.Contains(PodSecrets(pod), name)
+}
+
+// PodSecrets names every secret a pod refers to itself, not those of volumes
+// it claims.
+func PodSecrets(pod *corev1.Pod) []string {
+	var names []string
+	add := func(list ...string) {
+		for _, n := range list {
+			if n != "" {
+				names = append(names, n)
+			}
+		}
 	}
-	if envSources(pod, func(env []corev1.EnvVar, from []corev1.EnvFromSource) bool {
-		return slices.ContainsFunc(env, func(e corev1.EnvVar) bool {
-			return e.ValueFrom != nil && e.ValueFrom.SecretKeyRef != nil && e.ValueFrom.SecretKeyRef.Name == name
-		}) || slices.ContainsFunc(from, func(e corev1.EnvFromSource) bool {
-			return e.SecretRef != nil && e.SecretRef.Name == name
-		})
-	}) {
-		return true
+	for _, r := range pod.Spec.ImagePullSecrets {
+		add(r.Name)
 	}
-	return slices.ContainsFunc(pod.Spec.Volumes, func(v corev1.Volume) bool { return slices.Contains(volumeSecrets(v), name) })
+	envSources(pod, func(env []corev1.EnvVar, from []corev1.EnvFromSource) bool {
+		for _, e := range env {
+			if e.ValueFrom != nil && e.ValueFrom.SecretKeyRef != nil {
+				add(e.ValueFrom.SecretKeyRef.Name)
+			}
+		}
+		for _, e := range from {
+			if e.SecretRef != nil {
+				add(e.SecretRef.Name)
+			}
+		}
+		return false
+	})
+	for _, v := range pod.Spec.Volumes {
+		add(volumeSecrets(v)...)
+	}
+	return names
+}
+
+// PodReference names a kind of API object a pod leads its node to, "" when it
+// needs none, and an error for a volume of an unknown type.
+func PodReference(pod *corev1.Pod) (string, error) {
+	configMaps := envSources(pod, func(env []corev1.EnvVar, from []corev1.EnvFromSource) bool {
+		return slices.ContainsFunc(env, func(e corev1.EnvVar) bool { return e.ValueFrom != nil && e.ValueFrom.ConfigMapKeyRef != nil }) ||
+			slices.ContainsFunc(from, func(e corev1.EnvFromSource) bool { return e.ConfigMapRef != nil })
+	})
+	switch {
+	case pod.Spec.ServiceAccountName != "":
+		return "serviceaccounts", nil
+	case len(PodSecrets(pod)) > 0:
+		return "secrets", nil
+	case configMaps:
+		return "configmaps", nil
+	case len(pod.Spec.ResourceClaims) > 0:
+		return "resourceclaims", nil
+	}
+	for _, v := range pod.Spec.Volumes {
+		if ref, err := volumeReference(v); ref != "" || err != nil {
+			return ref, err
+		}
+	}
+	return "", nil
+}
+
+func volumeReference(v corev1.Volume) (string, error) {
+	switch {
+	case v.DownwardAPI != nil, v.EmptyDir != nil, v.HostPath != nil, v.Image != nil, v.NFS != nil, v.ISCSI != nil, v.FC != nil,
+		v.CephFS != nil, v.Cinder != nil, v.RBD != nil, v.FlexVolume != nil, v.Flocker != nil, v.GitRepo != nil, v.Quobyte != nil,
+		v.ScaleIO != nil, v.StorageOS != nil, v.PortworxVolume != nil, v.PhotonPersistentDisk != nil, v.VsphereVolume != nil,
+		v.AWSElasticBlockStore != nil, v.AzureDisk != nil, v.GCEPersistentDisk != nil:
+		return "", nil
+	case v.ConfigMap != nil:
+		return "configmaps (via configmap volumes)", nil
+	case v.Secret != nil:
+		return "secrets (via secret volumes)", nil
+	case v.CSI != nil:
+		return "csidrivers (via CSI volumes)", nil
+	case v.Glusterfs != nil:
+		return "endpoints (via glusterFS volumes)", nil
+	case v.PersistentVolumeClaim != nil:
+		return "persistentvolumeclaims", nil
+	case v.Ephemeral != nil:
+		return "persistentvolumeclaims (via ephemeral volumes)", nil
+	case v.AzureFile != nil:
+		return "secrets (via azureFile volumes)", nil
+	case v.Projected == nil:
+		return "", fmt.Errorf("unknown volume type for volume  %q", v.Name)
+	}
+	for _, s := range v.Projected.Sources {
+		switch {
+		case s.DownwardAPI != nil:
+		case s.ConfigMap != nil:
+			return "configmaps (via projected volumes)", nil
+		case s.Secret != nil:
+			return "secrets (via projected volumes)", nil
+		case s.ServiceAccountToken != nil:
+			return "serviceaccounts (via projected volumes)", nil
+		case s.ClusterTrustBundle != nil:
+			return "clustertrustbundles", nil
+		case s.PodCertificate != nil:
+			return "podcertificates", nil
+		default:
+			return "", fmt.Errorf("unknown source for projected volume %q", v.Name)
+		}
+	}
+	return "", nil
 }
 
 func volumeSecrets(v corev1.Volume) []string {

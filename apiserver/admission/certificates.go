@@ -1,0 +1,108 @@
+package admission
+
+import (
+	"bytes"
+	"context"
+	"crypto/x509"
+	"encoding/pem"
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+
+	certificatesv1 "k8s.io/api/certificates/v1"
+	"k8s.io/apimachinery/pkg/api/equality"
+
+	"github.com/skiff-project/skiff/auth"
+)
+
+// signerAllowed asks for a verb on a signer, by its name or by its domain with
+// any path ("example.com/*").
+func signerAllowed(ctx context.Context, z auth.Authorizer, u auth.User, verb, signer string) bool {
+	domain, _, _ := strings.Cut(signer, "/")
+	for _, name := range []string{signer, domain + "/*"} {
+		if userMay(ctx, z, auth.Attributes{
+			User: u, Verb: verb, Name: name, APIGroup: certificatesv1.GroupName, APIVersion: "*", Resource: "signers", ResourceRequest: true,
+		}) {
+			return true
+		}
+	}
+	return false
+}
+
+// certificateApproval lets only those approve who may for the signer.
+type certificateApproval struct {
+	noAdmit
+	authorizer auth.Authorizer
+}
+
+func (certificateApproval) Name() string { return "CertificateApproval" }
+
+func (p certificateApproval) Validate(ctx context.Context, r *Request) error {
+	if !r.is(certificatesv1.GroupName, "certificatesigningrequests", "approval") || r.Operation() != Update {
+		return nil
+	}
+	// The stored request counts: the new one may name another signer.
+	old, ok := r.Old.(*certificatesv1.CertificateSigningRequest)
+	if !ok {
+		return forbidden(r, fmt.Errorf("expected type CertificateSigningRequest, got: %T", r.Old))
+	}
+	if !signerAllowed(ctx, p.authorizer, r.User, "approve", old.Spec.SignerName) {
+		return forbidden(r, fmt.Errorf("user not permitted to approve requests with signerName %q", old.Spec.SignerName))
+	}
+	return nil
+}
+
+// certificateSigning lets only those sign who may for the signer.
+type certificateSigning struct {
+	noAdmit
+	authorizer auth.Authorizer
+}
+
+func (certificateSigning) Name() string { return "CertificateSigning" }
+
+func (p certificateSigning) Validate(ctx context.Context, r *Request) error {
+	if !r.is(certificatesv1.GroupName, "certificatesigningrequests", "status") || r.Operation() != Update {
+		return nil
+	}
+	old, ok := r.Old.(*certificatesv1.CertificateSigningRequest)
+	csr, ok2 := r.Object.(*certificatesv1.CertificateSigningRequest)
+	if !ok || !ok2 {
+		return forbidden(r, fmt.Errorf("expected type CertificateSigningRequest, got: %T", r.Object))
+	}
+	if bytes.Equal(old.Status.Certificate, csr.Status.Certificate) && equality.Semantic.DeepEqual(old.Status.Conditions, csr.Status.Conditions) {
+		return nil
+	}
+	if !signerAllowed(ctx, p.authorizer, r.User, "sign", old.Spec.SignerName) {
+		return forbidden(r, fmt.Errorf("user not permitted to sign requests with signerName %q", old.Spec.SignerName))
+	}
+	return nil
+}
+
+// certificateSubjectRestriction: no certificate makes a cluster administrator.
+type certificateSubjectRestriction struct{ noAdmit }
+
+func (certificateSubjectRestriction) Name() string { return "CertificateSubjectRestriction" }
+
+func (certificateSubjectRestriction) Validate(_ context.Context, r *Request) error {
+	csr, ok := r.Object.(*certificatesv1.CertificateSigningRequest)
+	if !ok || r.Subresource != "" || r.Operation() != Create || csr.Spec.SignerName != certificatesv1.KubeAPIServerClientSignerName {
+		return nil
+	}
+	parsed, err := parseCSR(csr.Spec.Request)
+	if err != nil {
+		return forbidden(r, fmt.Errorf("failed to parse CSR: %w", err))
+	}
+	if slices.Contains(parsed.Subject.Organization, auth.GroupMasters) {
+		return forbidden(r, fmt.Errorf("use of %s signer with system:masters group is not allowed", certificatesv1.KubeAPIServerClientSignerName))
+	}
+	return nil
+}
+
+func parseCSR(data []byte) (*x509.CertificateRequest, error) {
+	block, _ := pem.Decode(data)
+	if block == nil || block.Type != "CERTIFICATE REQUEST" {
+		return nil, errors.New("PEM block type must be CERTIFICATE REQUEST")
+	}
+	return x509.ParseCertificateRequest(block.Bytes)
+}
