@@ -204,7 +204,6 @@ func New(cfg Config) (*Server, error) {
 		return nil, err
 	}
 	s.discovery = newDiscovery(s.cfg.Resources)
-	s.openapi.resources = cfg.Resources
 	if err := s.services.rebuild(s.reader); err != nil {
 		return nil, err
 	}

@@ -9,13 +9,10 @@ import (
 	"net/http"
 	"slices"
 	"strings"
-	"sync"
 
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
-	"k8s.io/apimachinery/pkg/runtime/schema"
 
-	"github.com/skiff-project/skiff/api"
 	"github.com/skiff-project/skiff/auth/serviceaccount"
 	"github.com/skiff-project/skiff/object/codec"
 )
@@ -202,19 +199,4 @@ func (s *Server) serveHealth(c *call, path string) {
 func (s *Server) checkStore() error {
 	_, err := s.cfg.Store.Snapshot(s.background(), 0)
 	return err
-}
-
-// openAPI holds the documents while they are in use.
-type openAPI struct {
-	resources []*api.Resource
-	mu        sync.Mutex
-	v2        []byte // JSON
-	v2pb      []byte
-	v3        map[string][]byte // JSON by "api/v1", "apis/apps/v1"
-	used      int64             // unix seconds of the last use
-}
-
-// notThere answers that a document is not available.
-func (s *Server) notThere(c *call, what string) {
-	s.fail(c, apierrors.NewNotFound(schema.GroupResource{}, what))
 }

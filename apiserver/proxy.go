@@ -19,6 +19,7 @@ import (
 	discoveryv1 "k8s.io/api/discovery/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	utilnet "k8s.io/apimachinery/pkg/util/net"
+	"k8s.io/streaming/pkg/httpstream/wsstream"
 
 	"github.com/skiff-project/skiff/apiserver/admission"
 )
@@ -253,6 +254,13 @@ func (s *Server) connect(c *call) error {
 
 // podStream serves exec, attach and portforward: an upgraded connection to the kubelet.
 func (s *Server) podStream(c *call, what string) {
+	// GET can upgrade too, so what it starts must be allowed as a create.
+	attrs := c.info.Attributes(c.user.User)
+	attrs.Verb = "create"
+	if err := s.allowed(c.ctx(), attrs); err != nil {
+		s.fail(c, err)
+		return
+	}
 	pod, err := s.getPod(c)
 	if err == nil {
 		err = s.connect(c)
@@ -276,8 +284,16 @@ func (s *Server) podStream(c *call, what string) {
 		return
 	}
 	t.url.Path = path
-	t.url.RawQuery = streamParams(what, c.query).Encode()
-	s.upgrade(c, t)
+	params := streamParams(what, c.query)
+	t.url.RawQuery = params.Encode()
+	switch {
+	case what == "portforward" && len(tunnelProtocols(c.req)) > 0:
+		s.tunnel(c, t)
+	case what != "portforward" && wsstream.IsWebSocketRequestWithStreamCloseProtocol(c.req):
+		s.translate(c, t, params)
+	default:
+		s.upgrade(c, t)
+	}
 }
 
 func streamPath(pod *corev1.Pod, what string, q url.Values) (string, error) {

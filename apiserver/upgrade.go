@@ -36,28 +36,11 @@ func forbiddenLogOption() error {
 // websocket). If the backend refuses, its answer is passed on and its
 // connection closed: nothing more may be sent over it.
 func (s *Server) upgrade(c *call, t target) {
-	backend, err := s.dialTarget(c, t)
-	if err != nil {
-		s.fail(c, apierrors.NewInternalError(fmt.Errorf("error dialing backend: %w", err)))
+	backend, br, resp := s.openBackend(c, c.req, t)
+	if backend == nil {
 		return
 	}
 	defer backend.Close()
-	if err := sendUpgrade(backend, c.req, t.url); err != nil {
-		s.fail(c, apierrors.NewInternalError(fmt.Errorf("error sending request: %w", err)))
-		return
-	}
-	backend.SetReadDeadline(time.Now().Add(30 * time.Second)) //nolint:errcheck // bounds the handshake only
-	br := bufio.NewReader(backend)
-	resp, err := http.ReadResponse(br, c.req)
-	if err != nil {
-		s.fail(c, apierrors.NewInternalError(fmt.Errorf("error reading backend response: %w", err)))
-		return
-	}
-	backend.SetReadDeadline(time.Time{}) //nolint:errcheck // see above
-	if resp.StatusCode != http.StatusSwitchingProtocols {
-		refuseUpgrade(c, resp)
-		return
-	}
 	conn, rw, err := http.NewResponseController(c.w).Hijack()
 	if err != nil {
 		s.fail(c, statusError(http.StatusHTTPVersionNotSupported, metav1.StatusReasonBadRequest, "protocol upgrades need HTTP/1.1"))
@@ -73,6 +56,37 @@ func (s *Server) upgrade(c *call, t target) {
 		return
 	}
 	s.join(conn, rw.Reader, backend, br)
+}
+
+// openBackend sends the upgrade request in to the target and returns the
+// connection once the target has switched protocols. Otherwise it has
+// answered the client and returns nil.
+func (s *Server) openBackend(c *call, in *http.Request, t target) (net.Conn, *bufio.Reader, *http.Response) {
+	backend, err := s.dialTarget(c, t)
+	if err != nil {
+		s.fail(c, apierrors.NewInternalError(fmt.Errorf("error dialing backend: %w", err)))
+		return nil, nil, nil
+	}
+	if err := sendUpgrade(backend, in, t.url); err != nil {
+		backend.Close()
+		s.fail(c, apierrors.NewInternalError(fmt.Errorf("error sending request: %w", err)))
+		return nil, nil, nil
+	}
+	backend.SetReadDeadline(time.Now().Add(30 * time.Second)) //nolint:errcheck // bounds the handshake only
+	br := bufio.NewReader(backend)
+	resp, err := http.ReadResponse(br, in)
+	if err != nil {
+		backend.Close()
+		s.fail(c, apierrors.NewInternalError(fmt.Errorf("error reading backend response: %w", err)))
+		return nil, nil, nil
+	}
+	backend.SetReadDeadline(time.Time{}) //nolint:errcheck // see above
+	if resp.StatusCode != http.StatusSwitchingProtocols {
+		refuseUpgrade(c, resp)
+		backend.Close()
+		return nil, nil, nil
+	}
+	return backend, br, resp
 }
 
 func (s *Server) dialTarget(c *call, t target) (net.Conn, error) {
