@@ -135,3 +135,8 @@ func checkPodResourceName(l *check.List, p *field.Path, name corev1.ResourceName
 		l.Errors = append(l.Errors, field.NotSupported(p, name, sets.List(resourcehelper.SupportedPodLevelResources())))
 	}
 }
+
+// CheckOverhead checks what a pod costs beside its containers.
+func CheckOverhead(l *check.List, p *field.Path, list corev1.ResourceList) {
+	checkRequirements(l, p, &corev1.ResourceRequirements{Limits: list}, checkContainerResourceName, nil)
+}

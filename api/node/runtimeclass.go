@@ -1,16 +1,64 @@
 package node
 
 import (
+	corev1 "k8s.io/api/core/v1"
 	nodev1 "k8s.io/api/node/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/util/validation/field"
 
 	"github.com/skiff-project/skiff/api"
+	"github.com/skiff-project/skiff/api/check"
+	"github.com/skiff-project/skiff/api/core"
 )
 
 func runtimeClassResource() *api.Resource {
 	return &api.Resource{
-		Group: Group,
-		Name:  "runtimeclasses", Singular: "runtimeclass", Kind: "RuntimeClass",
-		Versions:      []api.Version{api.Versioned[nodev1.RuntimeClass, nodev1.RuntimeClassList]("v1", nil)},
+		Group: Group, Name: "runtimeclasses", Singular: "runtimeclass", Kind: "RuntimeClass",
+		Versions: []api.Version{api.Versioned[nodev1.RuntimeClass, nodev1.RuntimeClassList]("v1", func(c *nodev1.RuntimeClass) {
+			if c.Overhead != nil {
+				core.RoundResources(c.Overhead.PodFixed)
+			}
+		})},
 		StoragePrefix: "runtimeclasses",
+		Strategy: api.Strategy{
+			Validate: api.Check(validate),
+			ValidateUpdate: api.CheckUpdate(func(c, old *nodev1.RuntimeClass) field.ErrorList {
+				l := &check.List{}
+				l.Immutable(field.NewPath("handler"), c.Handler, old.Handler)
+				return l.Errors
+			}),
+			AllowCreateOnUpdate:     true,
+			DenyUnconditionalUpdate: true,
+		},
+		Columns: []metav1.TableColumnDefinition{
+			api.Column("Handler", "string", ""),
+			api.AgeColumn(),
+		},
+		Cells: api.Row(func(c *nodev1.RuntimeClass, now metav1.Time) []any {
+			return []any{c.Name, c.Handler, api.Age(c.CreationTimestamp, now)}
+		}),
 	}
+}
+
+func validate(c *nodev1.RuntimeClass) field.ErrorList {
+	l := &check.List{}
+	l.Label(field.NewPath("handler"), c.Handler)
+	if c.Overhead != nil {
+		core.CheckOverhead(l, field.NewPath("overhead", "podFixed"), c.Overhead.PodFixed)
+	}
+	if s := c.Scheduling; s != nil {
+		p := field.NewPath("scheduling")
+		l.Labels(p.Child("nodeSelector"), s.NodeSelector)
+		core.CheckTolerations(l, p.Child("tolerations"), s.Tolerations)
+		seen := map[corev1.Toleration]bool{}
+		for i, t := range s.Tolerations {
+			key := t
+			key.TolerationSeconds = nil
+			if seen[key] {
+				l.Duplicate(p.Child("tolerations").Index(i), t)
+			}
+			seen[key] = true
+		}
+	}
+	return l.Errors
 }

@@ -2,15 +2,78 @@ package storage
 
 import (
 	storagev1 "k8s.io/api/storage/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/util/sets"
+	"k8s.io/apimachinery/pkg/util/validation/field"
 
 	"github.com/skiff-project/skiff/api"
+	"github.com/skiff-project/skiff/api/check"
+	"github.com/skiff-project/skiff/api/core"
 )
 
 func csiNodeResource() *api.Resource {
 	return &api.Resource{
-		Group: Group,
-		Name:  "csinodes", Singular: "csinode", Kind: "CSINode",
+		Group: Group, Name: "csinodes", Singular: "csinode", Kind: "CSINode",
 		Versions:      []api.Version{api.Versioned[storagev1.CSINode, storagev1.CSINodeList]("v1", nil)},
 		StoragePrefix: "csinodes",
+		Strategy: api.Strategy{
+			Validate:                api.Check(validateCSINode),
+			ValidateUpdate:          api.CheckUpdate(validateCSINodeUpdate),
+			DenyUnconditionalUpdate: true,
+		},
+		Columns: []metav1.TableColumnDefinition{
+			api.Column("Drivers", "integer", "Drivers indicates the number of CSI drivers registered on the node"),
+			api.AgeColumn(),
+		},
+		Cells: api.Row(func(n *storagev1.CSINode, now metav1.Time) []any {
+			return []any{n.Name, int64(len(n.Spec.Drivers)), api.Age(n.CreationTimestamp, now)}
+		}),
 	}
+}
+
+const maxNodeID = 192
+
+func validateCSINode(n *storagev1.CSINode) field.ErrorList {
+	l, names := &check.List{}, sets.Set[string]{}
+	for i, d := range n.Spec.Drivers {
+		at := specPath.Child("drivers").Index(i)
+		core.CheckCSIDriverName(l, at.Child("name"), d.Name)
+		if d.NodeID == "" {
+			l.Required(at.Child("nodeID"), d.NodeID)
+		} else if len(d.NodeID) > maxNodeID {
+			l.Invalid(at.Child("nodeID"), d.NodeID, "must be 192 characters or less")
+		}
+		if a := d.Allocatable; a != nil && a.Count != nil {
+			l.Nonnegative(at.Child("allocatable", "count"), int64(*a.Count))
+		}
+		if names.Has(d.Name) {
+			l.Duplicate(at.Child("name"), d.Name)
+		}
+		names.Insert(d.Name)
+		keys := sets.Set[string]{}
+		for _, k := range d.TopologyKeys {
+			if k == "" {
+				l.Required(at, k)
+			}
+			if keys.Has(k) {
+				l.Duplicate(at, k)
+			}
+			keys.Insert(k)
+			l.QualifiedName(at, k)
+		}
+	}
+	return l.Errors
+}
+
+func validateCSINodeUpdate(n, old *storagev1.CSINode) field.ErrorList {
+	l := &check.List{Errors: validateCSINode(n)}
+	for _, was := range old.Spec.Drivers {
+		for _, now := range n.Spec.Drivers {
+			if now.Name == was.Name {
+				now.Allocatable, was.Allocatable = nil, nil
+				l.Immutable(specPath.Child("drivers"), now, was)
+			}
+		}
+	}
+	return l.Errors
 }
