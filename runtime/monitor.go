@@ -54,8 +54,14 @@ func startMonitor(program, dir string, onExit func(wire.Proc)) (*monitor, error)
 		return nil, err
 	}
 	defer null.Close()
+	// A monitor says nothing unless it crashes; then this tells why.
+	crash, err := os.OpenFile(filepath.Join(dir, "monitor.log"), os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o600)
+	if err != nil {
+		return nil, err
+	}
+	defer crash.Close()
 	p, err := os.StartProcess(program, []string{"skiff-shim", "monitor"}, &os.ProcAttr{
-		Dir: "/", Env: []string{"GOMAXPROCS=1"}, Files: []*os.File{null, null, null, sock},
+		Dir: "/", Env: []string{"GOMAXPROCS=1"}, Files: []*os.File{null, null, crash, sock},
 		Sys: &syscall.SysProcAttr{Setsid: true}})
 	if err != nil {
 		return nil, fmt.Errorf("start monitor: %w", err)

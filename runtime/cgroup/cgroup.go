@@ -101,7 +101,12 @@ func (g *Group) v1Path(controller string) string { return g.v1.Path(controller) 
 // Create makes the group and its parents.
 func (g *Group) Create() error {
 	if !g.tree.V2 {
-		return g.v1.Apply(-1)
+		if err := g.v1.Apply(-1); err != nil {
+			return err
+		}
+		// Without its device rules the library leaves that hierarchy out; without a
+		// group there, a container would keep the agent's own.
+		return os.MkdirAll(g.v1Path("devices"), 0o755)
 	}
 	at := g.tree.Root
 	for part := range strings.SplitSeq(strings.Trim(g.name, "/"), "/") {

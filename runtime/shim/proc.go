@@ -69,7 +69,11 @@ func (m *monitor) spawn(seq uint32, s *wire.Spawn, fds []int) error {
 			return wrap("open log "+s.LogPath, err)
 		}
 	}
-	theirs, err := p.makeIO(fds[head-3 : head])
+	var given []int
+	if s.Stdio {
+		given = fds[head-3 : head]
+	}
+	theirs, err := p.makeIO(given)
 	if err != nil {
 		m.dropStreams(p)
 		return err
@@ -142,10 +146,20 @@ func (m *monitor) fork(p *proc, fds []int, head, pidns int, theirs []int) error 
 	}
 	attr := &syscall.ProcAttr{Dir: "/", Files: files, Env: []string{"GOMAXPROCS=1", "GOGC=off"},
 		Sys: &syscall.SysProcAttr{Setsid: true, Cloneflags: flags, PidFD: &p.pidfd}}
-	helper := "/proc/self/fd/" + itoa(fds[0])
+	// The child moves descriptors about before it executes the helper by its number:
+	// keep that far above all it may use.
+	top := 0
+	for _, f := range files {
+		top = max(top, int(f))
+	}
+	program, err := unix.FcntlInt(uintptr(fds[0]), unix.F_DUPFD_CLOEXEC, top+2*len(files)+16)
+	if err != nil {
+		return wrap("keep helper", err)
+	}
+	defer unix.Close(program)
+	helper := "/proc/self/fd/" + itoa(program)
 	argv := []string{"skiff-shim", "init"}
 	var pid int
-	var err error
 	if pidns < 0 {
 		pid, err = syscall.ForkExec(helper, argv, attr)
 	} else {
