@@ -196,6 +196,7 @@ func (p nodeRestriction) node(name string, r *Request) error {
 	}
 	old, ok := r.Old.(*corev1.Node)
 	if !ok {
+		//lint:ignore SA1019 the field is dead, but must not be set either
 		if n.Spec.ConfigSource != nil {
 			return forbidden(r, fmt.Errorf("node %q is not allowed to create pods with a non-nil configSource", name))
 		}
@@ -204,6 +205,7 @@ func (p nodeRestriction) node(name string, r *Request) error {
 		}
 		return nil
 	}
+	//lint:ignore SA1019 the field is dead, but must not be set either
 	if n.Spec.ConfigSource != nil && !equality.Semantic.DeepEqual(n.Spec.ConfigSource, old.Spec.ConfigSource) {
 		return forbidden(r, fmt.Errorf("node %q is not allowed to update configSource to a new non-nil configSource", name))
 	}

@@ -112,7 +112,8 @@ func (p persistentVolumeClaimResize) Validate(_ context.Context, r *Request) err
 		return nil
 	}
 	if old.Status.Phase != corev1.ClaimBound {
-		return forbidden(r, errors.New("Only bound persistent volume claims can be expanded")) //nolint:staticcheck // upstream's text
+		//lint:ignore ST1005 upstream's text
+		return forbidden(r, errors.New("Only bound persistent volume claims can be expanded"))
 	}
 	class := className(pvc)
 	if class != "" && class == className(old) {

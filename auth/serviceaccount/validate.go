@@ -260,10 +260,12 @@ func (t *Tokens) validateLegacy(ctx context.Context, token string, c *claims) (a
 	}
 	secret, err := t.cfg.Getter.Secret(ctx, c.LegacyNamespace, c.LegacySecret)
 	if err != nil || secret.DeletionTimestamp != nil {
-		return auth.User{}, errors.New("Token has been invalidated") //nolint:staticcheck // upstream's text
+		//lint:ignore ST1005 upstream's text
+		return auth.User{}, errors.New("Token has been invalidated")
 	}
 	if subtle.ConstantTimeCompare(secret.Data[corev1.ServiceAccountTokenKey], []byte(token)) == 0 {
-		return auth.User{}, errors.New("Token does not match server's copy") //nolint:staticcheck // upstream's text
+		//lint:ignore ST1005 upstream's text
+		return auth.User{}, errors.New("Token does not match server's copy")
 	}
 	sa, err := t.cfg.Getter.ServiceAccount(ctx, c.LegacyNamespace, c.LegacyName)
 	if err != nil {

@@ -149,6 +149,8 @@ func TestShell(t *testing.T) {
 		{"background", []string{"-c", "sleep 0 & wait; echo done"}, "", "done\n", "", 0},
 		{"trap at exit", []string{"-c", "trap 'echo bye' 0; echo hi"}, "", "hi\nbye\n", "", 0},
 		{"bad option", []string{"-Q"}, "", "", "sh: unrecognized option '-Q'\n", 2},
+		{"kill", []string{"-c", "kill -0 $$ && kill -0 999999999; kill x; kill -Q 1"}, "", "", "kill: 999999999: no such process\nkill: x: not a process number\nkill: invalid signal 'Q'\n", 2},
+		{"umask", []string{"-c", "umask 027; umask; umask 022; umask z"}, "", "0027\n", "umask: invalid mask 'z'\n", 2},
 		{"loop", []string{"-c", "i=0; while [ $i -lt 3 ]; do i=$((i+1)); done; echo $i"}, "", "3\n", "", 0},
 	} {
 		t.Run(c.name, func(t *testing.T) {
@@ -335,4 +337,28 @@ func TestNamesAreComplete(t *testing.T) {
 	if Has("skiff") || len(Names()) != len(applets()) {
 		t.Error("the list is wrong")
 	}
+}
+
+// Whatever an archive holds, nothing outside the folder changes and tar does
+// not panic.
+func FuzzTar(f *testing.F) {
+	src := f.TempDir()
+	if err := os.Symlink("/", filepath.Join(src, "root")); err != nil {
+		f.Fatal(err)
+	}
+	var good bytes.Buffer
+	tarCmd(&call{ctx: context.Background(), name: "tar", args: []string{"cf", "-", "."}, out: &good, err: io.Discard, dir: src})
+	f.Add(good.Bytes())
+	f.Add([]byte("../x"))
+	f.Fuzz(func(t *testing.T, data []byte) {
+		parent := t.TempDir()
+		dir := filepath.Join(parent, "in")
+		if err := os.Mkdir(dir, 0o755); err != nil {
+			t.Fatal(err)
+		}
+		tarCmd(&call{ctx: t.Context(), name: "tar", args: []string{"xf", "-"}, in: bytes.NewReader(data), out: io.Discard, err: io.Discard, dir: dir})
+		if entries, _ := os.ReadDir(parent); len(entries) != 1 {
+			t.Fatalf("files outside the folder: %v", entries)
+		}
+	})
 }

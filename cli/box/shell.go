@@ -9,6 +9,7 @@ import (
 	"os/signal"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"syscall"
 
 	"golang.org/x/term"
@@ -105,10 +106,14 @@ func (s *shell) init(params []string) error {
 	return err
 }
 
+// ownPrefix marks the builtins the interpreter leaves to us.
+const ownPrefix = "skiff builtin "
+
 // applets runs what this package has inside the shell, and leaves commands
 // given by path, and all others, to the system.
 func (s *shell) applets(next interp.ExecHandlerFunc) interp.ExecHandlerFunc {
 	known := applets()
+	known[ownPrefix+"kill"], known[ownPrefix+"umask"] = kill, umask
 	return func(ctx context.Context, args []string) error {
 		run := known[args[0]]
 		if run == nil {
@@ -118,7 +123,7 @@ func (s *shell) applets(next interp.ExecHandlerFunc) interp.ExecHandlerFunc {
 		ctx, done := s.traps.interruptible(ctx)
 		defer done()
 		c := &call{
-			ctx: ctx, name: args[0], args: args[1:], in: hc.Stdin, out: hc.Stdout, err: hc.Stderr, dir: hc.Dir,
+			ctx: ctx, name: strings.TrimPrefix(args[0], ownPrefix), args: args[1:], in: hc.Stdin, out: hc.Stdout, err: hc.Stderr, dir: hc.Dir,
 			env:     func(name string) string { return hc.Env.Get(name).String() },
 			environ: func() []string { return exported(hc.Env) },
 		}
@@ -126,7 +131,7 @@ func (s *shell) applets(next interp.ExecHandlerFunc) interp.ExecHandlerFunc {
 			c.in = strings.NewReader("")
 		}
 		if status := run(c); status != 0 {
-			return interp.NewExitStatus(uint8(status))
+			return interp.ExitStatus(status)
 		}
 		return nil
 	}
@@ -174,10 +179,19 @@ func (s *shell) loop(interactive bool) int {
 	if os.Geteuid() == 0 {
 		ps1 = "# "
 	}
+	var busy atomic.Bool
 	if interactive { // an interrupt ends the command, not the shell
 		ints := make(chan os.Signal, 1)
 		signal.Notify(ints, syscall.SIGINT)
+		defer close(ints)
 		defer signal.Stop(ints)
+		go func() {
+			for range ints {
+				if !s.traps.interrupt() && !busy.Load() {
+					prompt("\n" + ps1)
+				}
+			}
+		}()
 	}
 	parser := syntax.NewParser(syntax.Variant(syntax.LangBash))
 	last := 0
@@ -196,7 +210,9 @@ func (s *shell) loop(interactive bool) int {
 				continue
 			}
 			for _, stmt := range stmts {
+				busy.Store(true)
 				last = s.status(s.runner.Run(s.c.ctx, stmt))
+				busy.Store(false)
 				if s.runner.Exited() {
 					return last
 				}
@@ -276,6 +292,10 @@ func (t *traps) call(_ context.Context, args []string) ([]string, error) {
 		}
 		return rest, nil
 	}
+	// The interpreter knows these names, but does not do them.
+	if args[0] == "kill" || args[0] == "umask" {
+		args = append([]string{ownPrefix + args[0]}, args[1:]...)
+	}
 	action := t.take()
 	if action == "" {
 		return args, nil
@@ -319,11 +339,20 @@ func (t *traps) receive(signals <-chan os.Signal) {
 		if t.actions[sig] != "" && len(t.pending) < cap(signals) {
 			t.pending = append(t.pending, sig)
 		}
-		if t.stop != nil {
-			t.stop()
-		}
 		t.mu.Unlock()
+		t.interrupt()
 	}
+}
+
+// interrupt stops the running applet; false when there is none.
+func (t *traps) interrupt() bool {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if t.stop == nil {
+		return false
+	}
+	t.stop()
+	return true
 }
 
 func (t *traps) take() string {

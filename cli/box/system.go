@@ -366,3 +366,52 @@ func strftime(format string, t time.Time) (string, error) {
 	}
 	return out.String(), nil
 }
+
+// kill sends a signal, SIGTERM unless told otherwise, to processes.
+func kill(c *call) int {
+	sig, args := unix.SIGTERM, c.args
+	if len(args) > 0 && len(args[0]) > 1 && args[0][0] == '-' && args[0] != "--" {
+		name := args[0][1:]
+		args = args[1:]
+		if (name == "s" || name == "n") && len(args) > 0 {
+			name, args = args[0], args[1:]
+		}
+		if n, err := strconv.Atoi(name); err == nil {
+			sig = unix.Signal(n)
+		} else if sig = unix.SignalNum("SIG" + strings.TrimPrefix(strings.ToUpper(name), "SIG")); sig == 0 {
+			return c.usage("invalid signal '%s'", name)
+		}
+	}
+	if len(args) == 0 {
+		return c.usage("give a process")
+	}
+	status := 0
+	for _, a := range args {
+		pid, err := strconv.Atoi(a)
+		if err == nil {
+			err = unix.Kill(pid, sig)
+		} else {
+			err = errors.New("not a process number")
+		}
+		if err != nil {
+			status = c.fail(a, err)
+		}
+	}
+	return status
+}
+
+// umask shows or sets the mask of new files' permissions.
+func umask(c *call) int {
+	if len(c.args) == 0 {
+		old := unix.Umask(0)
+		unix.Umask(old)
+		fmt.Fprintf(c.out, "%04o\n", old)
+		return 0
+	}
+	mask, err := strconv.ParseUint(c.args[0], 8, 9)
+	if err != nil || len(c.args) > 1 {
+		return c.usage("invalid mask '%s'", strings.Join(c.args, " "))
+	}
+	unix.Umask(int(mask))
+	return 0
+}
