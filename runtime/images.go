@@ -174,4 +174,3 @@ func diskUsage(dir string, now time.Time) (*runtimeapi.FilesystemUsage, error) {
 	return &runtimeapi.FilesystemUsage{Timestamp: now.UnixNano(), FsId: &runtimeapi.FilesystemIdentifier{Mountpoint: dir},
 		UsedBytes: &runtimeapi.UInt64Value{Value: b}, InodesUsed: &runtimeapi.UInt64Value{Value: n}}, nil
 }
-

@@ -22,7 +22,10 @@ type monitor struct {
 	proc *os.Process // nil if an earlier agent started it
 	pid  int
 	exit func(wire.Proc)
+	lost func() // called once, when the connection has ended
 	gone chan struct{}
+	// reaped closes when a monitor of ours has ended and been waited for.
+	reaped chan struct{}
 
 	mu      sync.Mutex
 	seq     uint32
@@ -43,7 +46,7 @@ type procFD struct {
 }
 
 // startMonitor runs a monitor for the sandbox whose state folder is dir.
-func startMonitor(program, dir string, onExit func(wire.Proc)) (*monitor, error) {
+func startMonitor(program, dir string, onExit func(wire.Proc), onLost func()) (*monitor, error) {
 	sock, err := listenIn(dir)
 	if err != nil {
 		return nil, fmt.Errorf("monitor socket: %w", err)
@@ -72,17 +75,18 @@ func startMonitor(program, dir string, onExit func(wire.Proc)) (*monitor, error)
 		p.Wait()
 		return nil, err
 	}
-	m.proc, m.pid = p, p.Pid
+	m.proc, m.pid, m.lost = p, p.Pid, onLost
 	go m.read()
 	return m, nil
 }
 
 // adoptMonitor connects to the monitor an earlier agent started.
-func adoptMonitor(dir string, onExit func(wire.Proc)) (*monitor, error) {
+func adoptMonitor(dir string, onExit func(wire.Proc), onLost func()) (*monitor, error) {
 	m, err := dialMonitor(dir, onExit)
 	if err != nil {
 		return nil, err
 	}
+	m.lost = onLost
 	go m.read()
 	return m, nil
 }
@@ -138,7 +142,7 @@ func dialMonitor(dir string, onExit func(wire.Proc)) (*monitor, error) {
 	if err != nil {
 		return nil, fmt.Errorf("%w: %w", errMonitorGone, err)
 	}
-	m := &monitor{conn: conn, exit: onExit, gone: make(chan struct{}), pending: map[uint32]*pendingCall{}}
+	m := &monitor{conn: conn, exit: onExit, gone: make(chan struct{}), reaped: make(chan struct{}), pending: map[uint32]*pendingCall{}}
 	raw, err := conn.SyscallConn()
 	if err == nil {
 		raw.Control(func(fd uintptr) {
@@ -174,7 +178,10 @@ func (m *monitor) read() {
 	if m.proc != nil {
 		// It closes its connection only by ending, or for a newer agent; in the latter
 		// case this one is on its way out too.
-		go m.proc.Wait()
+		go func() {
+			m.proc.Wait()
+			close(m.reaped)
+		}()
 	}
 	m.mu.Lock()
 	close(m.gone)
@@ -184,6 +191,7 @@ func (m *monitor) read() {
 		close(p.done)
 	}
 	m.mu.Unlock()
+	m.lost()
 }
 
 func parseFDs(oob []byte) []int {
@@ -300,6 +308,9 @@ func (m *monitor) call(kind uint32, body wire.Walker, fds ...int) (*pendingCall,
 func (m *monitor) shutdown() {
 	m.conn.Write(wire.Packet{Kind: wire.KindShutdown}.Marshal())
 	<-m.gone
+	if m.proc != nil {
+		<-m.reaped
+	}
 }
 
 func (m *monitor) close() { m.conn.Close() }

@@ -108,7 +108,7 @@ func (r *Runtime) loadContainers() error {
 func (r *Runtime) adopt(s *sandbox) {
 	live := map[string]procFD{}
 	id := s.rec.ID
-	m, err := adoptMonitor(s.run, func(p wire.Proc) { r.onExit(id, p) })
+	m, err := adoptMonitor(s.run, func(p wire.Proc) { r.onExit(id, p) }, func() { r.onLost(id) })
 	if err == nil {
 		reply, lerr := m.call(wire.KindList, nil)
 		if lerr != nil {
@@ -192,6 +192,24 @@ func (r *Runtime) adoptOrphan(c *container) {
 	r.watchOrphan(c, p)
 }
 
+// onLost is told that a monitor's connection ended. If it died, its containers go on
+// without a parent, and are watched from here.
+func (r *Runtime) onLost(sandboxID string) {
+	if r.closed.Load() {
+		return
+	}
+	for _, c := range r.containersOf(sandboxID) {
+		r.mu.RLock()
+		p := wire.Proc{ID: c.rec.ID, PID: c.pid, StartTime: c.startTime, StartedAt: c.rec.StartedAt}
+		orphan := c.state == runtimeapi.ContainerState_CONTAINER_RUNNING && c.pidfd >= 0
+		r.mu.RUnlock()
+		if orphan {
+			r.log.Warn("a pod's monitor died: its containers lose their output", "sandbox", sandboxID, "container", c.rec.ID)
+			r.watchOrphan(c, p)
+		}
+	}
+}
+
 // watchOrphan waits for a container whose monitor died. Only a parent learns an exit
 // code, or who holds a pidfd on Linux 6.15 and later.
 func (r *Runtime) watchOrphan(c *container, p wire.Proc) {
@@ -248,7 +266,7 @@ func (r *Runtime) sweepState() {
 			continue
 		}
 		dir := filepath.Join(r.cfg.StateDir, e.Name())
-		if m, err := adoptMonitor(dir, func(wire.Proc) {}); err == nil {
+		if m, err := adoptMonitor(dir, func(wire.Proc) {}, func() {}); err == nil {
 			m.shutdown()
 		}
 		for _, name := range []string{"net", "ipc", "uts", "shm"} {

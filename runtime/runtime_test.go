@@ -329,4 +329,3 @@ func mustJSON(v any) []byte {
 	}
 	return b
 }
-

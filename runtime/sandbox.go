@@ -167,7 +167,7 @@ func (r *Runtime) startSandbox(ctx context.Context, s *sandbox) error {
 
 func (r *Runtime) startMonitor(s *sandbox) (*monitor, error) {
 	id := s.rec.ID
-	m, err := startMonitor(r.monitorPath, s.run, func(p wire.Proc) { r.onExit(id, p) })
+	m, err := startMonitor(r.monitorPath, s.run, func(p wire.Proc) { r.onExit(id, p) }, func() { r.onLost(id) })
 	if err != nil {
 		return nil, err
 	}

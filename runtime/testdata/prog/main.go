@@ -146,7 +146,7 @@ func wait(a []string) {
 	if n < 0 {
 		signal.Ignore(syscall.SIGTERM)
 		fmt.Println("ready")
-		select {}
+		time.Sleep(time.Hour)
 	}
 	signal.Notify(c, syscall.Signal(n))
 	fmt.Println("ready")
@@ -171,7 +171,7 @@ func eat(a []string) {
 		b[i] = 1
 	}
 	fmt.Println("ate", len(b))
-	select {}
+	time.Sleep(time.Hour)
 }
 
 func listen(a []string) {
