@@ -5,12 +5,14 @@ import (
 
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
+	"github.com/skiff-project/skiff/controller/clusterroleaggregation"
 	"github.com/skiff-project/skiff/controller/daemonset"
 	"github.com/skiff-project/skiff/controller/deployment"
 	"github.com/skiff-project/skiff/controller/endpoints"
 	"github.com/skiff-project/skiff/controller/endpointslice"
 	"github.com/skiff-project/skiff/controller/engine"
 	"github.com/skiff-project/skiff/controller/garbagecollector"
+	"github.com/skiff-project/skiff/controller/job"
 	"github.com/skiff-project/skiff/controller/namespace"
 	"github.com/skiff-project/skiff/controller/nodeipam"
 	"github.com/skiff-project/skiff/controller/nodelifecycle"
@@ -22,6 +24,7 @@ import (
 	"github.com/skiff-project/skiff/controller/statefulset"
 	"github.com/skiff-project/skiff/controller/tainteviction"
 	"github.com/skiff-project/skiff/controller/tokens"
+	"github.com/skiff-project/skiff/controller/ttlafterfinished"
 )
 
 // entry is one controller that can be built.
@@ -67,6 +70,11 @@ var list = []entry{
 		build: plain(replication.New)},
 	{name: "daemonset-controller", alias: "daemonset", account: "daemon-set-controller", build: plain(daemonset.New)},
 	{name: "statefulset-controller", alias: "statefulset", account: "statefulset-controller", build: plain(statefulset.New)},
+	{name: "job-controller", alias: "job", account: "job-controller", build: plain(job.New)},
+	{name: "ttl-after-finished-controller", alias: "ttl-after-finished", account: "ttl-after-finished-controller",
+		build: plain(ttlafterfinished.New)},
+	{name: "clusterrole-aggregation-controller", alias: "clusterrole-aggregation", account: "clusterrole-aggregation-controller",
+		build: plain(clusterroleaggregation.New)},
 	{name: "endpoints-controller", alias: "endpoint", account: "endpoint-controller", build: plain(endpoints.New)},
 	{name: "endpointslice-controller", alias: "endpointslice", account: "endpointslice-controller",
 		build: plain(endpointslice.New)},
