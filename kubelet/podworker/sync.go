@@ -30,14 +30,21 @@ func (m *Machine) sync(in *Input, o *Output) {
 	if !m.initContainers(in, o) {
 		return
 	}
+	ended := true
 	for i := range in.Pod.Spec.Containers {
 		c := &in.Pod.Spec.Containers[i]
 		latest := in.Runtime.Latest(c.Name)
 		if latest != nil && latest.State == podstate.Running {
+			ended = false
 			m.checkRunning(in, o, c, latest, "Container "+c.Name, true)
 		} else if podstate.NeedsStart(c, in.Pod, latest) {
+			ended = false
 			m.start(in, o, c, latest)
 		}
+	}
+	if ended { // sidecars alone do not keep a pod alive
+		m.terminating, m.since = true, in.Now
+		m.terminate(in, o)
 	}
 }
 

@@ -240,8 +240,9 @@ func countContainer(pod *v1.Pod, c *v1.Container, st *v1.ContainerStatus, n *tal
 	}
 }
 
-// Finish makes a status final: every container that is not known to have ended is reported as
-// lost, and the phase becomes Failed unless it is final already.
+// Finish makes a status final: every container that should have run and is not known to have ended
+// is reported as lost, and the phase becomes Failed unless it is final already. Containers a pod
+// never came to, because its initialization failed, stay as they are.
 func Finish(s *v1.PodStatus, static bool) {
 	lost := func(list []v1.ContainerStatus) {
 		for i := range list {
@@ -249,16 +250,25 @@ func Finish(s *v1.PodStatus, static bool) {
 				list[i].State = v1.ContainerState{Terminated: &v1.ContainerStateTerminated{Reason: "ContainerStatusUnknown",
 					Message: "The container could not be located when the pod was terminated", ExitCode: 137}}
 			}
-			list[i].Ready = false
 		}
 	}
-	lost(s.ContainerStatuses)
 	inits := s.InitContainerStatuses
+	reached := 0 // init containers up to the last that shows signs of life
 	for i := range inits {
-		if inits[i].State.Terminated == nil {
-			lost(inits[i : i+1])
+		if evidence(&inits[i]) {
+			reached = i + 1
 		}
 	}
+	initialized := len(inits) == 0 || reached == len(inits) && (inits[reached-1].Ready || inits[reached-1].State.Running != nil)
+	for i := range s.ContainerStatuses {
+		initialized = initialized || evidence(&s.ContainerStatuses[i])
+		s.ContainerStatuses[i].Ready = false
+	}
+	if initialized {
+		lost(s.ContainerStatuses)
+		reached = len(inits)
+	}
+	lost(inits[:reached])
 	if !Terminal(s.Phase) && !static {
 		s.Phase = v1.PodFailed
 	}
@@ -272,6 +282,11 @@ func Finish(s *v1.PodStatus, static bool) {
 			}
 		}
 	}
+}
+
+// evidence says whether a container ever got going.
+func evidence(c *v1.ContainerStatus) bool {
+	return c.State.Running != nil || c.State.Terminated != nil || c.LastTerminationState.Terminated != nil
 }
 
 // Terminal says whether a phase is final.
