@@ -296,7 +296,7 @@ func TestAddressesRestAndRunOut(t *testing.T) {
 			}
 		case "crash":
 			// Killed between writing beside and renaming.
-			if err := os.WriteFile(filepath.Join(p.folder(), "z.json.new"), []byte("{"), 0o600); err != nil {
+			if err := os.WriteFile(filepath.Join(p.folder(), ".z.json.tmp1"), []byte("{"), 0o600); err != nil {
 				t.Fatal(err)
 			}
 			p = open()

@@ -12,6 +12,7 @@ import (
 	"slices"
 	"strings"
 
+	"github.com/skiff-project/skiff/internal/atomicfile"
 	"github.com/skiff-project/skiff/internal/nft"
 )
 
@@ -119,7 +120,7 @@ func (p *pool) allocate(s PodSandbox) (*record, error) {
 	if err != nil {
 		return nil, err
 	}
-	if err := writeDurable(filepath.Join(p.folder(), s.ID+".json"), b); err != nil {
+	if err := atomicfile.Write(filepath.Join(p.folder(), s.ID+".json"), b, 0o600); err != nil {
 		return nil, fmt.Errorf("record its addresses: %w", err)
 	}
 	p.records[s.ID] = rec
@@ -223,28 +224,4 @@ func validID(id string) bool {
 		}
 	}
 	return true
-}
-
-// writeDurable writes a file so that, whenever power fails, either the old or the new
-// content is there: written beside, synced, renamed, the folder synced.
-func writeDurable(path string, b []byte) error {
-	tmp := path + ".new"
-	f, err := os.OpenFile(tmp, os.O_CREATE|os.O_WRONLY|os.O_TRUNC, 0o600)
-	if err != nil {
-		return err
-	}
-	_, err = f.Write(b)
-	err = errors.Join(err, f.Sync(), f.Close())
-	if err == nil {
-		err = os.Rename(tmp, path)
-	}
-	if err != nil {
-		_ = os.Remove(tmp)
-		return err
-	}
-	dir, err := os.Open(filepath.Dir(path))
-	if err != nil {
-		return err
-	}
-	return errors.Join(dir.Sync(), dir.Close())
 }
