@@ -8,18 +8,21 @@ import (
 // DefaultVolumeSource fills the unset fields of a persistent volume's source,
 // which volume attachments may carry inline too.
 func DefaultVolumeSource(s *corev1.PersistentVolumeSource) {
-	switch {
-	case s.HostPath != nil:
+	if s.HostPath != nil {
 		setIfNil(&s.HostPath.Type, corev1.HostPathUnset)
-	case s.ISCSI != nil:
+	}
+	if s.ISCSI != nil {
 		setIfEmpty(&s.ISCSI.ISCSIInterface, "default")
-	case s.RBD != nil:
+	}
+	if s.RBD != nil {
 		setIfEmpty(&s.RBD.RBDPool, "rbd")
 		setIfEmpty(&s.RBD.RadosUser, "admin")
 		setIfEmpty(&s.RBD.Keyring, "/etc/ceph/keyring")
-	case s.AzureDisk != nil:
+	}
+	if s.AzureDisk != nil {
 		defaultAzureDisk(s.AzureDisk)
-	case s.ScaleIO != nil:
+	}
+	if s.ScaleIO != nil {
 		setIfEmpty(&s.ScaleIO.StorageMode, "ThinProvisioned")
 		setIfEmpty(&s.ScaleIO.FSType, "xfs")
 	}
@@ -107,7 +110,14 @@ func defaultNamespace(n *corev1.Namespace) {
 	setIfEmpty(&n.Status.Phase, corev1.NamespaceActive)
 }
 
+// defaultNode also keeps podCIDR and podCIDRs alike; podCIDR wins.
 func defaultNode(n *corev1.Node) {
+	switch s := &n.Spec; {
+	case s.PodCIDR == "" && len(s.PodCIDRs) > 0:
+		s.PodCIDR = s.PodCIDRs[0]
+	case s.PodCIDR != "" && (len(s.PodCIDRs) == 0 || s.PodCIDRs[0] != s.PodCIDR):
+		s.PodCIDRs = []string{s.PodCIDR}
+	}
 	if n.Status.Allocatable == nil && n.Status.Capacity != nil {
 		n.Status.Allocatable = n.Status.Capacity.DeepCopy()
 	}
@@ -129,7 +139,17 @@ func defaultConfigMap(c *corev1.ConfigMap) {
 	}
 }
 
-func defaultSecret(s *corev1.Secret) { setIfEmpty(&s.Type, corev1.SecretTypeOpaque) }
+// defaultSecret also moves stringData, which is for writing only, into data.
+func defaultSecret(s *corev1.Secret) {
+	setIfEmpty(&s.Type, corev1.SecretTypeOpaque)
+	if len(s.StringData) > 0 && s.Data == nil {
+		s.Data = make(map[string][]byte, len(s.StringData))
+	}
+	for k, v := range s.StringData {
+		s.Data[k] = []byte(v)
+	}
+	s.StringData = nil
+}
 
 func defaultReplicationController(rc *corev1.ReplicationController) {
 	setIfNil(&rc.Spec.Replicas, 1)

@@ -196,33 +196,47 @@ func defaultVolume(v *corev1.Volume) {
 	if v.VolumeSource == (corev1.VolumeSource{}) {
 		v.EmptyDir = &corev1.EmptyDirVolumeSource{}
 	}
-	switch {
-	case v.Image != nil:
+	if v.Image != nil {
 		setIfEmpty(&v.Image.PullPolicy, pullPolicy(v.Image.Reference))
-	case v.HostPath != nil:
+	}
+	if v.HostPath != nil {
 		setIfNil(&v.HostPath.Type, corev1.HostPathUnset)
-	case v.Secret != nil:
+	}
+	if v.Secret != nil {
 		setIfNil(&v.Secret.DefaultMode, corev1.SecretVolumeSourceDefaultMode)
-	case v.ConfigMap != nil:
+	}
+	if v.ConfigMap != nil {
 		setIfNil(&v.ConfigMap.DefaultMode, corev1.ConfigMapVolumeSourceDefaultMode)
-	case v.DownwardAPI != nil:
+	}
+	if v.DownwardAPI != nil {
 		setIfNil(&v.DownwardAPI.DefaultMode, corev1.DownwardAPIVolumeSourceDefaultMode)
 		defaultDownwardItems(v.DownwardAPI.Items)
-	case v.Projected != nil:
+	}
+	if v.Projected != nil {
 		defaultProjected(v.Projected)
-	case v.ISCSI != nil:
+	}
+	if v.Ephemeral != nil && v.Ephemeral.VolumeClaimTemplate != nil {
+		DefaultClaimSpec(&v.Ephemeral.VolumeClaimTemplate.Spec)
+	}
+	defaultNetworkVolume(v)
+}
+
+// defaultNetworkVolume defaults the sources that old in-tree drivers serve.
+func defaultNetworkVolume(v *corev1.Volume) {
+	if v.ISCSI != nil {
 		setIfEmpty(&v.ISCSI.ISCSIInterface, "default")
-	case v.RBD != nil:
+	}
+	if v.RBD != nil {
 		setIfEmpty(&v.RBD.RBDPool, "rbd")
 		setIfEmpty(&v.RBD.RadosUser, "admin")
 		setIfEmpty(&v.RBD.Keyring, "/etc/ceph/keyring")
-	case v.AzureDisk != nil:
+	}
+	if v.AzureDisk != nil {
 		defaultAzureDisk(v.AzureDisk)
-	case v.ScaleIO != nil:
+	}
+	if v.ScaleIO != nil {
 		setIfEmpty(&v.ScaleIO.StorageMode, "ThinProvisioned")
 		setIfEmpty(&v.ScaleIO.FSType, "xfs")
-	case v.Ephemeral != nil && v.Ephemeral.VolumeClaimTemplate != nil:
-		DefaultClaimSpec(&v.Ephemeral.VolumeClaimTemplate.Spec)
 	}
 }
 

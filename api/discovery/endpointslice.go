@@ -216,7 +216,7 @@ func formatEndpoints(endpoints []discoveryv1.Endpoint) string {
 func firstThree(all []string, none string) string {
 	const most = 3
 	switch {
-	case len(all) == 0:
+	case strings.Join(all, "") == "":
 		return none
 	case len(all) > most:
 		return fmt.Sprintf("%s + %d more...", strings.Join(all[:most], ","), len(all)-most)

@@ -39,12 +39,10 @@ func ipAddressResource() *api.Resource {
 				}
 			}),
 		},
-		// Upstream's rows have an age its header lacks; the header has it here.
 		Columns: []metav1.TableColumnDefinition{
 			api.Column("ParentRef", "string", networkingv1.IPAddressSpec{}.SwaggerDoc()["parentRef"]),
-			api.AgeColumn(),
 		},
-		Cells: api.Row(func(a *networkingv1.IPAddress, now metav1.Time) []any {
+		Cells: api.Row(func(a *networkingv1.IPAddress, _ metav1.Time) []any {
 			parent := "<none>"
 			if r := a.Spec.ParentRef; r != nil {
 				parent = strings.ToLower(schema.GroupResource{Group: r.Group, Resource: r.Resource}.String())
@@ -53,7 +51,7 @@ func ipAddressResource() *api.Resource {
 				}
 				parent += "/" + r.Name
 			}
-			return []any{a.Name, parent, api.Age(a.CreationTimestamp, now)}
+			return []any{a.Name, parent}
 		}),
 	}
 }

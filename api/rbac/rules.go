@@ -96,7 +96,7 @@ func checkSubject(l *check.List, p *field.Path, s *rbacv1.Subject, namespaced bo
 
 func (b binding) columns(role, what string) []metav1.TableColumnDefinition {
 	return []metav1.TableColumnDefinition{
-		api.Column("Role", "string", role),
+		api.Column("Role", "string", strings.TrimSuffix(role, " This field is immutable.")),
 		api.AgeColumn(),
 		api.Wide("Users", "Users in the "+what),
 		api.Wide("Groups", "Groups in the "+what),

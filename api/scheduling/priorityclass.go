@@ -66,7 +66,7 @@ func priorityClassResource() *api.Resource {
 			api.Column("Value", "integer", doc["value"]),
 			api.Column("Global-Default", "boolean", doc["globalDefault"]),
 			api.AgeColumn(),
-			api.Wide("PreemptionPolicy", doc["preemptionPolicy"]),
+			api.Column("PreemptionPolicy", "string", doc["preemptionPolicy"]),
 		},
 		Cells: api.Row(func(c *schedulingv1.PriorityClass, now metav1.Time) []any {
 			policy := ""
