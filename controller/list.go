@@ -6,6 +6,7 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
 	"github.com/skiff-project/skiff/controller/clusterroleaggregation"
+	"github.com/skiff-project/skiff/controller/cronjob"
 	"github.com/skiff-project/skiff/controller/daemonset"
 	"github.com/skiff-project/skiff/controller/deployment"
 	"github.com/skiff-project/skiff/controller/endpoints"
@@ -71,6 +72,7 @@ var list = []entry{
 	{name: "daemonset-controller", alias: "daemonset", account: "daemon-set-controller", build: plain(daemonset.New)},
 	{name: "statefulset-controller", alias: "statefulset", account: "statefulset-controller", build: plain(statefulset.New)},
 	{name: "job-controller", alias: "job", account: "job-controller", build: plain(job.New)},
+	{name: "cronjob-controller", alias: "cronjob", account: "cronjob-controller", build: plain(cronjob.New)},
 	{name: "ttl-after-finished-controller", alias: "ttl-after-finished", account: "ttl-after-finished-controller",
 		build: plain(ttlafterfinished.New)},
 	{name: "clusterrole-aggregation-controller", alias: "clusterrole-aggregation", account: "clusterrole-aggregation-controller",
