@@ -9,6 +9,7 @@ import (
 	"github.com/skiff-project/skiff/controller/cronjob"
 	"github.com/skiff-project/skiff/controller/daemonset"
 	"github.com/skiff-project/skiff/controller/deployment"
+	"github.com/skiff-project/skiff/controller/disruption"
 	"github.com/skiff-project/skiff/controller/endpoints"
 	"github.com/skiff-project/skiff/controller/endpointslice"
 	"github.com/skiff-project/skiff/controller/engine"
@@ -75,6 +76,7 @@ var list = []entry{
 	{name: "cronjob-controller", alias: "cronjob", account: "cronjob-controller", build: plain(cronjob.New)},
 	{name: "ttl-after-finished-controller", alias: "ttl-after-finished", account: "ttl-after-finished-controller",
 		build: plain(ttlafterfinished.New)},
+	{name: "disruption-controller", alias: "disruption", account: "disruption-controller", build: plain(disruption.New)},
 	{name: "clusterrole-aggregation-controller", alias: "clusterrole-aggregation", account: "clusterrole-aggregation-controller",
 		build: plain(clusterroleaggregation.New)},
 	{name: "endpoints-controller", alias: "endpoint", account: "endpoint-controller", build: plain(endpoints.New)},
