@@ -1,0 +1,196 @@
+package core
+
+import (
+	"fmt"
+	"maps"
+	"slices"
+	"strings"
+
+	"k8s.io/apimachinery/pkg/labels"
+)
+
+// Request is one pod to place, with what the cluster's columns do not hold.
+type Request struct {
+	Pod *Pod
+	// Spread selects the pods that the pod's controllers and services select;
+	// the default spreading constraints use it. Nil or empty: no default spreading.
+	Spread labels.Selector
+	// Volumes is what is known of the pod's claims.
+	Volumes Volumes
+	// Preemption lets a pod that fits nowhere take the place of less important
+	// ones.
+	Preemption bool
+	// Disruptions returns the budgets that preemption tries to keep; may be nil.
+	Disruptions func() []Budget
+	// Rand breaks ties: it returns a number in [0, n).
+	Rand func(n int) int
+}
+
+// Decision is where a pod goes, or why nowhere.
+type Decision struct {
+	Node  string // "" if it fits nowhere
+	Score int64
+	// Feasible is how many nodes passed the filters.
+	Feasible int
+
+	// Message says why the pod fits nowhere, in upstream's words.
+	Message string
+	// Rejected names the plugins that refused a node, for requeueing.
+	Rejected map[string]bool
+	// Nominated is the node that is free once Victims are gone.
+	Nominated string
+	Victims   []*Pod
+}
+
+// status is why one node was dropped.
+type status struct {
+	plugin  string
+	reasons []string
+	// unresolvable: no preemption can help.
+	unresolvable bool
+}
+
+// search is a decision in the making.
+type search struct {
+	c   *Cluster
+	req *Request
+	pod *Pod
+
+	rows     []int32   // nodes that passed so far
+	statuses []*status // by row, nil for the others
+	pre      *status   // a filter refused every node at once
+	rejected map[string]bool
+
+	taints  *taintTable
+	matcher *nodeMatcher
+	spread  *spreadState
+	budgets []Budget
+	scores  []int64 // by position in rows
+	scratch []int64
+}
+
+func newSearch(c *Cluster, req *Request) *search {
+	s := &search{c: c, req: req, pod: req.Pod, rejected: map[string]bool{}}
+	s.statuses = make([]*status, len(c.nodes))
+	s.rows = make([]int32, 0, len(c.nodes))
+	for row, node := range c.nodes {
+		if node != nil {
+			s.rows = append(s.rows, int32(row))
+		}
+	}
+	return s
+}
+
+// keep drops the rows for which refuse returns a status.
+func (s *search) keep(refuse func(row int32) *status) {
+	kept := s.rows[:0]
+	for _, row := range s.rows {
+		if st := refuse(row); st != nil {
+			s.statuses[row] = st
+			s.rejected[st.plugin] = true
+			continue
+		}
+		kept = append(kept, row)
+	}
+	s.rows = kept
+}
+
+// refuseAll ends the search before any node is looked at.
+func (s *search) refuseAll(plugin, reason string) {
+	s.pre = &status{plugin: plugin, reasons: []string{reason}, unresolvable: true}
+	s.rejected[plugin] = true
+	s.rows = s.rows[:0]
+}
+
+// Decide finds the best node for a pod. It changes nothing.
+func (c *Cluster) Decide(req *Request) Decision {
+	s := newSearch(c, req)
+	all := len(s.rows)
+	if all == 0 {
+		return Decision{Message: noNodesMessage}
+	}
+	s.filter()
+	if len(s.rows) == 0 {
+		d := Decision{Rejected: s.rejected}
+		d.Message = s.explain(all)
+		if req.Preemption {
+			s.preempt(&d, all)
+		}
+		return d
+	}
+	d := Decision{Feasible: len(s.rows)}
+	best := 0
+	if len(s.rows) > 1 {
+		s.score()
+		best = s.best()
+		d.Score = s.scores[best]
+	}
+	d.Node = c.nodes[s.rows[best]].Name
+	return d
+}
+
+// best returns the position of a row with the highest score, any of them with
+// the same chance.
+func (s *search) best() int {
+	best, ties := 0, 1
+	for i := 1; i < len(s.scores); i++ {
+		switch {
+		case s.scores[i] > s.scores[best]:
+			best, ties = i, 1
+		case s.scores[i] == s.scores[best]:
+			ties++
+			if s.req.Rand != nil && s.req.Rand(ties) == 0 {
+				best = i
+			}
+		}
+	}
+	return best
+}
+
+const noNodesMessage = "no nodes available to schedule pods"
+
+// explain is the message of a pod that fits nowhere: how many nodes gave each
+// reason.
+func (s *search) explain(all int) string {
+	msg := fmt.Sprintf("0/%d nodes are available:", all)
+	if s.pre != nil {
+		return msg + fmt.Sprintf(" %s.", strings.Join(s.pre.reasons, ", "))
+	}
+	return msg + histogram(s.statuses, "", 0)
+}
+
+// histogram counts reasons; other more nodes have the reason rest.
+func histogram(statuses []*status, rest string, other int) string {
+	count := map[string]int{}
+	for _, st := range statuses {
+		if st == nil {
+			continue
+		}
+		for _, reason := range st.reasons {
+			count[reason]++
+		}
+	}
+	if other > 0 {
+		count[rest] += other
+	}
+	var parts []string
+	for _, reason := range slices.Collect(maps.Keys(count)) {
+		parts = append(parts, fmt.Sprintf("%d %s", count[reason], reason))
+	}
+	if len(parts) == 0 {
+		return ""
+	}
+	slices.Sort(parts)
+	return fmt.Sprintf(" %s.", strings.Join(parts, ", "))
+}
+
+// Fits reports whether a pod passes every filter on one node as things are.
+func (c *Cluster) Fits(req *Request, node string) bool {
+	row, ok := c.index[node]
+	if !ok || c.nodes[row] == nil {
+		return false
+	}
+	s := &search{c: c, req: req, pod: req.Pod, rejected: map[string]bool{}, statuses: make([]*status, len(c.nodes)), rows: []int32{row}}
+	s.filter()
+	return len(s.rows) == 1
+}
