@@ -26,6 +26,10 @@ import (
 	"github.com/skiff-project/skiff/api"
 	"github.com/skiff-project/skiff/apiserver/admission"
 	"github.com/skiff-project/skiff/apiserver/alloc"
+	"github.com/skiff-project/skiff/apiserver/connect"
+	"github.com/skiff-project/skiff/apiserver/discovery"
+	"github.com/skiff-project/skiff/apiserver/managed"
+	"github.com/skiff-project/skiff/apiserver/metrics"
 	"github.com/skiff-project/skiff/auth"
 	"github.com/skiff-project/skiff/auth/rbac/policy"
 	"github.com/skiff-project/skiff/auth/serviceaccount"
@@ -77,7 +81,7 @@ type Config struct {
 	// ProxyTLS is the client TLS for the proxy subresource's https targets; default: certificates unchecked, as upstream.
 	ProxyTLS *tls.Config
 	// Dial opens connections for the proxies; default net.Dialer. Network namespaces of nodes are its business.
-	Dial DialFunc
+	Dial connect.DialFunc
 
 	// ServiceCIDR is where cluster IPs come from; default 10.96.0.0/12.
 	ServiceCIDR netip.Prefix
@@ -165,12 +169,13 @@ type Server struct {
 	codec     *codec.Codec
 	endpoints map[string]*endpoint // by group/version/resource
 	stores    map[string]*endpoint // by group/resource: the one with the stored version
-	discovery *discovery
+	discovery discovery.Groups
 	reader    *Reader
-	services  *services
-	managed   *fieldManagers
+	services  *alloc.Services
+	managed   *managed.Fields
 	openapi   openAPI
-	metrics   *metrics
+	proxy     *connect.Proxy
+	metrics   *metrics.Metrics
 
 	inFlight    chan struct{}
 	longRunning chan struct{}
@@ -190,9 +195,10 @@ func New(cfg Config) (*Server, error) {
 		inFlight: make(chan struct{}, cfg.MaxInFlight), longRunning: make(chan struct{}, cfg.MaxLongRunning),
 		stopping: make(chan struct{}),
 	}
-	s.managed = newFieldManagers()
-	s.metrics = newMetrics(s)
-	services, err := newServices(&s.cfg)
+	s.proxy = &connect.Proxy{Dial: cfg.Dial, Log: cfg.Log, Stopping: s.stopping}
+	s.managed = managed.New()
+	s.metrics = metrics.New(s.inFlight, s.longRunning, cfg.Store)
+	services, err := alloc.NewServices(cfg.ServiceCIDR, cfg.NodePorts, cfg.Log.Warn)
 	if err != nil {
 		return nil, err
 	}
@@ -203,9 +209,9 @@ func New(cfg Config) (*Server, error) {
 	if s.reader, err = NewReader(cfg.Store, cfg.Resources); err != nil {
 		return nil, err
 	}
-	s.discovery = newDiscovery(s.cfg.Resources)
-	if err := s.services.rebuild(s.reader); err != nil {
-		return nil, err
+	s.discovery = discovery.New(s.cfg.Resources)
+	if list, err := s.reader.List("", "services", ""); err == nil { // else Services are not served
+		s.services.Rebuild(list)
 	}
 	return s, nil
 }

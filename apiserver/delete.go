@@ -12,6 +12,7 @@ import (
 	"k8s.io/apimachinery/pkg/types"
 
 	"github.com/skiff-project/skiff/apiserver/registry"
+	"github.com/skiff-project/skiff/apiserver/request"
 	"github.com/skiff-project/skiff/object/codec"
 )
 
@@ -51,7 +52,7 @@ func (s *Server) deleteOptions(c *call) (*metav1.DeleteOptions, error) {
 
 // deleteOptionsKind returns the kind the body claims, if it is DeleteOptions of some group.
 func deleteOptionsKind(media string, body []byte, want schema.GroupVersionKind) (schema.GroupVersionKind, error) {
-	gvk, err := peekKind(media, body)
+	gvk, err := codec.PeekKind(media, body)
 	if err != nil {
 		return want, apierrors.NewBadRequest(err.Error())
 	}
@@ -68,7 +69,7 @@ func deleteOptionsKind(media string, body []byte, want schema.GroupVersionKind) 
 func queryDeleteOptions(c *call, opts *metav1.DeleteOptions) error {
 	opts.DryRun = c.query["dryRun"]
 	var err error
-	if opts.GracePeriodSeconds, err = queryInt(c.query, "gracePeriodSeconds"); err != nil {
+	if opts.GracePeriodSeconds, err = request.Int(c.query, "gracePeriodSeconds"); err != nil {
 		return err
 	}
 	if p := c.query.Get("propagationPolicy"); p != "" {
@@ -76,7 +77,7 @@ func queryDeleteOptions(c *call, opts *metav1.DeleteOptions) error {
 		opts.PropagationPolicy = &policy
 	}
 	if c.query.Has("orphanDependents") {
-		v, err := queryBool(c.query, "orphanDependents")
+		v, err := request.Bool(c.query, "orphanDependents")
 		if err != nil {
 			return err
 		}

@@ -7,6 +7,8 @@ import (
 	"k8s.io/apimachinery/pkg/runtime/schema"
 
 	"github.com/skiff-project/skiff/api"
+	"github.com/skiff-project/skiff/apiserver/discovery"
+	"github.com/skiff-project/skiff/apiserver/managed"
 	"github.com/skiff-project/skiff/apiserver/registry"
 )
 
@@ -24,6 +26,7 @@ type endpoint struct {
 	subs     map[string]*api.Subresource
 	// formNames name this endpoint's encodings among those shared per version; true is protobuf.
 	formNames map[bool]string
+	fields    *managed.Type
 }
 
 func key3(group, version, resource string) string { return group + "/" + version + "/" + resource }
@@ -66,6 +69,7 @@ func newEndpoint(res *api.Resource, ver *api.Version, reg *registry.Registry) *e
 	if reg != nil {
 		e.storedV = reg.Kind().GroupVersion().String()
 		e.verbatim = ver.FromStorage == nil
+		e.fields = &managed.Type{Resource: res, Version: ver, Kind: e.kind, Stored: reg.Kind(), New: reg.New}
 	}
 	for i := range res.Subresources {
 		e.subs[res.Subresources[i].Name] = &res.Subresources[i]
@@ -81,22 +85,14 @@ func (s *Server) registryConfig(res *api.Resource) registry.Config {
 	}
 	switch res.Name {
 	case "services":
-		c.Begin, c.Deleted = s.services.begin, s.services.deleted
+		c.Begin, c.Deleted = s.services.Begin, s.services.Deleted
 	case "namespaces":
 		c.MayRemove, c.Marked = namespaceEmpty, terminating
 	}
 	return c
 }
 
-// verbs returns the verbs of the main resource.
-func verbs(res *api.Resource) []string {
-	if res.Verbs != nil {
-		return res.Verbs
-	}
-	return []string{"create", "delete", "deletecollection", "get", "list", "patch", "update", "watch"}
-}
-
-func (e *endpoint) serves(verb string) bool { return slices.Contains(verbs(e.res), verb) }
+func (e *endpoint) serves(verb string) bool { return slices.Contains(discovery.Verbs(e.res), verb) }
 
 // served converts a stored object to this endpoint's version and sets its kind.
 func (e *endpoint) served(obj api.Object) (api.Object, error) {

@@ -18,6 +18,8 @@ import (
 	"k8s.io/apimachinery/pkg/runtime/schema"
 
 	"github.com/skiff-project/skiff/apiserver/admission"
+	"github.com/skiff-project/skiff/apiserver/inprocess"
+	"github.com/skiff-project/skiff/apiserver/metrics"
 	"github.com/skiff-project/skiff/apiserver/request"
 	"github.com/skiff-project/skiff/auth"
 )
@@ -56,7 +58,7 @@ func (s *Server) serve(w http.ResponseWriter, req *http.Request) {
 		if p := recover(); p != nil {
 			s.panicked(c, rec, p)
 		}
-		s.metrics.observe(c, rec.code, s.cfg.Clock.Since(start))
+		s.metrics.Observe(c.counted(), rec.code, s.cfg.Clock.Since(start))
 	}()
 	id := req.Header.Get("Audit-Id")
 	if id == "" || len(id) > 64 {
@@ -87,6 +89,21 @@ func (s *Server) serve(w http.ResponseWriter, req *http.Request) {
 	s.route(c)
 }
 
+// counted is what the request is counted under.
+func (c *call) counted() metrics.Request {
+	if c.ep == nil {
+		return metrics.Request{}
+	}
+	r := metrics.Request{
+		Verb: c.info.Verb, Group: c.ep.kind.Group, Version: c.ep.kind.Version, Resource: c.ep.res.Name,
+		Named: c.info.Name != "", Namespaced: c.info.Namespace != "",
+	}
+	if c.ep.subs[c.info.Subresource] != nil {
+		r.Subresource = c.info.Subresource
+	}
+	return r
+}
+
 // panicked answers a handler that panicked, if nothing was sent yet.
 func (s *Server) panicked(c *call, rec *recorder, p any) {
 	if err, ok := p.(error); ok && errors.Is(err, http.ErrAbortHandler) {
@@ -112,7 +129,7 @@ func (s *Server) timeout(c *call) time.Duration {
 
 // authenticate finds the user or answers 401.
 func (s *Server) authenticate(c *call) bool {
-	if u, ok := localUser(c.req); ok {
+	if u, ok := inprocess.User(c.req); ok {
 		c.user = caller{u, true}
 	} else {
 		if s.cfg.Authenticator == nil {

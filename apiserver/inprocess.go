@@ -1,27 +1,15 @@
 package apiserver
 
 import (
-	"bytes"
-	"context"
-	"errors"
-	"io"
 	"net/http"
-	"sync"
 
 	"k8s.io/client-go/rest"
 
+	"github.com/skiff-project/skiff/apiserver/inprocess"
 	"github.com/skiff-project/skiff/auth"
 )
 
-type localUserKey struct{}
-
-// localUser returns the identity an in-process client carries.
-func localUser(req *http.Request) (auth.User, bool) {
-	u, ok := req.Context().Value(localUserKey{}).(auth.User)
-	return u, ok
-}
-
-func isLocal(req *http.Request) bool { _, ok := localUser(req); return ok }
+func isLocal(req *http.Request) bool { _, ok := inprocess.User(req); return ok }
 
 // InProcess returns a client configuration whose requests go straight to the
 // server's handler as user, with streaming responses and cancellation. Client
@@ -29,7 +17,7 @@ func isLocal(req *http.Request) bool { _, ok := localUser(req); return ok }
 func (s *Server) InProcess(user auth.User) *rest.Config {
 	return &rest.Config{
 		Host:      "http://skiff.in-process",
-		Transport: &transport{handler: s.Handler(), user: user},
+		Transport: &inprocess.Transport{Handler: s.Handler(), User: user},
 		QPS:       -1,
 		ContentConfig: rest.ContentConfig{
 			AcceptContentTypes: "application/vnd.kubernetes.protobuf,application/json",
@@ -56,192 +44,4 @@ func userAgent(u auth.User) string {
 		name = "kubelet"
 	}
 	return name + "/v1.37.2 (linux/amd64) skiff"
-}
-
-// transport is an http.RoundTripper that calls a handler.
-type transport struct {
-	handler http.Handler
-	user    auth.User
-}
-
-// RoundTrip implements http.RoundTripper. It returns as soon as the handler
-// has finished or flushed for the first time.
-func (t *transport) RoundTrip(req *http.Request) (*http.Response, error) {
-	ctx, cancel := context.WithCancel(context.WithValue(req.Context(), localUserKey{}, t.user))
-	in := req.WithContext(ctx)
-	in.RequestURI = req.URL.RequestURI()
-	in.RemoteAddr = "127.0.0.1:0"
-	if in.Body == nil {
-		in.Body = http.NoBody
-	}
-	if in.Header == nil {
-		in.Header = http.Header{}
-	} else {
-		in.Header = in.Header.Clone()
-	}
-	w := &localResponse{header: http.Header{}, started: make(chan struct{}), req: req, cancel: cancel}
-	w.cond.L = &w.mu
-	stop := context.AfterFunc(ctx, w.abort)
-	go func() {
-		defer cancel()
-		defer stop()
-		defer w.finish()
-		defer func() {
-			if p := recover(); p != nil {
-				w.abort()
-				if err, ok := p.(error); !ok || !errors.Is(err, http.ErrAbortHandler) {
-					panic(p)
-				}
-			}
-		}()
-		defer in.Body.Close()
-		t.handler.ServeHTTP(w, in)
-	}()
-	select {
-	case <-w.started:
-		return w.response(), nil
-	case <-req.Context().Done():
-		cancel()
-		return nil, req.Context().Err()
-	}
-}
-
-// maxLocalBuffer bounds what a handler may be ahead of its reader on a
-// streaming response, in bytes.
-const maxLocalBuffer = 1 << 20
-
-// localResponse carries a response from the handler's goroutine to the
-// client's. Until the first flush everything is buffered; a response never
-// flushed needs one hand-over.
-type localResponse struct {
-	header  http.Header
-	req     *http.Request
-	cancel  context.CancelFunc
-	started chan struct{}
-
-	mu        sync.Mutex
-	cond      sync.Cond
-	buf       bytes.Buffer
-	code      int
-	sent      http.Header // the header as it was when the response began
-	streaming bool
-	done      bool
-	closed    bool // the reader went away
-	aborted   bool
-}
-
-// Header implements http.ResponseWriter.
-func (w *localResponse) Header() http.Header { return w.header }
-
-// WriteHeader implements http.ResponseWriter.
-func (w *localResponse) WriteHeader(code int) {
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	w.begin(code)
-}
-
-func (w *localResponse) begin(code int) {
-	if w.code == 0 {
-		w.code = code
-		w.sent = w.header.Clone()
-	}
-}
-
-// Write implements http.ResponseWriter.
-func (w *localResponse) Write(p []byte) (int, error) {
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	w.begin(http.StatusOK)
-	for w.streaming && w.buf.Len() > maxLocalBuffer && !w.closed && !w.aborted {
-		w.cond.Wait()
-	}
-	if w.closed || w.aborted {
-		return 0, io.ErrClosedPipe
-	}
-	w.buf.Write(p)
-	if w.streaming {
-		w.cond.Broadcast()
-	}
-	return len(p), nil
-}
-
-// Flush implements http.Flusher: the client sees the response from now on.
-func (w *localResponse) Flush() {
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	w.begin(http.StatusOK)
-	w.start()
-}
-
-func (w *localResponse) start() {
-	if !w.streaming {
-		w.streaming = true
-		close(w.started)
-	}
-}
-
-func (w *localResponse) finish() {
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	w.begin(http.StatusOK)
-	w.done = true
-	w.start()
-	w.cond.Broadcast()
-}
-
-func (w *localResponse) abort() {
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	w.aborted = true
-	w.cond.Broadcast()
-}
-
-func (w *localResponse) response() *http.Response {
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	r := &http.Response{
-		Status: http.StatusText(w.code), StatusCode: w.code, Proto: "HTTP/1.1", ProtoMajor: 1, ProtoMinor: 1,
-		Header: w.sent, Request: w.req, ContentLength: -1, Body: &localBody{w},
-	}
-	if w.done {
-		r.ContentLength = int64(w.buf.Len())
-	}
-	return r
-}
-
-// localBody is the client's end of a localResponse.
-type localBody struct{ w *localResponse }
-
-// Read implements io.Reader.
-func (b *localBody) Read(p []byte) (int, error) {
-	w := b.w
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	for w.buf.Len() == 0 && !w.done && !w.aborted && !w.closed {
-		w.cond.Wait()
-	}
-	switch {
-	case w.closed:
-		return 0, http.ErrBodyReadAfterClose
-	case w.buf.Len() > 0:
-		n, _ := w.buf.Read(p)
-		w.cond.Broadcast()
-		return n, nil
-	case w.done:
-		return 0, io.EOF
-	}
-	if err := w.req.Context().Err(); err != nil {
-		return 0, err
-	}
-	return 0, io.ErrUnexpectedEOF
-}
-
-// Close implements io.Closer: it tells the handler that the client left.
-func (b *localBody) Close() error {
-	b.w.mu.Lock()
-	b.w.closed = true
-	b.w.cond.Broadcast()
-	b.w.mu.Unlock()
-	b.w.cancel()
-	return nil
 }

@@ -2,7 +2,6 @@ package apiserver
 
 import (
 	"crypto/sha512"
-	"encoding/base64"
 	"encoding/hex"
 	"encoding/json"
 	"fmt"
@@ -16,8 +15,6 @@ import (
 	"github.com/skiff-project/skiff/auth/serviceaccount"
 	"github.com/skiff-project/skiff/object/codec"
 )
-
-func base64Std(b []byte) string { return base64.StdEncoding.EncodeToString(b) }
 
 // writeTagged sends a document with an ETag, or 304 when the client has it.
 func (s *Server) writeTagged(c *call, contentType string, data []byte) {
@@ -50,7 +47,7 @@ func (s *Server) serveNonResource(c *call) {
 	case path == "/version":
 		s.serveVersion(c)
 	case path == "/metrics":
-		s.metrics.serve(c)
+		s.metrics.ServeHTTP(c.w, c.req)
 	case isHealthPath(path):
 		s.serveHealth(c, path)
 	case path == "/openapi/v2" || path == "/openapi/v3" || strings.HasPrefix(path, "/openapi/v3/"):
@@ -67,13 +64,13 @@ func (s *Server) index(c *call) {
 		"/.well-known/openid-configuration", "/api", "/api/v1", "/apis", "/healthz", "/healthz/etcd", "/healthz/ping", "/livez", "/livez/etcd", "/livez/ping",
 		"/metrics", "/openapi/v2", "/openapi/v3", "/openid/v1/jwks", "/readyz", "/readyz/etcd", "/readyz/ping", "/version",
 	}
-	for _, g := range s.discovery.groups {
-		if g.name == "" {
+	for _, g := range s.discovery {
+		if g.Name == "" {
 			continue
 		}
-		paths = append(paths, "/apis/"+g.name)
-		for _, v := range g.versions {
-			paths = append(paths, "/apis/"+g.name+"/"+v.name)
+		paths = append(paths, "/apis/"+g.Name)
+		for _, v := range g.Versions {
+			paths = append(paths, "/apis/"+g.Name+"/"+v.Name)
 		}
 	}
 	slices.Sort(paths)

@@ -139,9 +139,9 @@ func openAPIAccept(header, protoType string) (asProto, ok bool) {
 }
 
 func (s *Server) servedGroupVersion(path string) (schema.GroupVersion, bool) {
-	for _, g := range s.discovery.groups {
-		for _, v := range g.versions {
-			if gv := (schema.GroupVersion{Group: g.name, Version: v.name}); openapi.PathOf(gv) == path {
+	for _, g := range s.discovery {
+		for _, v := range g.Versions {
+			if gv := (schema.GroupVersion{Group: g.Name, Version: v.Name}); openapi.PathOf(gv) == path {
 				return gv, true
 			}
 		}
@@ -154,10 +154,10 @@ func (s *Server) servedGroupVersion(path string) (schema.GroupVersion, bool) {
 func (s *Server) openAPIHash(gv schema.GroupVersion) string {
 	h := sha256.New()
 	fmt.Fprintln(h, s.cfg.Version.GitVersion, s.cfg.Version.GitCommit, gv)
-	if g := s.discovery.group(gv.Group); g != nil {
-		for _, v := range g.versions {
-			if v.name == gv.Version {
-				for _, r := range v.resources {
+	if g := s.discovery.Group(gv.Group); g != nil {
+		for _, v := range g.Versions {
+			if v.Name == gv.Version {
+				for _, r := range v.Resources {
 					fmt.Fprintln(h, r.Name)
 				}
 			}
@@ -171,9 +171,9 @@ func (s *Server) openAPIIndex(c *call) {
 		URL string `json:"serverRelativeURL"`
 	}
 	paths := map[string]entry{}
-	for _, g := range s.discovery.groups {
-		for _, v := range g.versions {
-			gv := schema.GroupVersion{Group: g.name, Version: v.name}
+	for _, g := range s.discovery {
+		for _, v := range g.Versions {
+			gv := schema.GroupVersion{Group: g.Name, Version: v.Name}
 			p := openapi.PathOf(gv)
 			paths[p] = entry{"/openapi/v3/" + p + "?hash=" + s.openAPIHash(gv)}
 		}

@@ -14,10 +14,13 @@ import (
 	metavalidation "k8s.io/apimachinery/pkg/apis/meta/v1/validation"
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/types"
+	kjson "sigs.k8s.io/json"
 	"sigs.k8s.io/yaml"
 
 	"github.com/skiff-project/skiff/api"
+	"github.com/skiff-project/skiff/apiserver/managed"
 	"github.com/skiff-project/skiff/apiserver/registry"
+	"github.com/skiff-project/skiff/apiserver/request"
 	"github.com/skiff-project/skiff/object/codec"
 	"github.com/skiff-project/skiff/object/patch"
 )
@@ -55,7 +58,7 @@ func (s *Server) parsePatch(c *call) (*patchRequest, error) {
 		return nil, err
 	}
 	if c.query.Has("force") {
-		v, err := queryBool(c.query, "force")
+		v, err := request.Bool(c.query, "force")
 		if err != nil {
 			return nil, err
 		}
@@ -82,11 +85,8 @@ func (p *patchRequest) parseApply() error {
 	// Numbers must be int64 or float64, as everywhere in unstructured content.
 	data, err := json.Marshal(p.config)
 	if err == nil {
-		u := &unstructured.Unstructured{}
 		p.config = map[string]any{}
-		if err = jsonInts(data, &p.config); err == nil {
-			u.Object = p.config
-		}
+		err = kjson.UnmarshalCaseSensitivePreserveInts(data, &p.config)
 	}
 	if err != nil {
 		return apierrors.NewBadRequest(fmt.Sprintf("error decoding YAML: %v", err))
@@ -170,7 +170,7 @@ func (s *Server) patched(c *call, p *patchRequest, sub string, old api.Object) (
 	if err != nil {
 		return nil, err
 	}
-	return s.managed.update(c.ep, sub, old, stored, managerName(p.manager, c.req.UserAgent())), nil
+	return s.managed.Update(c.ep.fields, sub, old, stored, managerName(p.manager, c.req.UserAgent())), nil
 }
 
 // mergePatch applies a JSON, merge or strategic patch to current and decodes
@@ -178,7 +178,7 @@ func (s *Server) patched(c *call, p *patchRequest, sub string, old api.Object) (
 func (s *Server) mergePatch(c *call, p *patchRequest, current, obj api.Object) (strictErrs []error, value string, err error) {
 	if p.kind == types.StrategicMergePatchType {
 		strictErrs, err = patch.Strategic(current, p.body, p.strict(), obj)
-		return strictErrs, string(p.body), err
+		return strictErrs, patchText(p.body), err
 	}
 	doc, err := json.Marshal(current)
 	if err != nil {
@@ -222,7 +222,7 @@ func (s *Server) applied(c *call, p *patchRequest, sub string, old api.Object) (
 			config.SetNamespace(c.info.Namespace)
 		}
 	}
-	obj, err := s.managed.apply(c.ep, sub, old, config, p)
+	obj, err := s.managed.Apply(c.ep.fields, sub, old, config, managed.Apply{Manager: p.manager, Force: p.force != nil && *p.force})
 	if err != nil {
 		return nil, err
 	}
@@ -236,4 +236,13 @@ func (s *Server) applied(c *call, p *patchRequest, sub string, old api.Object) (
 		obj.SetName(c.info.Name)
 	}
 	return obj, nil
+}
+
+// patchText shows a strategic patch in an error as upstream does.
+func patchText(body []byte) string {
+	m := map[string]any{}
+	if err := kjson.UnmarshalCaseSensitivePreserveInts(body, &m); err != nil {
+		return string(body)
+	}
+	return fmt.Sprintf("%+v", m)
 }

@@ -1,15 +1,10 @@
 package apiserver
 
 import (
-	"context"
-	"crypto/tls"
-	"errors"
 	"fmt"
-	"io"
 	"math/rand/v2"
 	"net"
 	"net/http"
-	"net/http/httputil"
 	"net/netip"
 	"net/url"
 	"strconv"
@@ -22,29 +17,21 @@ import (
 	"k8s.io/streaming/pkg/httpstream/wsstream"
 
 	"github.com/skiff-project/skiff/apiserver/admission"
+	"github.com/skiff-project/skiff/apiserver/connect"
 )
 
-// DialFunc opens a connection, as net.Dialer.DialContext does.
-type DialFunc func(ctx context.Context, network, address string) (net.Conn, error)
-
-// target is where a proxied request goes.
-type target struct {
-	url *url.URL
-	tls *tls.Config
-}
-
 // kubelet returns the address of a node's kubelet.
-func (s *Server) kubelet(nodeName string) (target, string, error) {
+func (s *Server) kubelet(nodeName string) (connect.Target, string, error) {
 	if s.cfg.KubeletTLS == nil {
-		return target{}, "", apierrors.NewServiceUnavailable("this API server has no client certificate for kubelets; configure KubeletTLS")
+		return connect.Target{}, "", apierrors.NewServiceUnavailable("this API server has no client certificate for kubelets; configure KubeletTLS")
 	}
 	obj, err := s.reader.Get("", "nodes", "", nodeName)
 	if err != nil {
-		return target{}, "", err
+		return connect.Target{}, "", err
 	}
 	node, ok := obj.(*corev1.Node)
 	if !ok {
-		return target{}, "", fmt.Errorf("nodes are stored as %T", obj)
+		return connect.Target{}, "", fmt.Errorf("nodes are stored as %T", obj)
 	}
 	port := node.Status.DaemonEndpoints.KubeletEndpoint.Port
 	if port == 0 {
@@ -54,11 +41,11 @@ func (s *Server) kubelet(nodeName string) (target, string, error) {
 		for _, a := range node.Status.Addresses {
 			if a.Type == kind && a.Address != "" {
 				host := net.JoinHostPort(a.Address, strconv.Itoa(int(port)))
-				return target{&url.URL{Scheme: "https", Host: host}, s.cfg.KubeletTLS}, a.Address, nil
+				return connect.Target{URL: &url.URL{Scheme: "https", Host: host}, TLS: s.cfg.KubeletTLS}, a.Address, nil
 			}
 		}
 	}
-	return target{}, "", apierrors.NewServiceUnavailable(fmt.Sprintf("node %s has no address yet", nodeName))
+	return connect.Target{}, "", apierrors.NewServiceUnavailable(fmt.Sprintf("node %s has no address yet", nodeName))
 }
 
 func (s *Server) getPod(c *call) (*corev1.Pod, error) {
@@ -107,7 +94,7 @@ func (s *Server) podLog(c *call) {
 		s.fail(c, err)
 		return
 	}
-	params, err := logParams(c.query)
+	params, err := connect.LogParams(c.query)
 	if err != nil {
 		s.fail(c, err)
 		return
@@ -127,123 +114,25 @@ func (s *Server) podLog(c *call) {
 		return
 	}
 	if parseBool(c.query.Get("insecureSkipTLSVerifyBackend")) {
-		t.tls = t.tls.Clone()
-		t.tls.InsecureSkipVerify = true
+		t.TLS = t.TLS.Clone()
+		t.TLS.InsecureSkipVerify = true
 	}
-	t.url.Path = fmt.Sprintf("/containerLogs/%s/%s/%s", pod.Namespace, pod.Name, container)
-	t.url.RawQuery = params.Encode()
+	t.URL.Path = fmt.Sprintf("/containerLogs/%s/%s/%s", pod.Namespace, pod.Name, container)
+	t.URL.RawQuery = params.Encode()
 	if c.req.Header.Get("Upgrade") != "" {
-		s.streamLogWebsocket(c, t)
+		s.proxy.LogWebsocket(s.via(c), t)
 		return
 	}
-	s.copyFrom(c, t)
+	s.proxy.Copy(s.via(c), t)
 }
 
-// logParams checks and passes on PodLogOptions.
-func logParams(q url.Values) (url.Values, error) {
-	out := url.Values{}
-	for _, name := range []string{"follow", "previous", "timestamps"} {
-		if v, err := queryBool(q, name); err != nil {
-			return nil, err
-		} else if v {
-			out.Set(name, "true")
-		}
-	}
-	for _, name := range []string{"sinceSeconds", "tailLines", "limitBytes"} {
-		v, err := queryInt(q, name)
-		if err != nil {
-			return nil, err
-		}
-		if v == nil {
-			continue
-		}
-		if *v < 0 || name != "tailLines" && *v < 1 {
-			return nil, invalidLogOption(name, *v)
-		}
-		out.Set(name, strconv.FormatInt(*v, 10))
-	}
-	if v := q.Get("sinceTime"); v != "" {
-		if out.Has("sinceSeconds") {
-			return nil, forbiddenLogOption()
-		}
-		out.Set("sinceTime", v)
-	}
-	if v := q.Get("stream"); v != "" {
-		out.Set("stream", v)
-	}
-	return out, nil
+// via hands a call to the proxy.
+func (s *Server) via(c *call) connect.Call {
+	return connect.Call{Req: c.req, W: c.w, Fail: func(err error) { s.fail(c, err) }}
 }
 
-// copyFrom passes a kubelet's plain answer on, flushing as it comes.
-func (s *Server) copyFrom(c *call, t target) {
-	client := &http.Client{
-		Transport:     s.transport(t.tls),
-		CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
-	}
-	defer client.CloseIdleConnections()
-	req, err := http.NewRequestWithContext(c.ctx(), http.MethodGet, t.url.String(), http.NoBody)
-	if err != nil {
-		s.fail(c, err)
-		return
-	}
-	resp, err := client.Do(req)
-	if err != nil {
-		s.fail(c, apierrors.NewInternalError(fmt.Errorf("Get %q: %w", t.url.String(), errors.Unwrap(err)))) //nolint:staticcheck // upstream's text
-		return
-	}
-	defer resp.Body.Close()
-	if resp.StatusCode != http.StatusOK {
-		s.fail(c, kubeletError(resp))
-		return
-	}
-	c.w.Header().Set("Content-Type", "text/plain")
-	c.w.WriteHeader(http.StatusOK)
-	copyFlushing(c.w, resp.Body)
-}
-
-// kubeletError turns a kubelet's refusal into a Status.
-func kubeletError(resp *http.Response) error {
-	const most = 2048
-	text, _ := io.ReadAll(io.LimitReader(resp.Body, most))
-	switch resp.StatusCode {
-	case http.StatusBadRequest:
-		return apierrors.NewBadRequest(string(text))
-	case http.StatusNotFound:
-		return statusError(http.StatusNotFound, "NotFound", string(text))
-	case http.StatusInternalServerError:
-		return apierrors.NewInternalError(errors.New(string(text)))
-	}
-	return statusError(int32(resp.StatusCode), "", string(text))
-}
-
-func copyFlushing(w http.ResponseWriter, r io.Reader) {
-	flush := http.NewResponseController(w)
-	flush.Flush() //nolint:errcheck // the next write tells
-	buf := make([]byte, 32*1024)
-	for {
-		n, err := r.Read(buf)
-		if n > 0 {
-			if _, werr := w.Write(buf[:n]); werr != nil {
-				return
-			}
-			flush.Flush() //nolint:errcheck // the next write tells
-		}
-		if err != nil {
-			return
-		}
-	}
-}
-
-func (s *Server) transport(conf *tls.Config) *http.Transport {
-	t := &http.Transport{DialContext: s.cfg.Dial, TLSClientConfig: conf, DisableCompression: true, MaxResponseHeaderBytes: 1 << 20}
-	if conf == nil {
-		t.TLSClientConfig = &tls.Config{InsecureSkipVerify: true} //nolint:gosec // proxied pods have certificates nobody can check, as upstream
-	}
-	return t
-}
-
-// connect runs admission of a CONNECT.
-func (s *Server) connect(c *call) error {
+// admitConnect runs admission of a CONNECT.
+func (s *Server) admitConnect(c *call) error {
 	r := c.admissionRequest(nil, nil, nil, false)
 	r.Verb = "connect"
 	if err := admission.Admit(c.ctx(), s.cfg.Admission, r); err != nil {
@@ -263,7 +152,7 @@ func (s *Server) podStream(c *call, what string) {
 	}
 	pod, err := s.getPod(c)
 	if err == nil {
-		err = s.connect(c)
+		err = s.admitConnect(c)
 	}
 	var path string
 	if err == nil {
@@ -272,7 +161,7 @@ func (s *Server) podStream(c *call, what string) {
 	if err == nil && pod.Spec.NodeName == "" {
 		err = apierrors.NewBadRequest(fmt.Sprintf("pod %s does not have a host assigned", pod.Name))
 	}
-	var t target
+	var t connect.Target
 	if err == nil {
 		t, _, err = s.kubelet(pod.Spec.NodeName)
 	}
@@ -283,16 +172,16 @@ func (s *Server) podStream(c *call, what string) {
 		s.fail(c, err)
 		return
 	}
-	t.url.Path = path
-	params := streamParams(what, c.query)
-	t.url.RawQuery = params.Encode()
+	t.URL.Path = path
+	params := connect.StreamParams(what, c.query)
+	t.URL.RawQuery = params.Encode()
 	switch {
-	case what == "portforward" && len(tunnelProtocols(c.req)) > 0:
-		s.tunnel(c, t)
+	case what == "portforward" && len(connect.TunnelProtocols(c.req)) > 0:
+		s.proxy.Tunnel(s.via(c), t)
 	case what != "portforward" && wsstream.IsWebSocketRequestWithStreamCloseProtocol(c.req):
-		s.translate(c, t, params)
+		s.proxy.Translate(s.via(c), t, params)
 	default:
-		s.upgrade(c, t)
+		s.proxy.Upgrade(s.via(c), t)
 	}
 }
 
@@ -310,33 +199,9 @@ func streamPath(pod *corev1.Pod, what string, q url.Values) (string, error) {
 	return fmt.Sprintf("/%s/%s/%s/%s", what, pod.Namespace, pod.Name, container), nil
 }
 
-// streamParams renames the API's parameters to the kubelet's.
-func streamParams(what string, q url.Values) url.Values {
-	out := url.Values{}
-	if what == "portforward" {
-		if p := q["ports"]; len(p) > 0 {
-			out.Set("port", strings.Join(p, ","))
-		}
-		return out
-	}
-	for from, to := range map[string]string{"stdin": "input", "stdout": "output", "stderr": "error", "tty": "tty"} {
-		if v, _ := queryBool(q, from); v {
-			out.Set(to, "1")
-		}
-	}
-	if what == "attach" && !q.Has("stdout") && !q.Has("stderr") {
-		out.Set("output", "1") // the API's defaults
-		out.Set("error", "1")
-	}
-	for _, cmd := range q["command"] {
-		out.Add("command", cmd)
-	}
-	return out
-}
-
 // proxyResource serves the proxy subresource of pods, services and nodes.
 func (s *Server) proxyResource(c *call) {
-	if err := s.connect(c); err != nil {
+	if err := s.admitConnect(c); err != nil {
 		s.fail(c, err)
 		return
 	}
@@ -352,19 +217,19 @@ func (s *Server) proxyResource(c *call) {
 		s.fail(c, err)
 		return
 	}
-	t.url.Path = "/" + c.info.Rest
-	t.url.RawQuery = c.req.URL.RawQuery
+	t.URL.Path = "/" + c.info.Rest
+	t.URL.RawQuery = c.req.URL.RawQuery
 	if c.req.Header.Get("Upgrade") != "" {
-		s.upgrade(c, t)
+		s.proxy.Upgrade(s.via(c), t)
 		return
 	}
-	s.forward(c, t)
+	s.proxy.Forward(s.via(c), t, strings.TrimSuffix(c.info.Path, c.info.Rest))
 }
 
-func (s *Server) proxyTarget(c *call) (target, error) {
+func (s *Server) proxyTarget(c *call) (connect.Target, error) {
 	scheme, name, port, ok := utilnet.SplitSchemeNamePort(c.info.Name)
 	if !ok {
-		return target{}, apierrors.NewBadRequest(fmt.Sprintf("invalid %s request %q", c.ep.res.Singular, c.info.Name))
+		return connect.Target{}, apierrors.NewBadRequest(fmt.Sprintf("invalid %s request %q", c.ep.res.Singular, c.info.Name))
 	}
 	if scheme == "" {
 		scheme = "http"
@@ -377,31 +242,31 @@ func (s *Server) proxyTarget(c *call) (target, error) {
 	case "services":
 		return s.serviceTarget(c, scheme, name, port)
 	}
-	return target{}, apierrors.NewBadRequest("no proxy for " + c.info.Resource)
+	return connect.Target{}, apierrors.NewBadRequest("no proxy for " + c.info.Resource)
 }
 
 // nodeTarget must not become a way to the API server's own loopback or to
 // link-local addresses.
-func (s *Server) nodeTarget(scheme, name, port string) (target, error) {
+func (s *Server) nodeTarget(scheme, name, port string) (connect.Target, error) {
 	t, host, err := s.kubelet(name)
 	if err != nil {
 		return t, err
 	}
-	if port == "" || port == t.url.Port() {
+	if port == "" || port == t.URL.Port() {
 		return t, nil
 	}
 	if ip, err := netip.ParseAddr(host); err != nil || !proxyable(ip) {
 		return t, apierrors.NewBadRequest("address not allowed")
 	}
-	return target{&url.URL{Scheme: scheme, Host: net.JoinHostPort(host, port)}, s.cfg.ProxyTLS}, nil
+	return connect.Target{URL: &url.URL{Scheme: scheme, Host: net.JoinHostPort(host, port)}, TLS: s.cfg.ProxyTLS}, nil
 }
 
 func proxyable(ip netip.Addr) bool { return ip.Unmap().IsGlobalUnicast() }
 
-func (s *Server) podTarget(c *call, scheme, name, port string) (target, error) {
+func (s *Server) podTarget(c *call, scheme, name, port string) (connect.Target, error) {
 	obj, err := s.reader.Get("", "pods", c.info.Namespace, name)
 	if err != nil {
-		return target{}, err
+		return connect.Target{}, err
 	}
 	pod := obj.(*corev1.Pod)
 	for i := range pod.Spec.Containers {
@@ -411,7 +276,7 @@ func (s *Server) podTarget(c *call, scheme, name, port string) (target, error) {
 	}
 	ip, err := netip.ParseAddr(pod.Status.PodIP)
 	if err != nil || !proxyable(ip) {
-		return target{}, apierrors.NewBadRequest("address not allowed")
+		return connect.Target{}, apierrors.NewBadRequest("address not allowed")
 	}
 	host := ip.String()
 	if ip.Is6() {
@@ -420,14 +285,14 @@ func (s *Server) podTarget(c *call, scheme, name, port string) (target, error) {
 	if port != "" {
 		host = net.JoinHostPort(ip.String(), port)
 	}
-	return target{&url.URL{Scheme: scheme, Host: host}, s.cfg.ProxyTLS}, nil
+	return connect.Target{URL: &url.URL{Scheme: scheme, Host: host}, TLS: s.cfg.ProxyTLS}, nil
 }
 
 // serviceTarget picks one ready endpoint of a service port, by name or number.
-func (s *Server) serviceTarget(c *call, scheme, name, port string) (target, error) {
+func (s *Server) serviceTarget(c *call, scheme, name, port string) (connect.Target, error) {
 	obj, err := s.reader.Get("", "services", c.info.Namespace, name)
 	if err != nil {
-		return target{}, err
+		return connect.Target{}, err
 	}
 	svc := obj.(*corev1.Service)
 	if n, err := strconv.ParseInt(port, 10, 64); err == nil {
@@ -439,12 +304,12 @@ func (s *Server) serviceTarget(c *call, scheme, name, port string) (target, erro
 			}
 		}
 		if !found {
-			return target{}, apierrors.NewServiceUnavailable(fmt.Sprintf("no service port %d found for service %q", n, name))
+			return connect.Target{}, apierrors.NewServiceUnavailable(fmt.Sprintf("no service port %d found for service %q", n, name))
 		}
 	}
 	list, err := s.reader.List("discovery.k8s.io", "endpointslices", c.info.Namespace)
 	if err != nil {
-		return target{}, err
+		return connect.Target{}, err
 	}
 	var hosts []string
 	for _, o := range list {
@@ -454,9 +319,9 @@ func (s *Server) serviceTarget(c *call, scheme, name, port string) (target, erro
 		}
 	}
 	if len(hosts) == 0 {
-		return target{}, apierrors.NewServiceUnavailable(fmt.Sprintf("no endpoints available for service %q", name))
+		return connect.Target{}, apierrors.NewServiceUnavailable(fmt.Sprintf("no endpoints available for service %q", name))
 	}
-	return target{&url.URL{Scheme: scheme, Host: hosts[rand.IntN(len(hosts))]}, s.cfg.ProxyTLS}, nil
+	return connect.Target{URL: &url.URL{Scheme: scheme, Host: hosts[rand.IntN(len(hosts))]}, TLS: s.cfg.ProxyTLS}, nil
 }
 
 // readyHosts are the host:port of a slice's ready endpoints on a named port;
@@ -479,30 +344,4 @@ func readyHosts(slice *discoveryv1.EndpointSlice, port string) []string {
 		}
 	}
 	return out
-}
-
-// forward proxies one plain request. Redirects go back to the client,
-// rewritten to lead through the proxy.
-func (s *Server) forward(c *call, t target) {
-	tr := s.transport(t.tls)
-	defer tr.CloseIdleConnections()
-	base := strings.TrimSuffix(c.info.Path, c.info.Rest)
-	p := &httputil.ReverseProxy{
-		Transport:     tr,
-		FlushInterval: -1,
-		Rewrite: func(r *httputil.ProxyRequest) {
-			r.Out.URL.Scheme, r.Out.URL.Host, r.Out.URL.Path, r.Out.URL.RawPath = t.url.Scheme, t.url.Host, t.url.Path, ""
-			r.Out.Host = t.url.Host
-			r.SetXForwarded()
-			r.Out.Header.Set("X-Forwarded-Uri", c.info.Path)
-			for _, h := range []string{"Authorization", "X-Remote-User", "X-Remote-Group"} {
-				r.Out.Header.Del(h)
-			}
-		},
-		ModifyResponse: func(resp *http.Response) error { return rewriteResponse(resp, t.url, base) },
-		ErrorHandler: func(_ http.ResponseWriter, _ *http.Request, err error) {
-			s.fail(c, apierrors.NewServiceUnavailable("error trying to reach service: "+err.Error()))
-		},
-	}
-	p.ServeHTTP(c.w, c.req)
 }

@@ -2,7 +2,6 @@ package apiserver
 
 import (
 	"fmt"
-	"net/url"
 	"strconv"
 
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
@@ -16,6 +15,7 @@ import (
 
 	"github.com/skiff-project/skiff/api"
 	"github.com/skiff-project/skiff/apiserver/registry"
+	"github.com/skiff-project/skiff/apiserver/request"
 	"github.com/skiff-project/skiff/object/codec"
 	"github.com/skiff-project/skiff/object/wire"
 	"github.com/skiff-project/skiff/store"
@@ -122,22 +122,22 @@ func parseListOptions(c *call) (listOptions, error) {
 	if err := c.ep.reg.CheckFields(o.Fields); err != nil {
 		return o, err
 	}
-	if o.bookmarks, err = queryBool(q, "allowWatchBookmarks"); err != nil {
+	if o.bookmarks, err = request.Bool(q, "allowWatchBookmarks"); err != nil {
 		return o, err
 	}
 	if q.Has("sendInitialEvents") {
-		v, err := queryBool(q, "sendInitialEvents")
+		v, err := request.Bool(q, "sendInitialEvents")
 		if err != nil {
 			return o, err
 		}
 		o.sendInitial = &v
 	}
-	if limit, err := queryInt(q, "limit"); err != nil {
+	if limit, err := request.Int(q, "limit"); err != nil {
 		return o, err
 	} else if limit != nil {
 		o.Limit = *limit
 	}
-	if o.timeout, err = queryInt(q, "timeoutSeconds"); err != nil {
+	if o.timeout, err = request.Int(q, "timeoutSeconds"); err != nil {
 		return o, err
 	}
 	return o, o.validate()
@@ -151,28 +151,6 @@ func (o *listOptions) validate() error {
 		return apierrors.NewInvalid(schema.GroupKind{Group: metav1.GroupName, Kind: "ListOptions"}, "", errs)
 	}
 	return nil
-}
-
-func queryBool(q url.Values, name string) (bool, error) {
-	switch text := q.Get(name); text {
-	case "", "0", "false", "False", "FALSE", "f", "F":
-		// An empty value present in the query means true, as upstream's conversion has it.
-		return text == "" && q.Has(name), nil
-	default:
-		return true, nil
-	}
-}
-
-func queryInt(q url.Values, name string) (*int64, error) {
-	text := q.Get(name)
-	if text == "" {
-		return nil, nil
-	}
-	v, err := strconv.ParseInt(text, 10, 64)
-	if err != nil {
-		return nil, apierrors.NewBadRequest(fmt.Sprintf("invalid value for %s: %v", name, err))
-	}
-	return &v, nil
 }
 
 func (s *Server) list(c *call) {

@@ -14,6 +14,7 @@ import (
 
 	"github.com/skiff-project/skiff/api"
 	"github.com/skiff-project/skiff/apiserver/admission"
+	"github.com/skiff-project/skiff/apiserver/request"
 	"github.com/skiff-project/skiff/auth"
 )
 
@@ -207,7 +208,7 @@ func (s *Server) decide(c *call, u auth.User, res *authorizationv1.ResourceAttri
 		a.Verb, a.Namespace, a.APIGroup, a.APIVersion = res.Verb, res.Namespace, res.Group, res.Version
 		a.Resource, a.Subresource, a.Name = res.Resource, res.Subresource, res.Name
 		if res.FieldSelector != nil {
-			a.FieldSelector = fieldRequirements(res.FieldSelector)
+			a.FieldSelector = request.FieldRequirements(res.FieldSelector)
 		}
 	}
 	if non != nil {

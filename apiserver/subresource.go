@@ -19,6 +19,7 @@ import (
 
 	"github.com/skiff-project/skiff/api"
 	"github.com/skiff-project/skiff/apiserver/admission"
+	"github.com/skiff-project/skiff/apiserver/discovery"
 	"github.com/skiff-project/skiff/apiserver/registry"
 )
 
@@ -34,7 +35,7 @@ func (s *Server) serveSubresource(c *call) {
 		s.proxyResource(c)
 		return
 	}
-	if !slices.Contains(subVerbs(sub), verb) {
+	if !slices.Contains(discovery.SubVerbs(sub), verb) {
 		s.fail(c, methodNotAllowed(c))
 		return
 	}
@@ -179,7 +180,7 @@ func (s *Server) updateScale(c *call, sc *api.Scale) (registry.Item, error) {
 		if scale.UID != "" {
 			parent.SetUID(scale.UID)
 		}
-		return s.managed.update(c.ep, "scale", before, parent, managerName(o.manager, c.req.UserAgent())), nil
+		return s.managed.Update(c.ep.fields, "scale", before, parent, managerName(o.manager, c.req.UserAgent())), nil
 	}
 	it, _, err := c.ep.reg.Update(c.ctx(), u)
 	return it, err

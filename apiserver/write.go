@@ -218,7 +218,7 @@ func (s *Server) createObject(c *call, o writeOptions, options *metav1.CreateOpt
 		obj.SetResourceVersion("")
 	}
 	dedupOwners(c, obj, false)
-	obj = s.managed.update(c.ep, "", nil, obj, managerName(o.manager, c.req.UserAgent()))
+	obj = s.managed.Update(c.ep.fields, "", nil, obj, managerName(o.manager, c.req.UserAgent()))
 	r := c.admissionRequest(obj, nil, options, o.isDryRun())
 	if r.Resource == "namespaces" && r.APIGroup == "" && r.Namespace == "" {
 		r.Namespace = obj.GetName() // a namespace is in itself, as upstream's admission sees it
@@ -293,7 +293,7 @@ func (s *Server) updateObject(c *call, view *api.View, sub string) (registry.Ite
 	u := registry.Update{Write: s.writeOf(c, options, o.isDryRun()), View: view}
 	u.Change = func(ctx context.Context, old api.Object) (api.Object, error) {
 		obj := body.DeepCopyObject().(api.Object)
-		obj = s.managed.update(c.ep, sub, old, obj, manager)
+		obj = s.managed.Update(c.ep.fields, sub, old, obj, manager)
 		return s.admitUpdate(ctx, c, o, obj, old)
 	}
 	if err := s.mayCreateByUpdate(c, view); err != nil {

@@ -1,4 +1,4 @@
-package apiserver
+package request
 
 import (
 	authorizationv1 "k8s.io/api/authorization/v1"
@@ -7,9 +7,9 @@ import (
 	"k8s.io/apimachinery/pkg/selection"
 )
 
-// fieldRequirements reads the field selector of an access review. What it
+// FieldRequirements reads the field selector of an access review. What it
 // cannot read is left out, which can only make a decision stricter.
-func fieldRequirements(in *authorizationv1.FieldSelectorAttributes) fields.Requirements {
+func FieldRequirements(in *authorizationv1.FieldSelectorAttributes) fields.Requirements {
 	if in.RawSelector != "" {
 		if sel, err := fields.ParseSelector(in.RawSelector); err == nil {
 			return sel.Requirements()

@@ -1,4 +1,4 @@
-package apiserver
+package alloc
 
 import (
 	"context"
@@ -13,39 +13,39 @@ import (
 	"k8s.io/apimachinery/pkg/util/validation/field"
 
 	"github.com/skiff-project/skiff/api"
-	"github.com/skiff-project/skiff/apiserver/alloc"
 )
 
-// services allocates cluster IPs and node ports as Services are written.
-type services struct {
-	ips *alloc.IPs
+// Services allocates cluster IPs and node ports as Services are written.
+type Services struct {
+	ips *IPs
 	// Ports are a number space per protocol.
-	ports map[corev1.Protocol]*alloc.Ports
+	ports map[corev1.Protocol]*Ports
 	log   func(msg string, args ...any)
 }
 
-func newServices(cfg *Config) (*services, error) {
-	ips, err := alloc.NewIPs(cfg.ServiceCIDR)
+// NewServices returns an allocator with nothing allocated. warn is told of
+// stored Services whose addresses or ports clash.
+func NewServices(cidr netip.Prefix, ports PortRange, warn func(msg string, args ...any)) (*Services, error) {
+	ips, err := NewIPs(cidr)
 	if err != nil {
 		return nil, err
 	}
-	s := &services{ips: ips, ports: map[corev1.Protocol]*alloc.Ports{}, log: cfg.Log.Warn}
+	s := &Services{ips: ips, ports: map[corev1.Protocol]*Ports{}, log: warn}
 	for _, p := range []corev1.Protocol{corev1.ProtocolTCP, corev1.ProtocolUDP, corev1.ProtocolSCTP} {
-		if s.ports[p], err = alloc.NewPorts(cfg.NodePorts); err != nil {
+		if s.ports[p], err = NewPorts(ports); err != nil {
 			return nil, err
 		}
 	}
 	return s, nil
 }
 
-// rebuild marks what stored Services hold as allocated.
-func (s *services) rebuild(r *Reader) error {
-	list, err := r.List("", "services", "")
-	if err != nil {
-		return nil //nolint:nilerr // a server without services needs no allocations
-	}
-	for _, o := range list {
-		svc := o.(*corev1.Service)
+// Rebuild marks what stored Services hold as allocated.
+func (s *Services) Rebuild(stored []api.Object) {
+	for _, o := range stored {
+		svc, ok := o.(*corev1.Service)
+		if !ok {
+			continue
+		}
 		name := svc.Namespace + "/" + svc.Name
 		for _, ip := range heldIPs(svc) {
 			if err := s.ips.Take(ip); err != nil {
@@ -58,7 +58,6 @@ func (s *services) rebuild(r *Reader) error {
 			}
 		}
 	}
-	return nil
 }
 
 type nodePort struct {
@@ -100,14 +99,14 @@ func protocolOf(p *corev1.ServicePort) corev1.Protocol {
 	return p.Protocol
 }
 
-func (s *services) take(p nodePort) error {
+func (s *Services) take(p nodePort) error {
 	if a := s.ports[p.protocol]; a != nil {
 		return a.Take(p.port)
 	}
 	return nil
 }
 
-func (s *services) free(p nodePort) {
+func (s *Services) free(p nodePort) {
 	if a := s.ports[p.protocol]; a != nil {
 		a.Free(p.port)
 	}
@@ -116,7 +115,7 @@ func (s *services) free(p nodePort) {
 // allocation is what one write took, to be given back if it fails, and what
 // it stops using, to be given back if it succeeds.
 type allocation struct {
-	s         *services
+	s         *Services
 	takenIPs  []netip.Addr
 	takenPort []nodePort
 	oldIPs    []netip.Addr
@@ -136,8 +135,8 @@ func (a *allocation) finish(done bool) {
 	}
 }
 
-// begin allocates for a Service about to be written (registry.Config.Begin).
-func (s *services) begin(_ context.Context, obj, old api.Object, dryRun bool) (func(bool), error) {
+// Begin allocates for a Service about to be written (registry.Config.Begin).
+func (s *Services) Begin(_ context.Context, obj, old api.Object, dryRun bool) (func(bool), error) {
 	svc, ok := obj.(*corev1.Service)
 	if !ok {
 		return nil, nil
@@ -164,8 +163,8 @@ func (s *services) begin(_ context.Context, obj, old api.Object, dryRun bool) (f
 	return a.finish, nil
 }
 
-// deleted gives back what a removed Service had.
-func (s *services) deleted(obj api.Object) {
+// Deleted gives back what a removed Service had.
+func (s *Services) Deleted(obj api.Object) {
 	svc, ok := obj.(*corev1.Service)
 	if !ok {
 		return

@@ -1,4 +1,4 @@
-package apiserver
+package connect
 
 import (
 	"context"
@@ -24,10 +24,10 @@ import (
 	"k8s.io/streaming/pkg/httpstream/wsstream"
 )
 
-// translate serves exec and attach over the v5 websocket protocol, which
+// Translate serves exec and attach over the v5 websocket protocol, which
 // kubelets do not speak: it is a websocket server to the client and a SPDY
 // client to the kubelet.
-func (s *Server) translate(c *call, t target, params url.Values) {
+func (p *Proxy) Translate(c Call, t Target, params url.Values) {
 	on := func(name string) bool { return params.Get(name) == "1" }
 	ch := func(wanted bool, kind wsstream.ChannelType) wsstream.ChannelType {
 		if wanted {
@@ -44,7 +44,7 @@ func (s *Server) translate(c *call, t target, params url.Values) {
 	conn := wsstream.NewConn(map[string]wsstream.ChannelProtocolConfig{constants.StreamProtocolV5Name: {Binary: true, Channels: channels}})
 	const idle = 4 * time.Hour
 	conn.SetIdleTimeout(idle)
-	_, streams, err := conn.Open(c.w, c.req)
+	_, streams, err := conn.Open(c.W, c.Req)
 	if err != nil {
 		return // the library has answered
 	}
@@ -56,11 +56,11 @@ func (s *Server) translate(c *call, t target, params url.Values) {
 		first = constants.StreamStdErr
 	}
 	streams[first].Write([]byte{}) //nolint:errcheck // the next write tells
-	ctx, cancel := context.WithCancel(c.ctx())
+	ctx, cancel := context.WithCancel(c.Req.Context())
 	defer cancel()
 	go func() {
 		select {
-		case <-s.stopping:
+		case <-p.Stopping:
 			cancel()
 		case <-ctx.Done():
 		}
@@ -78,22 +78,22 @@ func (s *Server) translate(c *call, t target, params url.Values) {
 	if opts.Tty {
 		opts.TerminalSizeQueue = newSizes(ctx, streams[constants.StreamResize])
 	}
-	st := streamStatus(s.runStream(ctx, t, opts))
+	st := streamStatus(p.runStream(ctx, t, opts))
 	if data, err := json.Marshal(st); err == nil {
 		conn.SetWriteDeadline(10 * time.Second)
 		streams[constants.StreamErr].Write(data) //nolint:errcheck // the client went away
 	}
 }
 
-// runStream is the SPDY client's side of translate.
-func (s *Server) runStream(ctx context.Context, t target, opts remotecommand.StreamOptions) error {
-	tr := s.transport(t.tls)
+// runStream is the SPDY client's side of Translate.
+func (p *Proxy) runStream(ctx context.Context, t Target, opts remotecommand.StreamOptions) error {
+	tr := p.transport(t.TLS)
 	defer tr.CloseIdleConnections()
 	rt, err := spdy.NewRoundTripperWithConfig(spdy.RoundTripperConfig{UpgradeTransport: tr, PingPeriod: 5 * time.Second})
 	if err != nil {
 		return apierrors.NewInternalError(err)
 	}
-	ex, err := remotecommand.NewSPDYExecutorRejectRedirects(rt, clientspdy.NewUpgraderForStreaming(rt), http.MethodPost, t.url)
+	ex, err := remotecommand.NewSPDYExecutorRejectRedirects(rt, clientspdy.NewUpgraderForStreaming(rt), http.MethodPost, t.URL)
 	if err != nil {
 		return apierrors.NewInternalError(err)
 	}
@@ -152,30 +152,30 @@ func (q sizes) Next() *remotecommand.TerminalSize {
 	return &size
 }
 
-// tunnelProtocols are the SPDY protocols a client wants to speak inside a websocket.
-func tunnelProtocols(req *http.Request) []string {
+// TunnelProtocols are the SPDY protocols a client wants to speak inside a websocket.
+func TunnelProtocols(req *http.Request) []string {
 	if !gwebsocket.IsWebSocketUpgrade(req) {
 		return nil
 	}
 	var out []string
-	for _, p := range gwebsocket.Subprotocols(req) {
-		if rest, ok := strings.CutPrefix(p, pfconst.WebsocketsSPDYTunnelingPrefix); ok && strings.HasSuffix(p, pfconst.KubernetesSuffix) {
+	for _, name := range gwebsocket.Subprotocols(req) {
+		if rest, ok := strings.CutPrefix(name, pfconst.WebsocketsSPDYTunnelingPrefix); ok && strings.HasSuffix(name, pfconst.KubernetesSuffix) {
 			out = append(out, rest)
 		}
 	}
 	return out
 }
 
-// tunnel carries a client's SPDY inside a websocket to the kubelet's SPDY port.
-func (s *Server) tunnel(c *call, t target) {
-	in := c.req.Clone(c.ctx())
+// Tunnel carries a client's SPDY inside a websocket to the kubelet's SPDY port.
+func (p *Proxy) Tunnel(c Call, t Target) {
+	in := c.Req.Clone(c.Req.Context())
 	in.Method = http.MethodPost
 	for _, h := range []string{"Sec-Websocket-Protocol", "Sec-Websocket-Key", "Sec-Websocket-Version", "Sec-Websocket-Extensions"} {
 		in.Header.Del(h)
 	}
 	in.Header.Set("Upgrade", spdy.HeaderSpdy31)
-	in.Header["X-Stream-Protocol-Version"] = tunnelProtocols(c.req)
-	backend, br, resp := s.openBackend(c, in, t)
+	in.Header["X-Stream-Protocol-Version"] = TunnelProtocols(c.Req)
+	backend, br, resp := p.openBackend(c, in, t)
 	if backend == nil {
 		return
 	}
@@ -185,12 +185,12 @@ func (s *Server) tunnel(c *call, t target) {
 		Subprotocols: []string{pfconst.WebsocketsSPDYTunnelingPrefix + chosen},
 		CheckOrigin:  func(*http.Request) bool { return true }, // the client has shown a credential
 	}
-	ws, err := up.Upgrade(c.w, c.req, nil)
+	ws, err := up.Upgrade(c.W, c.Req, nil)
 	if err != nil {
-		s.cfg.Log.Debug("port forward tunnel refused", "error", err)
+		p.Log.Debug("port forward tunnel refused", "error", err)
 		return // the library has answered
 	}
 	conn := portforward.NewTunnelingConnection("server", ws)
 	defer conn.Close()
-	s.join(conn, conn, backend, br)
+	p.join(conn, conn, backend, br)
 }

@@ -1,4 +1,4 @@
-package apiserver
+package connect
 
 import (
 	"bufio"
@@ -15,35 +15,20 @@ import (
 
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
-	"k8s.io/apimachinery/pkg/runtime/schema"
-	"k8s.io/apimachinery/pkg/util/validation/field"
 )
 
-func invalidLogOption(name string, value int64) error {
-	msg := "must be greater than 0"
-	if name == "tailLines" {
-		msg = "must be greater than or equal to 0"
-	}
-	return apierrors.NewInvalid(schema.GroupKind{Kind: "PodLogOptions"}, "", field.ErrorList{field.Invalid(field.NewPath(name), value, msg)})
-}
-
-func forbiddenLogOption() error {
-	return apierrors.NewInvalid(schema.GroupKind{Kind: "PodLogOptions"}, "", field.ErrorList{
-		field.Forbidden(field.NewPath(""), "at most one of `sinceTime` or `sinceSeconds` may be specified")})
-}
-
-// upgrade connects the client to a backend that switches protocols (SPDY,
+// Upgrade connects the client to a backend that switches protocols (SPDY,
 // websocket). If the backend refuses, its answer is passed on and its
 // connection closed: nothing more may be sent over it.
-func (s *Server) upgrade(c *call, t target) {
-	backend, br, resp := s.openBackend(c, c.req, t)
+func (p *Proxy) Upgrade(c Call, t Target) {
+	backend, br, resp := p.openBackend(c, c.Req, t)
 	if backend == nil {
 		return
 	}
 	defer backend.Close()
-	conn, rw, err := http.NewResponseController(c.w).Hijack()
+	conn, rw, err := http.NewResponseController(c.W).Hijack()
 	if err != nil {
-		s.fail(c, statusError(http.StatusHTTPVersionNotSupported, metav1.StatusReasonBadRequest, "protocol upgrades need HTTP/1.1"))
+		c.Fail(status(http.StatusHTTPVersionNotSupported, metav1.StatusReasonBadRequest, "protocol upgrades need HTTP/1.1"))
 		return
 	}
 	defer conn.Close()
@@ -55,21 +40,21 @@ func (s *Server) upgrade(c *call, t target) {
 	if _, err := conn.Write(head.Bytes()); err != nil {
 		return
 	}
-	s.join(conn, rw.Reader, backend, br)
+	p.join(conn, rw.Reader, backend, br)
 }
 
 // openBackend sends the upgrade request in to the target and returns the
 // connection once the target has switched protocols. Otherwise it has
 // answered the client and returns nil.
-func (s *Server) openBackend(c *call, in *http.Request, t target) (net.Conn, *bufio.Reader, *http.Response) {
-	backend, err := s.dialTarget(c, t)
+func (p *Proxy) openBackend(c Call, in *http.Request, t Target) (net.Conn, *bufio.Reader, *http.Response) {
+	backend, err := p.dialTarget(c, t)
 	if err != nil {
-		s.fail(c, apierrors.NewInternalError(fmt.Errorf("error dialing backend: %w", err)))
+		c.Fail(apierrors.NewInternalError(fmt.Errorf("error dialing backend: %w", err)))
 		return nil, nil, nil
 	}
-	if err := sendUpgrade(backend, in, t.url); err != nil {
+	if err := sendUpgrade(backend, in, t.URL); err != nil {
 		backend.Close()
-		s.fail(c, apierrors.NewInternalError(fmt.Errorf("error sending request: %w", err)))
+		c.Fail(apierrors.NewInternalError(fmt.Errorf("error sending request: %w", err)))
 		return nil, nil, nil
 	}
 	backend.SetReadDeadline(time.Now().Add(30 * time.Second)) //nolint:errcheck // bounds the handshake only
@@ -77,7 +62,7 @@ func (s *Server) openBackend(c *call, in *http.Request, t target) (net.Conn, *bu
 	resp, err := http.ReadResponse(br, in)
 	if err != nil {
 		backend.Close()
-		s.fail(c, apierrors.NewInternalError(fmt.Errorf("error reading backend response: %w", err)))
+		c.Fail(apierrors.NewInternalError(fmt.Errorf("error reading backend response: %w", err)))
 		return nil, nil, nil
 	}
 	backend.SetReadDeadline(time.Time{}) //nolint:errcheck // see above
@@ -89,29 +74,29 @@ func (s *Server) openBackend(c *call, in *http.Request, t target) (net.Conn, *bu
 	return backend, br, resp
 }
 
-func (s *Server) dialTarget(c *call, t target) (net.Conn, error) {
-	host := t.url.Host
-	if t.url.Port() == "" {
+func (p *Proxy) dialTarget(c Call, t Target) (net.Conn, error) {
+	host := t.URL.Host
+	if t.URL.Port() == "" {
 		port := "80"
-		if t.url.Scheme == "https" {
+		if t.URL.Scheme == "https" {
 			port = "443"
 		}
-		host = net.JoinHostPort(t.url.Hostname(), port)
+		host = net.JoinHostPort(t.URL.Hostname(), port)
 	}
-	conn, err := s.cfg.Dial(c.ctx(), "tcp", host)
-	if err != nil || t.url.Scheme != "https" {
+	conn, err := p.Dial(c.Req.Context(), "tcp", host)
+	if err != nil || t.URL.Scheme != "https" {
 		return conn, err
 	}
-	conf := &tls.Config{InsecureSkipVerify: true} //nolint:gosec // see Server.transport
-	if t.tls != nil {
-		conf = t.tls.Clone()
+	conf := &tls.Config{InsecureSkipVerify: true} //nolint:gosec // see Proxy.transport
+	if t.TLS != nil {
+		conf = t.TLS.Clone()
 	}
 	conf.NextProtos = []string{"http/1.1"}
 	if conf.ServerName == "" {
-		conf.ServerName = t.url.Hostname()
+		conf.ServerName = t.URL.Hostname()
 	}
 	tc := tls.Client(conn, conf)
-	if err := tc.HandshakeContext(c.ctx()); err != nil {
+	if err := tc.HandshakeContext(c.Req.Context()); err != nil {
 		conn.Close()
 		return nil, err
 	}
@@ -134,21 +119,21 @@ func sendUpgrade(w io.Writer, in *http.Request, to *url.URL) error {
 	return out.Write(w)
 }
 
-func refuseUpgrade(c *call, resp *http.Response) {
+func refuseUpgrade(c Call, resp *http.Response) {
 	defer resp.Body.Close()
 	const most = 64 * 1024
 	for k, v := range resp.Header {
 		if k != "Connection" && k != "Upgrade" && !strings.HasPrefix(k, "Transfer-") {
-			c.w.Header()[k] = v
+			c.W.Header()[k] = v
 		}
 	}
-	c.w.Header().Del("Content-Length")
-	c.w.WriteHeader(resp.StatusCode)
-	io.Copy(c.w, io.LimitReader(resp.Body, most)) //nolint:errcheck // the client went away
+	c.W.Header().Del("Content-Length")
+	c.W.WriteHeader(resp.StatusCode)
+	io.Copy(c.W, io.LimitReader(resp.Body, most)) //nolint:errcheck // the client went away
 }
 
 // join copies both ways until one side ends or the server stops.
-func (s *Server) join(a net.Conn, ar io.Reader, b net.Conn, br io.Reader) {
+func (p *Proxy) join(a net.Conn, ar io.Reader, b net.Conn, br io.Reader) {
 	done := make(chan struct{}, 2)
 	var once sync.Once
 	closeBoth := func() { once.Do(func() { a.Close(); b.Close() }) }
@@ -163,13 +148,13 @@ func (s *Server) join(a net.Conn, ar io.Reader, b net.Conn, br io.Reader) {
 	go pipe(a, br)
 	select {
 	case <-done:
-	case <-s.stopping:
+	case <-p.Stopping:
 	}
 	const linger = 5 * time.Second // for the other direction's last bytes
 	select {
 	case <-done:
 	case <-time.After(linger):
-	case <-s.stopping:
+	case <-p.Stopping:
 	}
 	closeBoth()
 }

@@ -1,9 +1,12 @@
-package apiserver
+// Package managed tracks which manager owns which field of an object and
+// merges apply configurations, for every resource and subresource.
+package managed
 
 import (
 	"errors"
 	"fmt"
 	"reflect"
+	"slices"
 	"sync"
 
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
@@ -13,42 +16,57 @@ import (
 	"k8s.io/apimachinery/pkg/util/managedfields"
 	"k8s.io/client-go/applyconfigurations"
 	"k8s.io/client-go/kubernetes/scheme"
-	kjson "sigs.k8s.io/json"
 	"sigs.k8s.io/structured-merge-diff/v6/fieldpath"
 
 	"github.com/skiff-project/skiff/api"
 )
 
-// fieldManagers tracks who owns which field. The schema of all types is large,
-// so it is parsed on first use.
-type fieldManagers struct {
+// Type describes one served version of a resource.
+type Type struct {
+	Resource *api.Resource
+	Version  *api.Version
+	Kind     schema.GroupVersionKind // of this version
+	Stored   schema.GroupVersionKind // of the stored objects
+	New      func() api.Object       // an empty stored object
+}
+
+// Apply is what a client asks of an apply configuration.
+type Apply struct {
+	Manager string
+	Force   bool
+}
+
+// Fields tracks who owns which field. The schema of all types is large, so it
+// is parsed on first use.
+type Fields struct {
 	converter func() managedfields.TypeConverter
 	mu        sync.Mutex
 	byKey     map[managerKey]*managedfields.FieldManager
 }
 
 type managerKey struct {
-	ep  *endpoint
+	typ *Type
 	sub string
 }
 
-func newFieldManagers() *fieldManagers {
-	return &fieldManagers{
+// New returns a tracker for the built-in types.
+func New() *Fields {
+	return &Fields{
 		converter: sync.OnceValue(func() managedfields.TypeConverter { return applyconfigurations.NewTypeConverter(scheme.Scheme) }),
 		byKey:     map[managerKey]*managedfields.FieldManager{},
 	}
 }
 
-func (f *fieldManagers) get(ep *endpoint, sub string) (*managedfields.FieldManager, error) {
+func (f *Fields) get(typ *Type, sub string) (*managedfields.FieldManager, error) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	key := managerKey{ep, sub}
+	key := managerKey{typ, sub}
 	if m := f.byKey[key]; m != nil {
 		return m, nil
 	}
-	conv := versionConverter{ep}
-	hub := ep.reg.Kind().GroupVersion()
-	m, err := managedfields.NewDefaultFieldManager(f.converter(), conv, conv, conv, ep.kind, hub, sub, resetFields(ep, sub))
+	conv := versionConverter{typ}
+	hub := typ.Stored.GroupVersion()
+	m, err := managedfields.NewDefaultFieldManager(f.converter(), conv, conv, conv, typ.Kind, hub, sub, resetFields(typ, sub))
 	if err == nil {
 		f.byKey[key] = m
 	}
@@ -57,36 +75,36 @@ func (f *fieldManagers) get(ep *endpoint, sub string) (*managedfields.FieldManag
 
 // resetFields are the fields a write to this endpoint cannot change, so that
 // no manager comes to own them by it.
-func resetFields(ep *endpoint, sub string) map[fieldpath.APIVersion]fieldpath.Filter {
+func resetFields(typ *Type, sub string) map[fieldpath.APIVersion]fieldpath.Filter {
 	var paths []fieldpath.Path
 	switch {
 	case sub == "status":
 		paths = []fieldpath.Path{fieldpath.MakePathOrDie("spec")}
-	case sub == "" && ep.subs["status"] != nil:
+	case sub == "" && slices.ContainsFunc(typ.Resource.Subresources, func(s api.Subresource) bool { return s.Name == "status" }):
 		paths = []fieldpath.Path{fieldpath.MakePathOrDie("status")}
 	default:
 		return nil
 	}
 	out := map[fieldpath.APIVersion]fieldpath.Filter{}
-	for i := range ep.res.Versions {
-		gv := schema.GroupVersion{Group: ep.res.Group, Version: ep.res.Versions[i].Name}
+	for i := range typ.Resource.Versions {
+		gv := schema.GroupVersion{Group: typ.Resource.Group, Version: typ.Resource.Versions[i].Name}
 		out[fieldpath.APIVersion(gv.String())] = fieldpath.NewExcludeSetFilter(fieldpath.NewSet(paths...))
 	}
 	return out
 }
 
-// update records a create (old nil) or update in obj's managedFields. Both
+// Update records a create (old nil) or update in obj's managedFields. Both
 // are stored objects; obj is changed and returned. Whatever cannot be tracked
 // is stored untracked rather than refused, as upstream does.
-func (f *fieldManagers) update(ep *endpoint, sub string, old, obj api.Object, manager string) api.Object {
-	m, err := f.get(ep, sub)
+func (f *Fields) Update(typ *Type, sub string, old, obj api.Object, manager string) api.Object {
+	m, err := f.get(typ, sub)
 	if err != nil {
 		return obj
 	}
-	kind := ep.reg.Kind()
+	kind := typ.Stored
 	obj.GetObjectKind().SetGroupVersionKind(kind)
 	if old == nil {
-		old = ep.reg.New()
+		old = typ.New()
 	}
 	old.GetObjectKind().SetGroupVersionKind(kind)
 	if out, ok := m.UpdateNoErrors(old, obj, manager).(api.Object); ok {
@@ -95,15 +113,14 @@ func (f *fieldManagers) update(ep *endpoint, sub string, old, obj api.Object, ma
 	return obj
 }
 
-// apply merges an apply configuration into old and returns the new stored object.
-func (f *fieldManagers) apply(ep *endpoint, sub string, old api.Object, config *unstructured.Unstructured, p *patchRequest) (api.Object, error) {
-	m, err := f.get(ep, sub)
+// Apply merges an apply configuration into old and returns the new stored object.
+func (f *Fields) Apply(typ *Type, sub string, old api.Object, config *unstructured.Unstructured, p Apply) (api.Object, error) {
+	m, err := f.get(typ, sub)
 	if err != nil {
 		return nil, err
 	}
-	old.GetObjectKind().SetGroupVersionKind(ep.reg.Kind())
-	force := p.force != nil && *p.force
-	out, err := m.Apply(old, config, p.manager, force)
+	old.GetObjectKind().SetGroupVersionKind(typ.Stored)
+	out, err := m.Apply(old, config, p.Manager, p.Force)
 	if err != nil {
 		if status := apierrors.APIStatus(nil); !errors.As(err, &status) {
 			err = apierrors.NewBadRequest(err.Error()) // upstream answers 500, but it is the configuration that is wrong
@@ -119,15 +136,15 @@ func (f *fieldManagers) apply(ep *endpoint, sub string, old api.Object, config *
 
 // versionConverter converts between the served versions of one resource for
 // the field manager.
-type versionConverter struct{ ep *endpoint }
+type versionConverter struct{ typ *Type }
 
 func (v versionConverter) version(gv schema.GroupVersion) *api.Version {
-	if gv.Group != v.ep.res.Group {
+	if gv.Group != v.typ.Resource.Group {
 		return nil
 	}
-	for i := range v.ep.res.Versions {
-		if v.ep.res.Versions[i].Name == gv.Version {
-			return &v.ep.res.Versions[i]
+	for i := range v.typ.Resource.Versions {
+		if v.typ.Resource.Versions[i].Name == gv.Version {
+			return &v.typ.Resource.Versions[i]
 		}
 	}
 	return nil
@@ -137,9 +154,9 @@ func (v versionConverter) version(gv schema.GroupVersion) *api.Version {
 func (v versionConverter) ConvertToVersion(in runtime.Object, target runtime.GroupVersioner) (runtime.Object, error) {
 	from := in.GetObjectKind().GroupVersionKind()
 	if from.Empty() {
-		from = v.ep.reg.Kind()
+		from = v.typ.Stored
 	}
-	kind, ok := target.KindForGroupVersionKinds([]schema.GroupVersionKind{from, v.ep.kind, v.ep.reg.Kind()})
+	kind, ok := target.KindForGroupVersionKinds([]schema.GroupVersionKind{from, v.typ.Kind, v.typ.Stored})
 	if !ok {
 		return nil, runtime.NewNotRegisteredErrForTarget("apiserver", reflect.TypeOf(in), target)
 	}
@@ -183,7 +200,7 @@ func (v versionConverter) typed(in runtime.Object, kind schema.GroupVersionKind)
 }
 
 func (v versionConverter) convert(obj api.Object, from, to schema.GroupVersionKind) (runtime.Object, error) {
-	hub := v.ep.reg.Kind()
+	hub := v.typ.Stored
 	var err error
 	if from != hub {
 		src := v.version(from.GroupVersion())
@@ -229,7 +246,7 @@ func (v versionConverter) Default(in runtime.Object) {
 	gvk := obj.GetObjectKind().GroupVersionKind()
 	ver := v.version(gvk.GroupVersion())
 	if ver == nil {
-		ver = v.ep.ver
+		ver = v.typ.Version
 	}
 	if ver.Default != nil {
 		ver.Default(obj)
@@ -239,17 +256,12 @@ func (v versionConverter) Default(in runtime.Object) {
 // New implements runtime.ObjectCreater.
 func (v versionConverter) New(kind schema.GroupVersionKind) (runtime.Object, error) {
 	ver := v.version(kind.GroupVersion())
-	if ver == nil || kind.Kind != v.ep.kind.Kind {
+	if ver == nil || kind.Kind != v.typ.Kind.Kind {
 		return scheme.Scheme.New(kind)
 	}
 	obj := ver.New()
 	obj.GetObjectKind().SetGroupVersionKind(kind)
 	return obj, nil
-}
-
-// jsonInts decodes JSON keeping whole numbers int64.
-func jsonInts(data []byte, into any) error {
-	return kjson.UnmarshalCaseSensitivePreserveInts(data, into)
 }
 
 var _ interface {

@@ -1,4 +1,4 @@
-package apiserver
+package codec
 
 import (
 	"encoding/json"
@@ -6,21 +6,20 @@ import (
 	"k8s.io/apimachinery/pkg/runtime/schema"
 	"sigs.k8s.io/yaml"
 
-	"github.com/skiff-project/skiff/object/codec"
 	"github.com/skiff-project/skiff/object/wire"
 )
 
-// peekKind reads only the kind a body claims to be.
-func peekKind(media string, body []byte) (schema.GroupVersionKind, error) {
+// PeekKind reads only the kind a body claims to be.
+func PeekKind(media string, body []byte) (schema.GroupVersionKind, error) {
 	var tm struct{ APIVersion, Kind string }
 	switch media {
-	case codec.Protobuf:
+	case Protobuf:
 		env, err := wire.Open(body)
 		if err != nil {
 			return schema.GroupVersionKind{}, err
 		}
 		tm.APIVersion, tm.Kind = env.APIVersion, env.Kind
-	case codec.YAML:
+	case YAML:
 		if err := yaml.Unmarshal(body, &tm); err != nil {
 			return schema.GroupVersionKind{}, err
 		}

@@ -1,4 +1,5 @@
-package apiserver
+// Package metrics counts what the API server does, under upstream's names.
+package metrics
 
 import (
 	"net/http"
@@ -8,18 +9,21 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/collectors"
 	"github.com/prometheus/client_golang/prometheus/promhttp"
+
+	"github.com/skiff-project/skiff/store"
 )
 
-// metrics are the server's own, under upstream's names.
-type metrics struct {
+// Metrics are the API server's own.
+type Metrics struct {
 	registry *prometheus.Registry
 	requests *prometheus.CounterVec
 	duration *prometheus.HistogramVec
 	handler  http.Handler
 }
 
-func newMetrics(s *Server) *metrics {
-	m := &metrics{
+// New registers the metrics; the slices' lengths are the requests in flight.
+func New(short, long chan struct{}, st store.Store) *Metrics {
+	m := &Metrics{
 		registry: prometheus.NewRegistry(),
 		requests: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: "apiserver_request_total",
@@ -36,51 +40,51 @@ func newMetrics(s *Server) *metrics {
 			Name: "apiserver_current_inflight_requests", Help: "Requests being served now.", ConstLabels: prometheus.Labels{"request_kind": kind},
 		}, func() float64 { return float64(len(slots)) })
 	}
-	store := func(name, help string, value func() int64) prometheus.Collector {
+	gauge := func(name, help string, value func() int64) prometheus.Collector {
 		return prometheus.NewGaugeFunc(prometheus.GaugeOpts{Name: name, Help: help}, func() float64 { return float64(value()) })
 	}
 	m.registry.MustRegister(
-		m.requests, m.duration, inflight("readOnly", s.inFlight), inflight("longRunning", s.longRunning),
-		store("apiserver_storage_size_bytes", "Size of the storage database file in bytes.", func() int64 { return s.cfg.Store.Status().SizeBytes }),
-		store("apiserver_storage_objects", "Number of stored objects.", func() int64 { return s.cfg.Store.Status().Keys }),
+		m.requests, m.duration, inflight("readOnly", short), inflight("longRunning", long),
+		gauge("apiserver_storage_size_bytes", "Size of the storage database file in bytes.", func() int64 { return st.Status().SizeBytes }),
+		gauge("apiserver_storage_objects", "Number of stored objects.", func() int64 { return st.Status().Keys }),
 		collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}),
 	)
 	m.handler = promhttp.HandlerFor(m.registry, promhttp.HandlerOpts{})
 	return m
 }
 
-func (m *metrics) serve(c *call) { m.handler.ServeHTTP(c.w, c.req) }
+// ServeHTTP answers /metrics.
+func (m *Metrics) ServeHTTP(w http.ResponseWriter, req *http.Request) { m.handler.ServeHTTP(w, req) }
 
-// observe counts one request. Names come from the resource list, never from
-// the client, so that the number of series is bounded.
-func (m *metrics) observe(c *call, code int, took time.Duration) {
-	verb, group, version, resource, sub, scope := "", "", "", "", "", ""
-	if c.ep != nil {
-		group, version, resource = c.ep.kind.Group, c.ep.kind.Version, c.ep.res.Name
-		verb, scope = metricVerbs[c.info.Verb], metricScope(c)
-		if c.ep.subs[c.info.Subresource] != nil {
-			sub = c.info.Subresource
-		}
+// Request is what one request is counted under. Everything in it comes from
+// the resource list, never from the client, so that the number of series is
+// bounded; empty fields mean no resource.
+type Request struct {
+	Verb                                  string // as authorized: get, list, …
+	Group, Version, Resource, Subresource string
+	Named, Namespaced                     bool
+}
+
+// Observe counts one request.
+func (m *Metrics) Observe(r Request, code int, took time.Duration) {
+	verb, scope := metricVerbs[r.Verb], "cluster"
+	switch {
+	case r.Resource == "":
+		verb, scope = "other", ""
+	case r.Named:
+		scope = "resource"
+	case r.Namespaced:
+		scope = "namespace"
 	}
 	if verb == "" {
 		verb = "other"
 	}
-	m.requests.WithLabelValues(verb, group, version, resource, sub, scope, strconv.Itoa(code)).Inc()
+	m.requests.WithLabelValues(verb, r.Group, r.Version, r.Resource, r.Subresource, scope, strconv.Itoa(code)).Inc()
 	if verb != "WATCH" {
-		m.duration.WithLabelValues(verb, group, version, resource, scope).Observe(took.Seconds())
+		m.duration.WithLabelValues(verb, r.Group, r.Version, r.Resource, scope).Observe(took.Seconds())
 	}
 }
 
 var metricVerbs = map[string]string{
 	"get": "GET", "list": "LIST", "watch": "WATCH", "create": "POST", "update": "PUT", "patch": "PATCH", "delete": "DELETE", "deletecollection": "DELETECOLLECTION",
-}
-
-func metricScope(c *call) string {
-	switch {
-	case c.info.Name != "":
-		return "resource"
-	case c.info.Namespace != "":
-		return "namespace"
-	}
-	return "cluster"
 }
