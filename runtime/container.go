@@ -387,8 +387,8 @@ func (r *Runtime) ended(c *container, p wire.Proc, reason, message string) {
 	}
 	c.closeFDs()
 	b, _ := json.Marshal(&c.rec)
-	close(c.exited)
 	r.mu.Unlock()
+	defer close(c.exited) // last: who waited finds the record written and the event sent
 	if err := replaceFile(filepath.Join(c.dir, "record.json"), b, 0o600); err != nil && !errors.Is(err, os.ErrNotExist) {
 		r.log.Warn("record a container's end", "container", c.rec.ID, "err", err)
 	}
@@ -411,10 +411,15 @@ func (r *Runtime) StopContainer(ctx context.Context, id string, timeout int64) e
 
 func (r *Runtime) stopContainer(ctx context.Context, c *container, timeout int64) error {
 	r.mu.RLock()
-	running := c.state == runtimeapi.ContainerState_CONTAINER_RUNNING
+	state := c.state
 	sig := unix.Signal(c.rec.Process.StopSignal)
 	r.mu.RUnlock()
-	if !running {
+	switch state {
+	case runtimeapi.ContainerState_CONTAINER_EXITED:
+		<-c.exited
+		return nil
+	case runtimeapi.ContainerState_CONTAINER_RUNNING:
+	default:
 		return nil
 	}
 	if timeout > 0 {

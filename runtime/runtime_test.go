@@ -160,7 +160,7 @@ func containerConfig(args ...string) *runtimeapi.ContainerConfig {
 			SecurityContext: &runtimeapi.LinuxContainerSecurityContext{
 				NamespaceOptions: &runtimeapi.NamespaceOption{Pid: runtimeapi.NamespaceMode_CONTAINER},
 				Seccomp:          &runtimeapi.SecurityProfile{ProfileType: runtimeapi.SecurityProfile_RuntimeDefault},
-				MaskedPaths:      []string{"/proc/kcore", "/proc/acpi", "/sys/firmware"}, ReadonlyPaths: []string{"/proc/sys", "/proc/sysrq-trigger"},
+				MaskedPaths:      []string{"/proc/kcore", "/proc/kallsyms", "/proc/acpi", "/sys/firmware"}, ReadonlyPaths: []string{"/proc/sys", "/proc/sysrq-trigger"},
 			}},
 	}
 }

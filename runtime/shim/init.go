@@ -179,14 +179,10 @@ func setupTTY(s *wire.Init) error {
 	if err := unix.IoctlSetPointerInt(master, unix.TIOCSPTLCK, 0); err != nil {
 		return wrap("unlock terminal", err)
 	}
-	slave, err := unix.IoctlRetInt(master, unix.TIOCGPTN)
-	if err != nil {
-		return wrap("number of terminal", err)
-	}
 	// TIOCGPTPEER opens the other end without a path somebody could replace.
 	r, _, errno := unix.Syscall(unix.SYS_IOCTL, uintptr(master), unix.TIOCGPTPEER, unix.O_RDWR|unix.O_NOCTTY|unix.O_CLOEXEC)
 	if errno != 0 {
-		return wrap("open terminal "+itoa(slave), errno)
+		return wrap("open terminal's other end", errno)
 	}
 	fd := int(r)
 	unix.Fchown(fd, int(s.UID), -1)

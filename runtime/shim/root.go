@@ -262,6 +262,8 @@ func maskPaths(root int, paths []string) error {
 		return wrap("mask", err)
 	}
 	defer unix.Close(tmp)
+	old := unix.Umask(0)
+	defer unix.Umask(old)
 	if err := unix.Mknodat(tmp, "null", unix.S_IFCHR|0o666, int(unix.Mkdev(1, 3))); err != nil {
 		return wrap("mask device", err)
 	}
