@@ -54,7 +54,7 @@ func podCertificateRequestResource() *api.Resource {
 			api.Column("NodeName", "string", doc["nodeName"]),
 			api.Column("SignerName", "string", doc["signerName"]),
 			api.Column("State", "string", "Is the request Pending, Issued, Denied, or Failed?"),
-			api.Wide("UnverifiedUserAnnotations", doc["unverifiedUserAnnotations"]),
+			api.Column("UnverifiedUserAnnotations", "string", doc["unverifiedUserAnnotations"]),
 		},
 		Cells: api.Row(func(r *certificatesv1.PodCertificateRequest, _ metav1.Time) []any {
 			state := "Pending"

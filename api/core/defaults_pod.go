@@ -182,7 +182,7 @@ func imageTag(image string) string {
 	rest := name[strings.LastIndexByte(name, '/')+1:]
 	rest, tag, tagged := strings.Cut(rest, ":")
 	switch {
-	case rest == "" || rest != strings.ToLower(rest):
+	case rest == "" || rest != strings.ToLower(rest) || strings.ContainsFunc(image, notInReference):
 		return ""
 	case tagged:
 		return tag
@@ -190,6 +190,10 @@ func imageTag(image string) string {
 		return ""
 	}
 	return "latest"
+}
+
+func notInReference(r rune) bool {
+	return r > 'z' || r <= ' ' || !strings.ContainsRune("./:@-_+", r) && (r < '0' || r > '9' && r < 'A' || r > 'Z' && r < 'a')
 }
 
 func defaultVolume(v *corev1.Volume) {
