@@ -145,8 +145,10 @@ func (k *Kubelet) sandboxConfig(w *worker, pod *v1.Pod, attempt uint32) (*runtim
 		}
 	}
 	dns, warnings := r.DNS(pod)
-	for reason, message := range warnings {
-		w.event(podworker.Event{Type: v1.EventTypeWarning, Reason: reason, Message: message})
+	if w != nil { // told once, when the sandbox is made
+		for reason, message := range warnings {
+			w.event(podworker.Event{Type: v1.EventTypeWarning, Reason: reason, Message: message})
+		}
 	}
 	return cri.SandboxConfig(pod, cri.SandboxOptions{Attempt: attempt, Hostname: kernel, LogRoot: k.cfg.LogDir, DNS: dns,
 		CgroupParent: k.cgroups.Parent(pod)}), nil
@@ -224,7 +226,7 @@ func (w *worker) startContainer(ctx context.Context, pod *v1.Pod, c *v1.Containe
 		}
 		return err
 	}
-	sandboxCfg, err := k.sandboxConfig(w, pod, sandbox.Attempt)
+	sandboxCfg, err := k.sandboxConfig(nil, pod, sandbox.Attempt)
 	if err != nil {
 		return stepError("CreateContainerConfigError", warn(err))
 	}
