@@ -20,6 +20,7 @@ import (
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/client-go/informers"
 	"k8s.io/client-go/kubernetes/fake"
+	"k8s.io/client-go/tools/cache"
 
 	"github.com/skiff-project/skiff/internal/netnstest"
 )
@@ -234,6 +235,40 @@ func TestPublish(t *testing.T) {
 		}
 		return err
 	})
+}
+
+// A server made long after the informers started, beside a proxy that wants the same
+// index, knows what was there before it.
+func TestStartedInformers(t *testing.T) {
+	client := fake.NewClientset(namespace("default"), svc("db", []string{"None"}, nil), headlessSlice("db", endpoint("10.244.0.5", "db-0", true)))
+	factory := informers.NewSharedInformerFactory(client, 0)
+	eps := factory.Discovery().V1().EndpointSlices().Informer()
+	if err := eps.AddIndexers(cache.Indexers{serviceIndex: func(obj any) ([]string, error) { return sliceService(obj), nil }}); err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	defer factory.Shutdown()
+	defer cancel()
+	factory.Start(ctx.Done())
+	factory.WaitForCacheSync(ctx.Done())
+	s, err := New(Config{Informers: factory, ListenAddrs: []netip.AddrPort{loopback}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	factory.Start(ctx.Done()) // New asked for Services and Namespaces as well
+	done := make(chan error, 1)
+	go func() { done <- s.Run(ctx) }()
+	<-s.Ready()
+	if m := ask(t, s, "udp", new(dns.Msg).SetQuestion("db-0.db.default.svc.cluster.local.", dns.TypeA)); len(m.Answer) != 1 {
+		t.Errorf("A: %v", m)
+	}
+	if m := ask(t, s, "udp", new(dns.Msg).SetQuestion("5.0.244.10.in-addr.arpa.", dns.TypePTR)); len(m.Answer) != 1 {
+		t.Errorf("PTR: %v", m)
+	}
+	cancel()
+	if err := <-done; err != nil {
+		t.Error(err)
+	}
 }
 
 func TestListenFails(t *testing.T) {
