@@ -165,7 +165,7 @@ func (s *Server) admitInFlight(c *call) (release func(), ok bool) {
 		return func() { <-slots }, true
 	default:
 	}
-	if c.user.local {
+	if c.user.local || contains(c.user.Groups, auth.GroupMasters) {
 		return func() {}, true
 	}
 	c.w.Header().Set("Retry-After", "1")

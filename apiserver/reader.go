@@ -39,9 +39,9 @@ type readerList struct {
 
 // Bounds of what a Reader remembers.
 const (
-	maxReaderObjects = 2048
+	maxReaderObjects = 512
 	maxReaderLists   = 64
-	maxReaderListLen = 4096 // longer lists are decoded each time
+	maxReaderListLen = 512 // longer lists are decoded each time
 )
 
 // NewReader returns a reader over the store; resources without storage are left out.

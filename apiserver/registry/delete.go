@@ -63,7 +63,10 @@ func (r *Registry) deleteOnce(ctx context.Context, w Write, kv *store.KV, opts *
 	if err != nil {
 		return Item{}, false, false, err
 	}
-	if w.DryRun || string(value) == string(kv.Value) {
+	if w.DryRun {
+		return Item{ResourceVersion: kv.ModRevision, obj: obj}, false, true, nil
+	}
+	if string(value) == string(kv.Value) {
 		return Item{KV: kv, ResourceVersion: kv.ModRevision, obj: obj}, false, true, nil
 	}
 	it, ok, err = r.put(ctx, kv.Key, value, kv.ModRevision)
