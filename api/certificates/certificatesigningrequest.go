@@ -10,6 +10,7 @@ import (
 	"time"
 
 	certificatesv1 "k8s.io/api/certificates/v1"
+	certificatesv1beta1 "k8s.io/api/certificates/v1beta1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/fields"
 	"k8s.io/apimachinery/pkg/util/diff"
@@ -26,7 +27,7 @@ var (
 )
 
 func certificateSigningRequestResource() *api.Resource {
-	doc := certificatesv1.CertificateSigningRequestSpec{}.SwaggerDoc()
+	doc := certificatesv1beta1.CertificateSigningRequestSpec{}.SwaggerDoc()
 	return &api.Resource{
 		Group: Group, Name: "certificatesigningrequests", Singular: "certificatesigningrequest", Kind: "CertificateSigningRequest",
 		ShortNames:    []string{"csr"},
@@ -57,7 +58,7 @@ func certificateSigningRequestResource() *api.Resource {
 			api.Column("SignerName", "string", doc["signerName"]),
 			api.Column("Requestor", "string", doc["request"]),
 			api.Column("RequestedDuration", "string", doc["expirationSeconds"]),
-			api.Column("Condition", "string", certificatesv1.CertificateSigningRequestStatus{}.SwaggerDoc()["conditions"]),
+			api.Column("Condition", "string", certificatesv1beta1.CertificateSigningRequestStatus{}.SwaggerDoc()["conditions"]),
 		},
 		Cells: api.Row(csrCells),
 	}
