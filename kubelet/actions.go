@@ -304,7 +304,7 @@ func (w *worker) containerConfig(ctx context.Context, pod *v1.Pod, c *v1.Contain
 	if vols == nil {
 		err = errors.New("the pod's volumes are not mounted")
 	} else {
-		mounts, err = vols.ContainerMounts(c, volume.MountOptions{Vars: byName, Images: images, RRO: k.rro})
+		mounts, err = vols.ContainerMounts(c, volume.MountOptions{Vars: byName, Images: images, RRO: k.rro.Load()})
 	}
 	w.volMu.Unlock()
 	if err != nil {

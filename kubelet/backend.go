@@ -2,7 +2,6 @@ package kubelet
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"net/http"
 	"os"
@@ -46,12 +45,8 @@ type backend struct{ k *Kubelet }
 
 func (b backend) Streams() server.Streams { return b.k.cfg.Runtime }
 
-func (b backend) Healthy() error {
-	if why := b.k.ready.Load(); why != nil {
-		return errors.New(*why)
-	}
-	return nil
-}
+// Healthy says whether this process works; whether the node does is its Ready condition.
+func (b backend) Healthy() error { return b.k.ctx.Err() }
 
 func (b backend) ExecSync(ctx context.Context, id string, cmd []string, timeout time.Duration) ([]byte, error) {
 	return b.k.execSync(ctx, id, cmd, timeout)

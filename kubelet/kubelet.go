@@ -45,9 +45,9 @@ type Kubelet struct {
 	nodes        cache.SharedIndexInformer
 	serviceLists listersv1.ServiceLister
 
-	runtimeName string // prefix of container ids
-	memory      int64  // bytes, of the node
-	rro         bool
+	runtimeName string      // prefix of container ids
+	memory      int64       // bytes, of the node
+	rro         atomic.Bool // the runtime can make mounts recursively read-only
 	node        atomic.Pointer[v1.Node]
 	ready       atomic.Pointer[string] // why not ready; nil = ready
 	events      atomic.Bool            // the runtime delivers container events

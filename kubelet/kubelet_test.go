@@ -9,6 +9,7 @@ import (
 	"path/filepath"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -33,6 +34,8 @@ type rig struct {
 	rt     *fakecri.Runtime
 	dir    string
 	stop   func()
+	// notReady is set when a container is reported not ready.
+	notReady atomic.Bool
 }
 
 func newRig(t *testing.T, objs ...runtime.Object) *rig {
@@ -44,6 +47,12 @@ func newRig(t *testing.T, objs ...runtime.Object) *rig {
 		d := a.(clienttesting.DeleteActionImpl)
 		if g := d.DeleteOptions.GracePeriodSeconds; g == nil || *g > 0 {
 			return false, nil, errors.New("tests delete with r.delete")
+		}
+		return false, nil, nil
+	})
+	r.client.PrependReactor("patch", "pods", func(a clienttesting.Action) (bool, runtime.Object, error) {
+		if strings.Contains(string(a.(clienttesting.PatchAction).GetPatch()), `"ready":false`) {
+			r.notReady.Store(true)
 		}
 		return false, nil, nil
 	})
@@ -295,16 +304,12 @@ func TestRestartAdoptsContainers(t *testing.T) {
 	before := r.get("a").Status.ContainerStatuses[0]
 	calls := len(r.rt.Calls())
 	r.stop()
-	notReady := false
-	r.client.PrependReactor("patch", "pods", func(a clienttesting.Action) (bool, runtime.Object, error) {
-		notReady = notReady || strings.Contains(string(a.(clienttesting.PatchAction).GetPatch()), `"ready":false`)
-		return false, nil, nil
-	})
+	r.notReady.Store(false)
 	r.start(nil)
 	time.Sleep(300 * time.Millisecond) // nothing is to happen
 	after := r.get("a").Status.ContainerStatuses[0]
-	if after.ContainerID != before.ContainerID || after.RestartCount != before.RestartCount || !after.Ready || notReady {
-		t.Errorf("after the restart: %+v (was not ready in between: %v)", after, notReady)
+	if after.ContainerID != before.ContainerID || after.RestartCount != before.RestartCount || !after.Ready || r.notReady.Load() {
+		t.Errorf("after the restart: %+v (was not ready in between: %v)", after, r.notReady.Load())
 	}
 	if got := r.rt.Calls()[calls:]; len(got) != 0 {
 		t.Errorf("the restart did: %v", got)

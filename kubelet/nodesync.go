@@ -90,7 +90,13 @@ func (k *Kubelet) syncNode(ctx context.Context, st *nodeState) error {
 	if err != nil {
 		return err
 	}
+	wasReady := k.ready.Load() == nil
 	problems := k.checkRuntime(ctx, st)
+	if len(problems) == 0 && !wasReady {
+		for _, w := range k.allWorkers() {
+			w.renewVolumes() // what failed for want of a runtime or network is tried again now
+		}
+	}
 	now := k.cfg.Clock.Now()
 	if now.Sub(st.imagesAt) >= imagesEvery {
 		if images, err := k.listImages(ctx); err == nil {
@@ -171,7 +177,7 @@ func (k *Kubelet) checkRuntime(ctx context.Context, st *nodeState) (problems []s
 		st.handlers = append(st.handlers, v1.NodeRuntimeHandler{Name: h.Name,
 			Features: &v1.NodeRuntimeHandlerFeatures{RecursiveReadOnlyMounts: &rro, UserNamespaces: &userns}})
 		if h.Name == "" {
-			k.rro = rro
+			k.rro.Store(rro)
 		}
 	}
 	groups := res.GetFeatures().GetSupplementalGroupsPolicy()
