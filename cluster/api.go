@@ -1,0 +1,203 @@
+package cluster
+
+import (
+	"context"
+	"crypto/tls"
+	"fmt"
+	"net"
+	"strconv"
+	"time"
+
+	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/version"
+	"k8s.io/client-go/informers"
+	"k8s.io/client-go/kubernetes"
+	"k8s.io/client-go/rest"
+
+	"github.com/skiff-project/skiff/api/all"
+	"github.com/skiff-project/skiff/apiserver"
+	"github.com/skiff-project/skiff/apiserver/admission"
+	"github.com/skiff-project/skiff/auth"
+	"github.com/skiff-project/skiff/auth/bootstraptoken"
+	"github.com/skiff-project/skiff/auth/node"
+	"github.com/skiff-project/skiff/auth/rbac"
+	"github.com/skiff-project/skiff/auth/rbac/policy"
+	"github.com/skiff-project/skiff/auth/requestheader"
+	"github.com/skiff-project/skiff/auth/serviceaccount"
+	"github.com/skiff-project/skiff/auth/x509"
+	"github.com/skiff-project/skiff/bootstrap"
+	"github.com/skiff-project/skiff/object/wire"
+	"github.com/skiff-project/skiff/store/embedded"
+	"github.com/skiff-project/skiff/store/etcdapi"
+)
+
+// ensureAssets makes or renews keys, certificates and kubeconfigs.
+func (c *Cluster) ensureAssets(context.Context) (string, error) {
+	assets, err := bootstrap.Ensure(bootstrap.Options{
+		DataDir:     c.opts.DataDir,
+		NodeName:    c.opts.NodeName,
+		NodeIPs:     nodeIPs(c.opts),
+		Server:      fmt.Sprintf("https://127.0.0.1:%d", c.opts.APIPort),
+		ServiceCIDR: c.opts.ServiceCIDR,
+		Domain:      c.opts.Domain,
+	})
+	if err != nil {
+		return "", err
+	}
+	c.assets = assets
+	return "the first ends " + assets.Expiry().Format(time.DateOnly), nil
+}
+
+// startStore opens the database and serves etcd's API on loopback, with the
+// client certificates kubeadm would ask for.
+func (c *Cluster) startStore(context.Context) (string, error) {
+	log, err := c.logs.logger("etcd")
+	if err != nil {
+		return "", err
+	}
+	c.store, err = embedded.Open(embedded.Options{Dir: c.opts.path("etcd"), Decorate: wire.Decorate, Log: log})
+	if err != nil {
+		return "", err
+	}
+	listener, err := net.Listen("tcp", net.JoinHostPort("127.0.0.1", strconv.Itoa(c.opts.EtcdPort)))
+	if err != nil {
+		return "", err
+	}
+	server, err := etcdapi.New(etcdapi.Config{
+		Store: c.store,
+		TLS: &tls.Config{
+			Certificates: []tls.Certificate{c.assets.EtcdServer.TLS()},
+			ClientCAs:    c.assets.EtcdCA.Pool(),
+			ClientAuth:   tls.RequireAndVerifyClientCert,
+			MinVersion:   tls.VersionTLS12,
+		},
+		Name: c.opts.NodeName,
+		Log:  log,
+	})
+	if err != nil {
+		listener.Close()
+		return "", err
+	}
+	c.start(c.servers, "etcd", func(ctx context.Context) error { return server.Serve(ctx, listener) })
+	s := c.store.Status()
+	return fmt.Sprintf("revision %d, %d keys", s.Revision, s.Keys), nil
+}
+
+// startAPI serves the API, on the network and in process.
+func (c *Cluster) startAPI(ctx context.Context) (string, error) {
+	log, err := c.logs.logger("kube-apiserver")
+	if err != nil {
+		return "", err
+	}
+	cfg, err := c.apiConfig()
+	if err != nil {
+		return "", err
+	}
+	cfg.Log = log
+	if c.api, err = apiserver.New(cfg); err != nil {
+		return "", err
+	}
+	c.start(c.servers, "apiserver", c.api.Run)
+	if c.client, err = kubernetes.NewForConfig(c.config("system:apiserver", auth.GroupMasters)); err != nil {
+		return "", err
+	}
+	c.informers = informers.NewSharedInformerFactoryWithOptions(c.client, 0, informers.WithTransform(slim))
+	if err := poll(ctx, "the API server to be ready", c.apiReady); err != nil {
+		return "", err
+	}
+	return fmt.Sprintf("https://%s:%d", c.opts.NodeIP, c.opts.APIPort), nil
+}
+
+func (c *Cluster) apiReady(ctx context.Context) error {
+	return c.client.Discovery().RESTClient().Get().AbsPath("/readyz").Do(ctx).Error()
+}
+
+// apiConfig wires who may do what: certificates, service accounts, bootstrap
+// tokens and the front proxy find the user; Node and RBAC decide.
+func (c *Cluster) apiConfig() (apiserver.Config, error) {
+	resources := all.Resources()
+	reader, err := apiserver.NewReader(c.store, resources)
+	if err != nil {
+		return apiserver.Config{}, err
+	}
+	source := policyReader{reader}
+	c.tokens, err = serviceaccount.New(serviceaccount.Config{SigningKey: c.assets.ServiceAccountKey, Getter: source})
+	if err != nil {
+		return apiserver.Config{}, err
+	}
+	front, err := requestheader.New(requestheader.Config{Pool: x509.Static(c.assets.FrontProxyCA.Pool()), AllowedNames: frontProxyNames})
+	if err != nil {
+		return apiserver.Config{}, err
+	}
+	bootstrapTokens := bootstraptoken.New(func(ctx context.Context, name string) (*corev1.Secret, error) {
+		return source.Secret(ctx, metav1.NamespaceSystem, name)
+	}, nil)
+	bearer := auth.Tokens(c.tokens, bootstrapTokens)
+	roles := rbac.New(source)
+	return apiserver.Config{
+		Store:     c.store,
+		Resources: resources,
+		Address:   net.JoinHostPort("", strconv.Itoa(c.opts.APIPort)),
+		TLS: &tls.Config{
+			Certificates: []tls.Certificate{c.assets.APIServer.TLS()},
+			MinVersion:   tls.VersionTLS12,
+		},
+		ClientCA:           c.assets.CA.CertPEM(),
+		RequestHeaderCA:    c.assets.FrontProxyCA.CertPEM(),
+		RequestHeaderNames: frontProxyNames,
+		Authenticator:      auth.Server(front, x509.New(x509.Static(c.assets.CA.Pool()), nil), auth.Bearer(bearer)),
+		Tokens:             bearer,
+		ServiceAccounts:    c.tokens,
+		Authorizer:         auth.Authorizers(auth.Masters(), node.New(source, policy.NodeRules()), roles),
+		Rules:              roles,
+		Admission:          admission.Default(reader),
+		Policy:             policy.Bootstrap(),
+		KubeletTLS: &tls.Config{
+			Certificates: []tls.Certificate{c.assets.APIServerKubeletClient.TLS()},
+			RootCAs:      c.assets.CA.Pool(),
+			MinVersion:   tls.VersionTLS12,
+		},
+		ServiceCIDR:      c.opts.ServiceCIDR,
+		AdvertiseAddress: c.opts.NodeIP,
+		AdvertisePort:    c.opts.APIPort,
+		Version: version.Info{
+			Major: "1", Minor: "37", GitVersion: gitVersion(), GitTreeState: "clean", Compiler: "gc", Platform: platform(),
+			EmulationMajor: "1", EmulationMinor: "37", MinCompatibilityMajor: "1", MinCompatibilityMinor: "36",
+		},
+	}, nil
+}
+
+var frontProxyNames = []string{"front-proxy-client"}
+
+// config is a connection to the API in this process under an identity.
+func (c *Cluster) config(user string, groups ...string) *rest.Config {
+	cfg := c.api.InProcess(auth.User{Name: user, Groups: append(groups, auth.GroupAuthenticated)})
+	cfg.QPS = -1                           // in one process a client-side limit only delays
+	cfg.WarningHandler = rest.NoWarnings{} // meant for people
+	return cfg
+}
+
+// clientFor is a typed client under an identity; it can only fail on a
+// programming error.
+func (c *Cluster) clientFor(user string, groups ...string) kubernetes.Interface {
+	return kubernetes.NewForConfigOrDie(c.config(user, groups...))
+}
+
+// poll asks until ready says nil, often at first, then every 100 ms; the last
+// answer is in the error when ctx ends first.
+func poll(ctx context.Context, what string, ready func(context.Context) error) error {
+	delay := time.Millisecond
+	for {
+		err := ready(ctx)
+		if err == nil {
+			return nil
+		}
+		select {
+		case <-ctx.Done():
+			return fmt.Errorf("gave up waiting for %s: %w", what, err)
+		case <-time.After(delay):
+		}
+		delay = min(2*delay, 100*time.Millisecond)
+	}
+}

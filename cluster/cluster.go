@@ -1,0 +1,245 @@
+// Package cluster is the composition root: it wires the components of one
+// node, or of a whole cluster in one process, from explicit lists, and starts
+// and stops them in order. Components know each other only through the API;
+// what they are handed here is configuration and connections.
+package cluster
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+	"runtime/debug"
+	"slices"
+	"sync"
+	"time"
+
+	"k8s.io/client-go/informers"
+	"k8s.io/client-go/kubernetes"
+
+	"github.com/skiff-project/skiff/apiserver"
+	"github.com/skiff-project/skiff/auth/serviceaccount"
+	"github.com/skiff-project/skiff/bootstrap"
+	"github.com/skiff-project/skiff/network"
+	"github.com/skiff-project/skiff/runtime"
+	"github.com/skiff-project/skiff/store/embedded"
+)
+
+// Cluster is a running all-in-one cluster: every component in this process.
+type Cluster struct {
+	opts     Options
+	progress Progress
+	begun    time.Time
+	lock     *lock
+	logs     *logs
+	log      *slog.Logger
+
+	assets    *bootstrap.Assets
+	store     *embedded.Store
+	api       *apiserver.Server
+	tokens    *serviceaccount.Tokens
+	client    kubernetes.Interface // as the cluster's own administrator
+	informers informers.SharedInformerFactory
+	network   *network.Network
+	runtime   *runtime.Runtime
+
+	// Two layers, stopped in turn: the agents that use the API, then what serves it.
+	agents, servers *layer
+
+	mu     sync.Mutex
+	health map[string]string
+	order  []string
+	failed chan error
+}
+
+// layer is a set of components that end together.
+type layer struct {
+	ctx    context.Context
+	cancel context.CancelFunc
+	wg     sync.WaitGroup
+}
+
+func newLayer() *layer {
+	ctx, cancel := context.WithCancel(context.Background())
+	return &layer{ctx: ctx, cancel: cancel}
+}
+
+func (l *layer) stop() {
+	l.cancel()
+	l.wg.Wait()
+}
+
+// Up starts the cluster of opts.DataDir, new or resumed, and returns when its
+// node is Ready, or with the first thing that went wrong. What it started is
+// stopped again on an error; pods that already ran are left running.
+func Up(ctx context.Context, opts Options, timeout time.Duration, progress Progress) (_ *Cluster, err error) {
+	tuneMemory()
+	c := &Cluster{
+		progress: progress, begun: time.Now(), agents: newLayer(), servers: newLayer(),
+		health: map[string]string{}, failed: make(chan error, 1),
+	}
+	defer func() {
+		if err != nil {
+			c.stop()
+		}
+	}()
+	ctx, cancel := context.WithTimeout(ctx, timeout)
+	defer cancel()
+	for _, s := range []struct {
+		name string
+		run  func(context.Context) (string, error)
+	}{
+		{"checks", func(context.Context) (string, error) { return c.prepare(opts) }},
+		{"certificates", c.ensureAssets},
+		{"store", c.startStore},
+		{"API server", c.startAPI},
+		{"container runtime", c.startRuntime},
+		{"control plane", c.startControlPlane},
+		{"control socket", c.startControl},
+		{"node", c.startNode},
+		{"Ready", c.waitReady},
+	} {
+		if err := progress.step(s.name, func() (string, error) { return s.run(ctx) }); err != nil {
+			return nil, err
+		}
+	}
+	debug.FreeOSMemory()
+	return c, nil
+}
+
+// tuneMemory trades a little CPU for a small heap, unless the user has said
+// otherwise: an idle cluster's working set matters more than its throughput.
+func tuneMemory() {
+	if os.Getenv("GOGC") == "" {
+		debug.SetGCPercent(50)
+	}
+}
+
+// prepare settles the options and claims the folder.
+func (c *Cluster) prepare(opts Options) (string, error) {
+	o, err := opts.resolve()
+	if err != nil {
+		return "", err
+	}
+	if err := preflight(o); err != nil {
+		return "", err
+	}
+	if c.lock, err = takeLock(o); err != nil {
+		return "", err
+	}
+	if err := checkPorts(o); err != nil {
+		return "", err
+	}
+	c.opts = o
+	c.logs = &logs{dir: o.path("log"), level: slog.LevelInfo}
+	if c.log, err = c.logs.logger("cluster"); err != nil {
+		return "", err
+	}
+	return fmt.Sprintf("node %s at %s", o.NodeName, o.NodeIP), o.save()
+}
+
+// Wait blocks until ctx ends or a component fails, then stops the cluster.
+// Pods keep running: Down stops them.
+func (c *Cluster) Wait(ctx context.Context) error {
+	var err error
+	select {
+	case <-ctx.Done():
+	case err = <-c.failed:
+	}
+	c.stop()
+	return err
+}
+
+// stop ends the components, users of the API first.
+func (c *Cluster) stop() {
+	c.agents.stop()
+	c.servers.stop()
+	var errs []error
+	if c.runtime != nil {
+		errs = append(errs, c.runtime.Close(context.Background()))
+	}
+	if c.network != nil {
+		c.network.Close()
+	}
+	if c.store != nil {
+		errs = append(errs, c.store.Close())
+	}
+	if err := errors.Join(errs...); err != nil && c.log != nil {
+		c.log.Error("stop", "err", err)
+	}
+	if c.logs != nil {
+		c.logs.close()
+	}
+	if c.lock != nil {
+		c.lock.release()
+	}
+}
+
+// start runs a component in a layer. A component that ends before it is told
+// to ends the cluster: a node that is half there helps nobody.
+func (c *Cluster) start(l *layer, name string, run func(context.Context) error) {
+	c.setHealth(name, "ok")
+	l.wg.Go(func() {
+		err := run(l.ctx)
+		if l.ctx.Err() != nil {
+			return
+		}
+		if err == nil {
+			err = errors.New("ended without an error")
+		}
+		err = fmt.Errorf("%s: %w", name, err)
+		c.setHealth(name, err.Error())
+		c.log.Error("component failed", "component", name, "err", err)
+		select {
+		case c.failed <- err:
+		default: // another one was first
+		}
+	})
+}
+
+func (c *Cluster) setHealth(name, health string) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if !slices.Contains(c.order, name) {
+		c.order = append(c.order, name)
+	}
+	c.health[name] = health
+}
+
+// status is the cluster as `skiff status` shows it.
+func (c *Cluster) status() Status {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	s := Status{
+		Version: Version, Kubernetes: KubernetesVersion, PID: os.Getpid(), Since: c.begun,
+		Options: c.opts, CertificateExpiry: c.assets.Expiry(),
+	}
+	for _, name := range c.order {
+		s.Components = append(s.Components, ComponentStatus{Name: name, Health: c.health[name], Detail: c.detail(name)})
+	}
+	return s
+}
+
+// detail is where a component can be reached, for those that can.
+func (c *Cluster) detail(name string) string {
+	switch name {
+	case "apiserver":
+		return fmt.Sprintf("https://%s:%d", c.opts.NodeIP, c.opts.APIPort)
+	case "etcd":
+		return fmt.Sprintf("127.0.0.1:%d", c.opts.EtcdPort)
+	case "kubelet":
+		return fmt.Sprintf("https://%s:%d", c.opts.NodeIP, c.opts.KubeletPort)
+	}
+	return ""
+}
+
+// startControl answers skiff's own commands.
+func (c *Cluster) startControl(context.Context) (string, error) {
+	serve, err := serveControl(c.servers.ctx, c.opts.ControlSocket(), control{status: c.status, images: c.runtime})
+	if err != nil {
+		return "", err
+	}
+	c.start(c.servers, "control socket", func(context.Context) error { return serve() })
+	return c.opts.ControlSocket(), nil
+}

@@ -1,0 +1,68 @@
+// Command skiff is a whole Kubernetes cluster in one binary. It picks what to
+// be by the name it is called by (kubectl, etcdctl, sh, …), else by its first
+// argument. Flags and os.Exit are only here and in the commands it lists.
+package main
+
+import (
+	"fmt"
+	"os"
+	"path/filepath"
+
+	"github.com/spf13/cobra"
+
+	"github.com/skiff-project/skiff/cli"
+	"github.com/skiff-project/skiff/cli/box"
+	"github.com/skiff-project/skiff/cli/etcdctl"
+	"github.com/skiff-project/skiff/cli/kubectl"
+	"github.com/skiff-project/skiff/cluster"
+)
+
+func main() { os.Exit(run(os.Args)) }
+
+// run is main with the exit status returned.
+func run(args []string) int {
+	name := filepath.Base(args[0])
+	if code, ok := frontEnd(name, args[1:]); ok {
+		return code
+	}
+	if len(args) > 1 {
+		if code, ok := frontEnd(args[1], args[2:]); ok {
+			return code
+		}
+	}
+	root := &cobra.Command{
+		Use:           "skiff",
+		Short:         "A whole Kubernetes cluster in one small binary",
+		Long:          "Skiff is a whole Kubernetes " + cluster.KubernetesVersion + " cluster in one small binary. Start with: sudo skiff up -d",
+		SilenceErrors: true,
+		SilenceUsage:  true,
+	}
+	root.CompletionOptions.HiddenDefaultCmd = true
+	root.AddCommand(cli.Commands()...)
+	root.AddCommand(
+		&cobra.Command{Use: "kubectl", Short: "The stock kubectl, embedded", DisableFlagParsing: true},
+		&cobra.Command{Use: "etcdctl", Short: "The stock etcdctl, embedded", DisableFlagParsing: true},
+	)
+	if err := root.Execute(); err != nil {
+		fmt.Fprintln(os.Stderr, "skiff:", err)
+		return 1
+	}
+	return 0
+}
+
+// frontEnd runs the programs that are not commands of skiff itself: the
+// embedded clients and the userland of Skiff's own image.
+func frontEnd(name string, args []string) (code int, ok bool) {
+	switch name {
+	case "kubectl":
+		return kubectl.Main(args), true
+	case "etcdctl":
+		return etcdctl.Main(args), true
+	case "skiff":
+		return 0, false
+	}
+	if box.Has(name) {
+		return box.Main(name, args), true
+	}
+	return 0, false
+}

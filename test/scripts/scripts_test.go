@@ -1,0 +1,201 @@
+// Package scripts runs the txtar scripts in testdata: each is a transcript of
+// a user at a shell, driving the real binary, real containers and a stock
+// kubectl. Scripts run one after the other, each with a cluster of its own
+// that is purged at its end.
+package scripts
+
+import (
+	"fmt"
+	"net"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/rogpeppe/go-internal/testscript"
+)
+
+func TestScripts(t *testing.T) {
+	if os.Geteuid() != 0 {
+		t.Skip("needs root: containers, network namespaces and nftables are real here")
+	}
+	bin := binary(t)
+	testscript.Run(t, testscript.Params{
+		Dir:                 "testdata",
+		RequireExplicitExec: true,
+		RequireUniqueNames:  true,
+		Setup:               func(env *testscript.Env) error { return setup(env, bin) },
+		Cmds: map[string]func(*testscript.TestScript, bool, []string){
+			"retry":     retry,
+			"listen":    listen,
+			"kill9":     kill9,
+			"same":      same,
+			"capture":   capture,
+			"contains":  contains,
+			"leftovers": leftovers,
+		},
+	})
+}
+
+// binary is $SKIFF_BINARY, or ../../bin/skiff as make builds it.
+func binary(t *testing.T) string {
+	path := os.Getenv("SKIFF_BINARY")
+	if path == "" {
+		path, _ = filepath.Abs("../../bin/skiff")
+	}
+	if _, err := os.Stat(path); err != nil {
+		t.Fatalf("no skiff binary at %s: run make build", path)
+	}
+	return path
+}
+
+// setup gives a script its own home, data folder and ports, and ends its
+// cluster however the script ends.
+func setup(env *testscript.Env, bin string) error {
+	dir := filepath.Join(env.WorkDir, ".bin")
+	if err := os.MkdirAll(dir, 0o755); err != nil {
+		return err
+	}
+	for _, name := range []string{"skiff", "etcdctl"} {
+		if err := os.Symlink(bin, filepath.Join(dir, name)); err != nil {
+			return err
+		}
+	}
+	if stock, err := exec.LookPath("kubectl"); err == nil && os.Getenv("SKIFF_STOCK_KUBECTL") != "" {
+		bin = stock
+	}
+	if err := os.Symlink(bin, filepath.Join(dir, "kubectl")); err != nil {
+		return err
+	}
+	data, err := os.MkdirTemp("/tmp", "sk")
+	if err != nil {
+		return err
+	}
+	ports, err := freePorts(3)
+	if err != nil {
+		return err
+	}
+	env.Setenv("PATH", dir+":"+os.Getenv("PATH"))
+	env.Setenv("HOME", env.WorkDir)
+	env.Setenv("DATA", data)
+	env.Setenv("KUBECONFIG", filepath.Join(env.WorkDir, "kubeconfig"))
+	env.Setenv("API_PORT", strconv.Itoa(ports[0]))
+	env.Setenv("PORTS", fmt.Sprintf("--api-port=%d --kubelet-port=%d --etcd-port=%d", ports[0], ports[1], ports[2]))
+	env.Setenv("UP", fmt.Sprintf("--data-dir=%s", data))
+	env.Setenv("SKIFF_DATA_DIR", data)
+	root, _ := filepath.Abs("../..")
+	env.Setenv("REPO", root)
+	env.Defer(func() {
+		out, err := exec.Command(filepath.Join(dir, "skiff"), "down", "--purge", "--data-dir", data).CombinedOutput()
+		if err != nil {
+			fmt.Fprintf(os.Stderr, "purge of %s: %v\n%s", data, err, out)
+		}
+		os.RemoveAll(data)
+	})
+	return nil
+}
+
+func freePorts(n int) ([]int, error) {
+	var ports []int
+	for range n {
+		l, err := net.Listen("tcp", ":0")
+		if err != nil {
+			return nil, err
+		}
+		defer l.Close()
+		ports = append(ports, l.Addr().(*net.TCPAddr).Port)
+	}
+	return ports, nil
+}
+
+// retry SECONDS command...: runs the command until it succeeds (with !: until
+// it fails), at most so long.
+func retry(ts *testscript.TestScript, neg bool, args []string) {
+	if len(args) < 2 {
+		ts.Fatalf("usage: retry SECONDS command...")
+	}
+	seconds, err := strconv.Atoi(args[0])
+	ts.Check(err)
+	deadline := time.Now().Add(time.Duration(seconds) * time.Second)
+	for {
+		err := ts.Exec(args[1], args[2:]...)
+		if (err == nil) != neg {
+			return
+		}
+		if time.Now().After(deadline) {
+			ts.Fatalf("still so after %d s: %s: %v", seconds, strings.Join(args[1:], " "), err)
+		}
+		time.Sleep(200 * time.Millisecond)
+	}
+}
+
+// listen PORT holds a TCP port until the script ends.
+func listen(ts *testscript.TestScript, neg bool, args []string) {
+	l, err := net.Listen("tcp", ":"+args[0])
+	ts.Check(err)
+	ts.Defer(func() { l.Close() })
+}
+
+// kill9 PIDFILE kills the process whose pid is in the file and waits for its end.
+func kill9(ts *testscript.TestScript, neg bool, args []string) {
+	data, err := os.ReadFile(args[0])
+	ts.Check(err)
+	pid, err := strconv.Atoi(strings.TrimSpace(string(data)))
+	ts.Check(err)
+	p, err := os.FindProcess(pid)
+	ts.Check(err)
+	ts.Check(p.Kill())
+	for range 100 {
+		if p.Signal(os.Signal(nil)) != nil || !exists(fmt.Sprintf("/proc/%d/fd", pid)) {
+			return
+		}
+		time.Sleep(50 * time.Millisecond)
+	}
+}
+
+func exists(path string) bool { _, err := os.Stat(path); return err == nil }
+
+// capture NAME command... sets $NAME to what the command prints.
+func capture(ts *testscript.TestScript, neg bool, args []string) {
+	ts.Check(ts.Exec(args[1], args[2:]...))
+	ts.Setenv(args[0], strings.TrimSpace(ts.ReadFile("stdout")))
+}
+
+// same A B: the two texts are equal (with !: differ).
+func same(ts *testscript.TestScript, neg bool, args []string) {
+	if (args[0] == args[1]) == neg {
+		ts.Fatalf("%q and %q: equal is %v", args[0], args[1], args[0] == args[1])
+	}
+}
+
+// contains TEXT PART: the text has the part in it (with !: has not).
+func contains(ts *testscript.TestScript, neg bool, args []string) {
+	if strings.Contains(args[0], args[1]) == neg {
+		ts.Fatalf("%q in %q: %v", args[1], args[0], !neg)
+	}
+}
+
+// leftovers DATADIR fails if anything of a purged cluster is left.
+func leftovers(ts *testscript.TestScript, neg bool, args []string) {
+	dir := args[0]
+	if exists(dir) {
+		ts.Fatalf("%s is still there", dir)
+	}
+	mounts, err := os.ReadFile("/proc/self/mountinfo")
+	ts.Check(err)
+	for _, line := range strings.Split(string(mounts), "\n") {
+		if strings.Contains(line, dir) {
+			ts.Fatalf("mount left: %s", line)
+		}
+	}
+	cmdlines, _ := filepath.Glob("/proc/[0-9]*/cmdline")
+	for _, c := range cmdlines {
+		data, _ := os.ReadFile(c)
+		if strings.Contains(string(data), dir) && !strings.Contains(string(data), "scripts.test") {
+			ts.Fatalf("process left: %s %q", c, data)
+		}
+	}
+}
