@@ -16,6 +16,10 @@ import (
 // first connection cannot come too early.
 const listenFD = 3
 
+// trimAfter is how long a monitor must be idle before it returns memory, in
+// milliseconds.
+const trimAfter = 300
+
 // monitor parents the containers and execs of one pod. One thread, one epoll: a pod
 // costs little memory and there is nothing to lock.
 type monitor struct {
@@ -29,10 +33,13 @@ type monitor struct {
 	quit  bool
 	// paused says that a client holds a container's stream back.
 	paused bool
+	// trim says that memory may be given back once it is quiet.
+	trim bool
 }
 
 func runMonitor() error {
-	debug.SetGCPercent(25)
+	debug.SetGCPercent(10)
+	m := &monitor{conn: -1, procs: map[string]*proc{}, fds: map[int]func(uint32){}, trim: true}
 	// INT and TERM sent to the agent's group or by a careless operator must not orphan
 	// the pod: a monitor ends when the agent says so.
 	signal.Ignore(unix.SIGHUP, unix.SIGINT, unix.SIGTERM, unix.SIGPIPE, unix.SIGTTOU)
@@ -43,17 +50,24 @@ func runMonitor() error {
 	if err != nil {
 		return wrap("epoll", err)
 	}
-	m := &monitor{ep: ep, conn: -1, procs: map[string]*proc{}, fds: map[int]func(uint32){}}
+	m.ep = ep
 	m.watch(listenFD, unix.EPOLLIN, m.accept)
 	events := make([]unix.EpollEvent, 32)
 	for !m.quit {
 		wait := -1
-		if m.paused {
+		switch {
+		case m.paused:
 			wait = 1000
+		case m.trim:
+			wait = trimAfter
 		}
 		n, err := unix.EpollWait(ep, events, wait)
 		if err != nil && err != unix.EINTR {
 			return wrap("epoll_wait", err)
+		}
+		if n == 0 && m.trim {
+			m.trim, m.pack, m.buf, m.line = false, nil, nil, nil
+			debug.FreeOSMemory()
 		}
 		for _, e := range events[:max(n, 0)] {
 			if f := m.fds[int(e.Fd)]; f != nil {
@@ -106,6 +120,7 @@ func (m *monitor) accept(uint32) {
 }
 
 func (m *monitor) receive(uint32) {
+	m.trim = true
 	if m.pack == nil {
 		m.pack = make([]byte, wire.MaxPacket)
 	}
@@ -246,7 +261,7 @@ func (m *monitor) forget(pr *proc) {
 	}
 	m.dropStreams(pr)
 	delete(m.procs, pr.state.ID)
-	debug.FreeOSMemory()
+	m.trim = true
 }
 
 func now() int64 { return time.Now().UnixNano() }

@@ -11,7 +11,7 @@ package wire
 const Version = 1
 
 // MaxPacket bounds one packet on the monitor's socket, in bytes.
-const MaxPacket = 64 << 10
+const MaxPacket = 16 << 10
 
 // Walker is a message that can walk its own fields.
 type Walker interface{ Walk(c *Coder) }
