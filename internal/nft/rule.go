@@ -154,7 +154,9 @@ func (f Family) nat(data uint32) expr.Any {
 //	Targets   frontend . endpoint number → endpoint
 //
 // Clients remember a number, not an endpoint, so that an endpoint leaves at once when its
-// target does.
+// target does. The price: the kernel looks up by what another lookup yielded, for which nft
+// has no words. The nft command (seen with 1.0.6) aborts when it lists such a rule; rules
+// without affinity list well.
 type Sticky struct {
 	Clients, Numbers, Targets string
 	Timeout                   time.Duration
