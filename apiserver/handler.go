@@ -27,7 +27,7 @@ import (
 // call is one request on its way through the server.
 type call struct {
 	req      *http.Request
-	w        http.ResponseWriter
+	w        *recorder
 	query    url.Values
 	info     *request.Info
 	user     caller

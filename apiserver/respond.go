@@ -107,7 +107,7 @@ var gzipWriters = sync.Pool{New: func() any {
 func (s *Server) write(c *call, media string, code int, data []byte) {
 	h := c.w.Header()
 	h.Set("Content-Type", media)
-	if len(data) > gzipAbove && c.user.local == false && strings.Contains(c.req.Header.Get("Accept-Encoding"), "gzip") {
+	if len(data) > gzipAbove && !c.user.local && strings.Contains(c.req.Header.Get("Accept-Encoding"), "gzip") {
 		h.Set("Content-Encoding", "gzip")
 		h.Add("Vary", "Accept-Encoding")
 		c.w.WriteHeader(code)
@@ -121,9 +121,14 @@ func (s *Server) write(c *call, media string, code int, data []byte) {
 	}
 	h.Set("Content-Length", strconv.Itoa(len(data)))
 	c.w.WriteHeader(code)
-	if c.req.Method != http.MethodHead {
-		c.w.Write(data) //nolint:errcheck // the client went away
+	if c.req.Method == http.MethodHead {
+		return
 	}
+	if o, ok := c.w.ResponseWriter.(interface{ WriteOwned([]byte) }); ok {
+		o.WriteOwned(data)
+		return
+	}
+	c.w.Write(data) //nolint:errcheck // the client went away
 }
 
 // warn adds a Warning header.

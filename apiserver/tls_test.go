@@ -225,3 +225,6 @@ func TestServeForHand(t *testing.T) {
 		time.Sleep(100 * time.Millisecond)
 	}
 }
+
+// insecure is an HTTPS client that trusts any server.
+var insecure = &http.Client{Transport: &http.Transport{TLSClientConfig: &tls.Config{InsecureSkipVerify: true}, DisableKeepAlives: true}}

@@ -129,6 +129,20 @@ func (w *localResponse) Write(p []byte) (int, error) {
 	return len(p), nil
 }
 
+// WriteOwned is Write of bytes the caller gives away: a whole response is
+// handed over without a copy.
+func (w *localResponse) WriteOwned(p []byte) {
+	w.mu.Lock()
+	if w.buf.Len() > 0 || w.streaming {
+		w.mu.Unlock()
+		w.Write(p) //nolint:errcheck // the reader went away
+		return
+	}
+	defer w.mu.Unlock()
+	w.begin(http.StatusOK)
+	w.buf = *bytes.NewBuffer(p)
+}
+
 // Flush implements http.Flusher: the client sees the response from now on.
 func (w *localResponse) Flush() {
 	w.mu.Lock()

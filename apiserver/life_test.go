@@ -1,0 +1,236 @@
+package apiserver_test
+
+import (
+	"context"
+	"io"
+	"log/slog"
+	"net/http"
+	"strings"
+	"testing"
+	"time"
+
+	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	testclock "k8s.io/utils/clock/testing"
+
+	"github.com/skiff-project/skiff/api/all"
+	"github.com/skiff-project/skiff/apiserver"
+	"github.com/skiff-project/skiff/apiserver/admission"
+	"github.com/skiff-project/skiff/auth"
+	"github.com/skiff-project/skiff/auth/rbac/policy"
+	"github.com/skiff-project/skiff/object/wire"
+	"github.com/skiff-project/skiff/store"
+	"github.com/skiff-project/skiff/store/embedded"
+)
+
+// TestRestartWritesNothing: a second start over the same store finds all it
+// needs and keeps service addresses.
+func TestRestartWritesNothing(t *testing.T) {
+	st, err := embedded.Open(embedded.Options{Decorate: wire.Decorate})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer st.Close()
+	var ip string
+	for round := range 2 {
+		s, err := apiserver.New(apiserver.Config{Store: st, Resources: all.Resources(), Authorizer: allowAll{}, Policy: policy.Bootstrap(), ClientCA: []byte("CA"),
+			Log: slog.New(slog.NewTextHandler(testLog{t}, nil))})
+		if err != nil {
+			t.Fatal(err)
+		}
+		before := st.Status().Revision
+		ctx, cancel := context.WithCancel(t.Context())
+		done := make(chan error, 1)
+		go func() { done <- s.Run(ctx) }()
+		waitReady(t, s)
+		svcs := typed(t, s).CoreV1().Services("default")
+		if round == 0 {
+			svc, err := svcs.Create(t.Context(), &corev1.Service{ObjectMeta: metav1.ObjectMeta{Name: "a"}, Spec: corev1.ServiceSpec{Ports: []corev1.ServicePort{{Port: 80}}}}, metav1.CreateOptions{})
+			if err != nil {
+				t.Fatal(err)
+			}
+			ip = svc.Spec.ClusterIP
+		} else {
+			if after := st.Status().Revision; after != before {
+				t.Errorf("the second start wrote %d revisions", after-before)
+			}
+			_, err := svcs.Create(t.Context(), &corev1.Service{ObjectMeta: metav1.ObjectMeta{Name: "b"}, Spec: corev1.ServiceSpec{ClusterIP: ip, Ports: []corev1.ServicePort{{Port: 80}}}}, metav1.CreateOptions{})
+			if err == nil {
+				t.Errorf("address %s was given twice", ip)
+			}
+		}
+		cancel()
+		if err := <-done; err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
+// TestShutdownEndsWatches: Run returns soon although watches are open.
+func TestShutdownEndsWatches(t *testing.T) {
+	st, _ := embedded.Open(embedded.Options{Decorate: wire.Decorate})
+	defer st.Close()
+	s, err := apiserver.New(apiserver.Config{Store: st, Resources: all.Resources(), Authorizer: allowAll{}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	done := make(chan error, 1)
+	go func() { done <- s.Run(ctx) }()
+	waitReady(t, s)
+	w, err := typed(t, s).CoreV1().ConfigMaps("").Watch(t.Context(), metav1.ListOptions{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer w.Stop()
+	cancel()
+	if err := <-done; err != nil {
+		t.Fatal(err)
+	}
+	for {
+		select {
+		case _, ok := <-w.ResultChan():
+			if !ok {
+				return
+			}
+		case <-time.After(10 * time.Second):
+			t.Fatal("the watch is still open")
+		}
+	}
+}
+
+// TestBookmarks: an idle watch is told how far it is, and a watch ends in time.
+func TestBookmarks(t *testing.T) {
+	s := newServer(t, func(c *apiserver.Config) { c.BookmarkInterval = 50 * time.Millisecond })
+	one := int64(1)
+	w, err := typed(t, s).CoreV1().ConfigMaps("default").Watch(t.Context(), metav1.ListOptions{AllowWatchBookmarks: true, TimeoutSeconds: &one})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer w.Stop()
+	n := 0
+	for ev := range w.ResultChan() {
+		if ev.Type == "BOOKMARK" {
+			if ev.Object.(*corev1.ConfigMap).ResourceVersion == "" {
+				t.Error("bookmark without a resource version")
+			}
+			n++
+		}
+	}
+	if n < 2 {
+		t.Errorf("%d bookmarks in a second", n)
+	}
+}
+
+// TestCompactionKeepsHistory: with a fake clock, each interval compacts what
+// was there at the one before, and an idle store is left alone.
+func TestCompactionKeepsHistory(t *testing.T) {
+	clk := testclock.NewFakeClock(time.Now())
+	var st store.Store
+	s := newServer(t, func(c *apiserver.Config) { c.Clock = clk; st = c.Store })
+	cms := typed(t, s).CoreV1().ConfigMaps("default")
+	cm, err := cms.Create(t.Context(), configMap("a", nil), metav1.CreateOptions{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	tick := func() int64 {
+		before := st.Status().CompactRevision
+		clk.Step(5 * time.Minute)
+		for range 50 {
+			if now := st.Status().CompactRevision; now != before {
+				return now
+			}
+			time.Sleep(2 * time.Millisecond)
+		}
+		return before
+	}
+	tick()
+	cm.Data = map[string]string{"a": "b"}
+	cm, _ = cms.Update(t.Context(), cm, metav1.UpdateOptions{})
+	rev := st.Status().Revision
+	if got := tick(); got >= rev {
+		t.Errorf("compacted to %d, but revision %d is younger than five minutes", got, rev)
+	}
+	idle := tick()
+	if again := tick(); again != idle {
+		t.Errorf("an idle store was compacted from %d to %d", idle, again)
+	}
+	_ = cm
+}
+
+type panicking struct{}
+
+func (panicking) Name() string                                       { return "Panicking" }
+func (panicking) Validate(context.Context, *admission.Request) error { return nil }
+func (panicking) Admit(_ context.Context, r *admission.Request) error {
+	if r.Object != nil && r.Object.GetName() == "boom" {
+		panic("boom")
+	}
+	return nil
+}
+
+func TestPanicIsA500(t *testing.T) {
+	c := newRaw(newServer(t, func(c *apiserver.Config) {
+		c.Admission = []admission.Plugin{panicking{}}
+		c.Log = slog.New(slog.DiscardHandler)
+	}))
+	code, body := c.do(t, "POST", cmPath, "application/json", []byte(`{"metadata":{"name":"boom"}}`))
+	if code != 500 || !strings.Contains(body, "This request caused apiserver to panic") {
+		t.Errorf("%d %s", code, body)
+	}
+	if code, _ := c.do(t, "GET", cmPath, "", nil); code != 200 {
+		t.Errorf("the server is ill: %d", code)
+	}
+}
+
+// TestInFlightBound: beyond the bound a request is told to come back.
+func TestInFlightBound(t *testing.T) {
+	block := make(chan struct{})
+	s, cfg := newTLSServer(t, func(c *apiserver.Config) {
+		c.MaxInFlight = 1
+		c.Authenticator = auth.Server(auth.Bearer(plainToken{}))
+		c.Admission = []admission.Plugin{blocking{block}}
+	})
+	_ = s
+	do := func(name string) (int, string) {
+		req, _ := http.NewRequestWithContext(t.Context(), "POST", cfg.Host+cmPath, strings.NewReader(`{"metadata":{"name":"`+name+`"}}`))
+		req.Header.Set("Authorization", "Bearer x")
+		req.Header.Set("Content-Type", "application/json")
+		resp, err := insecure.Do(req)
+		if err != nil {
+			t.Error(err)
+			return 0, ""
+		}
+		defer resp.Body.Close()
+		data, _ := io.ReadAll(resp.Body)
+		return resp.StatusCode, string(data)
+	}
+	first := make(chan int, 1)
+	go func() { code, _ := do("block"); first <- code }()
+	<-block // the first request holds the one slot
+	if code, body := do("b"); code != 429 {
+		t.Errorf("second request: %d %s", code, body)
+	}
+	block <- struct{}{}
+	if code := <-first; code != 201 {
+		t.Errorf("first request: %d", code)
+	}
+}
+
+type plainToken struct{}
+
+func (plainToken) AuthenticateToken(context.Context, string, []string) (auth.Identity, bool, error) {
+	return auth.Identity{User: auth.User{Name: "bob"}}, true, nil
+}
+
+type blocking struct{ c chan struct{} }
+
+func (blocking) Name() string                                       { return "Blocking" }
+func (blocking) Validate(context.Context, *admission.Request) error { return nil }
+func (b blocking) Admit(_ context.Context, r *admission.Request) error {
+	if r.Object != nil && r.Object.GetName() == "block" {
+		b.c <- struct{}{}
+		<-b.c
+	}
+	return nil
+}
