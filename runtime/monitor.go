@@ -149,9 +149,7 @@ func dialMonitor(dir string, onExit func(wire.Proc)) (*monitor, error) {
 			cred, cerr := unix.GetsockoptUcred(int(fd), unix.SOL_SOCKET, unix.SO_PEERCRED)
 			if cerr != nil || int(cred.Uid) != os.Geteuid() {
 				err = errors.New("monitor socket belongs to somebody else")
-				return
 			}
-			m.pid = int(cred.Pid)
 		})
 	}
 	if err != nil {

@@ -115,6 +115,7 @@ func (r *Runtime) adopt(s *sandbox) {
 			m.close()
 			err = lerr
 		} else {
+			m.pid = reply.reply.PID // the socket's own credentials are those of the agent that listened
 			for _, p := range reply.procs {
 				live[p.ID] = p
 			}

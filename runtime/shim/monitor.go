@@ -218,7 +218,7 @@ func (m *monitor) list(seq uint32) {
 		}
 		m.send(wire.Packet{Kind: wire.KindProc, Seq: seq, Body: wire.Encode(&pr.state)}, fds...)
 	}
-	m.reply(seq, &wire.Reply{})
+	m.reply(seq, &wire.Reply{PID: os.Getpid()})
 }
 
 // target serves the requests that name one process.

@@ -4,7 +4,7 @@ package wire
 // number the reply repeats; events carry zero.
 const (
 	KindSpawn      = 1 // Spawn; descriptors as told there; reply Reply
-	KindList       = 2 // no body; one KindProc per process, then Reply
+	KindList       = 2 // no body; one KindProc per process, then Reply with the monitor's PID
 	KindReopenLog  = 3 // Target; reply Reply
 	KindAttach     = 4 // Target; descriptors: stdout, stderr; reply Reply with stdin
 	KindCloseStdin = 5 // Target; reply Reply
