@@ -168,7 +168,8 @@ func (w *worker) createSandbox(ctx context.Context, attempt uint32) error {
 		_, err = k.cfg.Runtime.RunPodSandbox(ctx, cfg, handler)
 	}
 	if err != nil {
-		return fmt.Errorf("Failed to create sandbox for pod %q: %s", podstate.Format(pod), text(err)) //nolint:staticcheck // upstream's text
+		//lint:ignore ST1005 the text is upstream's
+		return fmt.Errorf("Failed to create sandbox for pod %q: %s", podstate.Format(pod), text(err))
 	}
 	return nil
 }

@@ -83,11 +83,11 @@ func (k *Kubelet) apiPod(pod *v1.Pod) {
 }
 
 func (k *Kubelet) apiPodGone(pod *v1.Pod) {
+	k.statuses.forget(pod.UID)
 	if podstate.IsMirror(pod) {
 		k.spawn(func() { k.reconcileMirrors(k.ctx) })
 		return
 	}
-	k.statuses.forget(pod.UID)
 	if w := k.worker(pod.UID); w != nil {
 		w.remove(pod)
 	}

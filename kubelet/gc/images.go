@@ -130,7 +130,8 @@ func (g *Images) free(ctx context.Context, list []*runtimeapi.Image, inUse map[s
 		freed += int64(i.Size)
 	}
 	if freed < want {
-		return fmt.Errorf("Failed to garbage collect required amount of images. Attempted to free %d bytes, but only found %d bytes eligible to free.", want, freed) //nolint:staticcheck // upstream's text
+		//lint:ignore ST1005 the text is upstream's
+		return fmt.Errorf("Failed to garbage collect required amount of images. Attempted to free %d bytes, but only found %d bytes eligible to free.", want, freed)
 	}
 	return nil
 }

@@ -160,7 +160,7 @@ func (w *worker) run(ctx context.Context) {
 	first := w.started.Add(time.Duration(w.spec.InitialDelaySeconds) * time.Second).Sub(clk.Now())
 	if first < -period {
 		// Long due: the kubelet was restarted. Spread the probes over a period.
-		first = rand.N(period) //nolint:gosec // jitter
+		first = rand.N(period) // jitter
 	}
 	if !sleep(ctx, clk, first) {
 		return

@@ -4,7 +4,7 @@ package static
 
 import (
 	"context"
-	"crypto/md5" //nolint:gosec // upstream's identity of a static pod, not a secret
+	"crypto/md5" // upstream's identity of a static pod, not a secret
 	"encoding/hex"
 	"encoding/json"
 	"fmt"
@@ -125,7 +125,7 @@ func Complete(pod *v1.Pod, node string, defaults func(*v1.Pod)) *v1.Pod {
 	pod = pod.DeepCopy()
 	if pod.UID == "" {
 		b, _ := json.Marshal(pod)
-		sum := md5.Sum(append([]byte("host:"+node+"\nfile:"), b...)) //nolint:gosec // see import
+		sum := md5.Sum(append([]byte("host:"+node+"\nfile:"), b...)) // see import
 		pod.UID = types.UID(hex.EncodeToString(sum[:]))
 	}
 	pod.Name += "-" + strings.ToLower(node)
