@@ -1,10 +1,7 @@
 package runtime
 
 import (
-	"archive/tar"
-	"bytes"
 	"context"
-	"encoding/json"
 	"fmt"
 	"net/netip"
 	"os"
@@ -292,40 +289,4 @@ func TestRunContainerToItsEnd(t *testing.T) {
 	if st.ExitCode != 7 || st.Reason != "Error" {
 		t.Fatalf("status %v", st)
 	}
-}
-
-// layerTar builds one layer; see hdr.
-func layerTar(t testing.TB, hs ...tar.Header) []byte {
-	t.Helper()
-	var b bytes.Buffer
-	tw := tar.NewWriter(&b)
-	for _, h := range hs {
-		body := ""
-		if h.Typeflag == 0 {
-			h.Typeflag = tar.TypeReg
-			body = h.Linkname
-			h.Linkname = ""
-			h.Size = int64(len(body))
-		}
-		if h.Mode == 0 {
-			h.Mode = 0o644
-			if h.Typeflag == tar.TypeDir {
-				h.Mode = 0o755
-			}
-		}
-		if err := tw.WriteHeader(&h); err != nil {
-			t.Fatal(err)
-		}
-		tw.Write([]byte(body))
-	}
-	tw.Close()
-	return b.Bytes()
-}
-
-func mustJSON(v any) []byte {
-	b, err := json.Marshal(v)
-	if err != nil {
-		panic(err)
-	}
-	return b
 }

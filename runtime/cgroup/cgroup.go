@@ -11,6 +11,7 @@ import (
 	"os"
 	"path"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -137,7 +138,7 @@ func enableAll(dir string) error {
 	}
 	avail, enabled := strings.Fields(string(have)), " "+strings.TrimSpace(string(on))+" "
 	for _, c := range avail {
-		if !contains(wanted, c) || strings.Contains(enabled, " "+c+" ") {
+		if !slices.Contains(wanted, c) || strings.Contains(enabled, " "+c+" ") {
 			continue
 		}
 		f, err := os.OpenFile(filepath.Join(dir, "cgroup.subtree_control"), os.O_WRONLY, 0)
@@ -154,15 +155,6 @@ func enableAll(dir string) error {
 		}
 	}
 	return nil
-}
-
-func contains(list []string, s string) bool {
-	for _, v := range list {
-		if v == s {
-			return true
-		}
-	}
-	return false
 }
 
 // Set writes limits. On an update the old limits stay where r is zero.

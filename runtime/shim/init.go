@@ -28,8 +28,8 @@ func runInit() error {
 	if err != nil {
 		return report(wrap("read specification", err))
 	}
-	go1 := []byte{0}
-	if n, err := retry(func() (int, error) { return unix.Read(wire.SyncFD, go1) }); err != nil || n != 1 {
+	word := []byte{0}
+	if n, err := retry(func() (int, error) { return unix.Read(wire.SyncFD, word) }); err != nil || n != 1 {
 		return failure("monitor went away")
 	}
 	return report(enter(&spec))

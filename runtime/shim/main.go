@@ -20,13 +20,10 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-func init() {
-	// Everything a mode changes (namespaces, credentials, seccomp) belongs to one
-	// thread. Locking here, before main, keeps main on the first thread.
-	runtime.LockOSThread()
-}
-
 func main() {
+	// Everything a mode changes (namespaces, credentials, seccomp) belongs to one
+	// thread, and execve keeps the calling thread's.
+	runtime.LockOSThread()
 	mode := ""
 	if len(os.Args) > 1 {
 		mode = os.Args[1]
