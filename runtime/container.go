@@ -235,7 +235,10 @@ func (r *Runtime) StartContainer(ctx context.Context, id string) error {
 	if c.state != runtimeapi.ContainerState_CONTAINER_CREATED {
 		return status.Errorf(codes.FailedPrecondition, "container %q is in %s state", c.rec.ID, c.state)
 	}
-	if s.rec.Stopped {
+	r.mu.RLock()
+	stopped := s.rec.Stopped
+	r.mu.RUnlock()
+	if stopped {
 		return status.Errorf(codes.FailedPrecondition, "sandbox container %q is not running", s.rec.ID)
 	}
 	if err := r.launch(ctx, s, c); err != nil {
@@ -590,13 +593,19 @@ func (r *Runtime) UpdateContainerResources(_ context.Context, id string, res *ru
 			return fmt.Errorf("update resources of container %q: %w", id, err)
 		}
 	}
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	c.cfg = withResources(c.cfg, res.Linux)
-	if c.rec.Config, err = proto.Marshal(c.cfg); err != nil {
+	cfg := withResources(c.cfg, res.Linux)
+	raw, err := proto.Marshal(cfg)
+	if err != nil {
 		return err
 	}
-	return c.save()
+	r.mu.Lock()
+	c.cfg, c.rec.Config = cfg, raw
+	b, err := json.Marshal(&c.rec)
+	r.mu.Unlock()
+	if err != nil {
+		return err
+	}
+	return replaceFile(filepath.Join(c.dir, "record.json"), b, 0o600)
 }
 
 // withResources returns a copy with the non-zero fields of res taken over: readers of

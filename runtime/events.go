@@ -17,7 +17,6 @@ const eventQueue = 8192
 type listener struct {
 	ch   chan *runtimeapi.ContainerEventResponse
 	lost chan struct{}
-	once sync.Once
 }
 
 // broadcaster hands each event to every listener without ever blocking its sender.

@@ -237,6 +237,8 @@ const podInitID = "podinit"
 
 // podPIDNamespace starts the pod's process 1 when the first container wants to share.
 func (r *Runtime) podPIDNamespace(s *sandbox) (int, error) {
+	s.pids.Lock()
+	defer s.pids.Unlock()
 	if s.podInit != nil {
 		if fd, err := openPIDNamespace(s.podInit.PID); err == nil {
 			return fd, nil

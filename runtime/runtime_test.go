@@ -85,8 +85,6 @@ type world struct {
 	logs string
 }
 
-const testImage = "docker.io/library/prog:latest"
-
 func newWorld(t testing.TB) *world {
 	t.Helper()
 	if os.Geteuid() != 0 {

@@ -40,6 +40,8 @@ type sandbox struct {
 	mon *monitor
 	// podInit is process 1 of the shared PID namespace; nil until a container needs it.
 	podInit *procFD
+	// pids lets one container at a time start it.
+	pids sync.Mutex
 }
 
 func (s *sandbox) options() *runtimeapi.NamespaceOption {
