@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"sync"
+	"syscall"
 	"testing"
 
 	"github.com/skiff-project/skiff/store"
@@ -96,5 +97,36 @@ func BenchmarkPutMemory(b *testing.B) {
 	b.ReportAllocs()
 	for i := 0; b.Loop(); i++ {
 		s.Txn(context.Background(), store.Txn{Then: []store.Op{{Kind: store.OpPut, Key: keys[i%len(keys)], Value: val}}})
+	}
+}
+
+// BenchmarkPutDurable reports CPU time, which other load on the machine does
+// not change much, beside the wall clock.
+func BenchmarkPutDurable(b *testing.B) {
+	for _, writers := range []int{1, 1000} {
+		b.Run(fmt.Sprint(writers, "writers"), func(b *testing.B) {
+			s := open(b, Options{Dir: b.TempDir()})
+			val := make([]byte, 256)
+			b.ReportAllocs()
+			var before, after syscall.Rusage
+			syscall.Getrusage(syscall.RUSAGE_SELF, &before)
+			b.ResetTimer()
+			var wg sync.WaitGroup
+			for w := range writers {
+				wg.Go(func() {
+					for i := w; i < b.N; i += writers {
+						key := fmt.Sprintf("/registry/pods/default/pod-%06d", i%100000)
+						if _, err := s.Txn(context.Background(), store.Txn{Then: []store.Op{{Kind: store.OpPut, Key: key, Value: val}}}); err != nil {
+							b.Error(err)
+						}
+					}
+				})
+			}
+			wg.Wait()
+			b.StopTimer()
+			syscall.Getrusage(syscall.RUSAGE_SELF, &after)
+			cpu := after.Utime.Nano() + after.Stime.Nano() - before.Utime.Nano() - before.Stime.Nano()
+			b.ReportMetric(float64(cpu)/1000/float64(b.N), "cpu-µs/op")
+		})
 	}
 }

@@ -21,8 +21,11 @@ import (
 const handshakeTimeout = 10 * time.Second
 
 // requestTimeout is how long the first request of an HTTP/2 connection is
-// waited for.
-const requestTimeout = 50 * time.Millisecond
+// waited for, if nothing before it tells gRPC.
+const requestTimeout = 250 * time.Millisecond
+
+// settingGRPC is a setting that only gRPC clients send.
+const settingGRPC = http2.SettingID(0xfe03)
 
 // mux gives each connection of one listener to gRPC or to HTTP. What a client
 // negotiates does not tell: curl and Go's http.Client talk HTTP/2 as well. So
@@ -117,10 +120,17 @@ func (m *mux) judgeRequest(in io.Reader, seen *bytes.Buffer) *queue {
 		if err != nil {
 			return m.grpc
 		}
-		if head, ok := frame.(*http2.HeadersFrame); ok && !isGRPC(head.HeaderBlockFragment()) {
+		switch f := frame.(type) {
+		case *http2.SettingsFrame:
+			// grpc-go has no settings of its own; browsers and curl have.
+			if _, own := f.Value(settingGRPC); own || f.NumSettings() == 0 && !f.IsAck() {
+				return m.grpc
+			}
+		case *http2.HeadersFrame:
+			if isGRPC(f.HeaderBlockFragment()) {
+				return m.grpc
+			}
 			return m.http
-		} else if ok {
-			return m.grpc
 		}
 	}
 	return m.grpc
