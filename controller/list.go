@@ -12,6 +12,7 @@ import (
 	"github.com/skiff-project/skiff/controller/disruption"
 	"github.com/skiff-project/skiff/controller/endpoints"
 	"github.com/skiff-project/skiff/controller/endpointslice"
+	"github.com/skiff-project/skiff/controller/endpointslicemirroring"
 	"github.com/skiff-project/skiff/controller/engine"
 	"github.com/skiff-project/skiff/controller/garbagecollector"
 	"github.com/skiff-project/skiff/controller/job"
@@ -82,6 +83,8 @@ var list = []entry{
 	{name: "endpoints-controller", alias: "endpoint", account: "endpoint-controller", build: plain(endpoints.New)},
 	{name: "endpointslice-controller", alias: "endpointslice", account: "endpointslice-controller",
 		build: plain(endpointslice.New)},
+	{name: "endpointslice-mirroring-controller", alias: "endpointslicemirroring", account: "endpointslicemirroring-controller",
+		build: plain(endpointslicemirroring.New)},
 	{name: "pod-garbage-collector-controller", alias: "podgc", account: "pod-garbage-collector",
 		build: func(env engine.Env, cfg Config) (*engine.Controller, error) {
 			return podgc.New(env, cfg.TerminatedPodLimit)

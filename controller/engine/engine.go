@@ -71,7 +71,7 @@ type Env struct {
 	Informers informers.SharedInformerFactory
 	Events    record.EventRecorder
 	Clock     clock.WithTicker
-	Log       *slog.Logger
+	Log       *slog.Logger // names the controller already
 }
 
 type later time.Duration
@@ -267,7 +267,7 @@ func (c *Controller) next(ctx context.Context, log *slog.Logger, q workqueue.Typ
 	if apierrors.IsConflict(err) || apierrors.IsNotFound(err) || q.NumRequeues(key) < 2 {
 		level = slog.LevelDebug // a stale cache or a passing fault: the retry settles it
 	}
-	log.Log(ctx, level, "reconcile failed, will retry", "controller", c.Name, "key", key, "error", err)
+	log.Log(ctx, level, "reconcile failed, will retry", "key", key, "error", err)
 	q.AddRateLimited(key)
 	return true
 }

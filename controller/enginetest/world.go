@@ -8,6 +8,7 @@ import (
 	"context"
 	"fmt"
 	"log/slog"
+	"maps"
 	"reflect"
 	"slices"
 	"strings"
@@ -208,7 +209,8 @@ func (w *World) refresh(s engine.Source) {
 			w.deliver(s, old, nil)
 		}
 	}
-	for key, o := range now {
+	for _, key := range slices.Sorted(maps.Keys(now)) { // in order: a test's transcript is always the same
+		o := now[key]
 		old, had, _ := store.GetByKey(key)
 		if had && reflect.DeepEqual(old, o) {
 			continue

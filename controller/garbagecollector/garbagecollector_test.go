@@ -185,7 +185,8 @@ func TestForegroundDescendsTheTree(t *testing.T) {
 	cl.expect(sets, "")
 	cl.expect(pods, "")
 	order := strings.Join(cl.md.Writes(), "\n")
-	if strings.Index(order, "delete pods/ns/mid Foreground") > strings.Index(order, "delete pods/ns/leaf Background") {
+	mid, leaf := strings.Index(order, "delete pods/ns/mid Foreground"), strings.Index(order, "delete pods/ns/leaf Background")
+	if mid < 0 || leaf < mid {
 		t.Errorf("order:\n%s", order)
 	}
 }

@@ -223,6 +223,19 @@ func TestPodDeletedByUserCountsAsFailed(t *testing.T) {
 	expect(t, "replaced", show(w), "active 1 succeeded 0 failed 1")
 }
 
+// A Pod counted as failed because it was being deleted, which then succeeds after all, is listed once.
+func TestLateSuccessIsNotListedTwice(t *testing.T) {
+	p := &corev1.Pod{ObjectMeta: metav1.ObjectMeta{UID: "p", Finalizers: []string{batchv1.JobTrackingFinalizer},
+		DeletionTimestamp: new(metav1.NewTime(enginetest.Epoch))}}
+	j := pi(new(int32(1)), 1)
+	j.Status = planJob(observed{job: j, pods: []*corev1.Pod{p}, settled: true, now: enginetest.Epoch}).status
+	p.Status.Phase = corev1.PodSucceeded
+	s := planJob(observed{job: j, pods: []*corev1.Pod{p}, settled: true, now: enginetest.Epoch}).status
+	if u := s.UncountedTerminatedPods; len(u.Failed) != 1 || len(u.Succeeded) != 0 {
+		t.Errorf("uncounted %+v", u)
+	}
+}
+
 func TestJobGoneFreesItsPods(t *testing.T) {
 	w := world(t, pi(new(int32(1)), 1)).Settle()
 	w.Remove(get(w))

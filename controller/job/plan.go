@@ -186,6 +186,9 @@ func (m *model) account() {
 // accountPod notes one finished Pod in the status and reports whether it is new there.
 func (m *model) accountPod(p *corev1.Pod, limit int) bool {
 	u, i := m.p.status.UncountedTerminatedPods, indexOf(p)
+	if slices.Contains(u.Failed, p.UID) || slices.Contains(u.Succeeded, p.UID) {
+		return false // listed as what it was when it was first seen to end
+	}
 	if p.Status.Phase == corev1.PodSucceeded {
 		switch {
 		case indexed(m.job):
@@ -193,14 +196,12 @@ func (m *model) accountPod(p *corev1.Pod, limit int) bool {
 				return false
 			}
 			m.done[i] = true
-		case slices.Contains(u.Succeeded, p.UID):
-			return false
 		default:
 			u.Succeeded = append(u.Succeeded, p.UID)
 		}
 		return true
 	}
-	if slices.Contains(u.Failed, p.UID) || indexed(m.job) && (i < 0 || i >= limit) {
+	if indexed(m.job) && (i < 0 || i >= limit) {
 		return false
 	}
 	counts, why := matchFailurePolicy(m.job.Spec.PodFailurePolicy, p)
