@@ -16,6 +16,7 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/fields"
 	"k8s.io/apimachinery/pkg/runtime"
+	"k8s.io/apimachinery/pkg/runtime/schema"
 	"k8s.io/apimachinery/pkg/util/validation/field"
 )
 
@@ -41,7 +42,8 @@ type Resource struct {
 	// objects of this version's Go type.
 	StorageVersion string
 	// StorageGroup is the group of the stored type where it differs from
-	// Group (events.k8s.io shares the storage of core events). Empty: Group.
+	// Group (events.k8s.io shares the storage of core events); CoreGroup
+	// stands for the core group, whose name is empty. Empty: Group. See StoredKind.
 	StorageGroup string
 	// StoragePrefix is the path below /registry/, upstream's: "pods",
 	// "minions", "services/specs", "deployments". Never a trailing slash.
@@ -66,6 +68,26 @@ type Resource struct {
 	// Cells returns the cells of one object, one per column of the table
 	// (Name first, unless WholeTable). now is for ages.
 	Cells func(obj Object, now metav1.Time) []any
+}
+
+// CoreGroup names the core group in StorageGroup.
+const CoreGroup = "core"
+
+// StoredKind is the kind objects of the resource are stored as: the group is
+// "" for the core group.
+func (r *Resource) StoredKind() schema.GroupVersionKind {
+	k := schema.GroupVersionKind{Group: r.Group, Version: r.StorageVersion, Kind: r.Kind}
+	if k.Version == "" && len(r.Versions) > 0 {
+		k.Version = r.Versions[0].Name
+	}
+	switch r.StorageGroup {
+	case "":
+	case CoreGroup:
+		k.Group = ""
+	default:
+		k.Group = r.StorageGroup
+	}
+	return k
 }
 
 // Version is one served version of a resource.

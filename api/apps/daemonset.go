@@ -114,7 +114,13 @@ func defaultDaemonSet(d *appsv1.DaemonSet) {
 
 func validateDaemonSet(d *appsv1.DaemonSet) field.ErrorList {
 	l, s, template := &check.List{}, &d.Spec, specPath.Child("template")
-	checkSelector(l, s.Selector, &s.Template, "daemonset")
+	l.Selector(specPath.Child("selector"), s.Selector)
+	if selector, err := metav1.LabelSelectorAsSelector(s.Selector); err == nil && !selector.Matches(labels.Set(s.Template.Labels)) {
+		l.Invalid(template.Child("metadata", "labels"), s.Template.Labels, "`selector` does not match template `labels`")
+	}
+	if s.Selector != nil && len(s.Selector.MatchLabels)+len(s.Selector.MatchExpressions) == 0 {
+		l.Invalid(specPath.Child("selector"), s.Selector, "empty selector is invalid for daemonset")
+	}
 	core.CheckPodTemplate(l, template, &s.Template)
 	core.CheckRunsAlways(l, template, &s.Template, "activeDeadlineSeconds in DaemonSet is not Supported")
 	l.Nonnegative(specPath.Child("minReadySeconds"), int64(s.MinReadySeconds))

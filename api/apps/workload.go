@@ -58,7 +58,7 @@ func checkSelector(l *check.List, s *metav1.LabelSelector, t *corev1.PodTemplate
 		l.Invalid(at, s, "invalid label selector")
 		return
 	}
-	if s != nil && !selector.Empty() && !selector.Matches(labels.Set(t.Labels)) {
+	if !selector.Empty() && !selector.Matches(labels.Set(t.Labels)) {
 		l.Invalid(specPath.Child("template", "metadata", "labels"), t.Labels, "`selector` does not match template `labels`")
 	}
 }

@@ -5,6 +5,7 @@ import (
 
 	autoscalingv2 "k8s.io/api/autoscaling/v2"
 	"k8s.io/apimachinery/pkg/api/validation/path"
+	"k8s.io/apimachinery/pkg/runtime/schema"
 	"k8s.io/apimachinery/pkg/util/validation/field"
 
 	"github.com/skiff-project/skiff/api/check"
@@ -30,6 +31,7 @@ func validate(h *autoscalingv2.HorizontalPodAutoscaler) field.ErrorList {
 		l.Invalid(at, s.MaxReplicas, "must be greater than or equal to `minReplicas`")
 	}
 	checkRef(l, specPath.Child("scaleTargetRef"), &s.ScaleTargetRef)
+	checkAPIVersion(l, specPath.Child("scaleTargetRef", "apiVersion"), &s.ScaleTargetRef)
 	beyond := false
 	for i := range s.Metrics {
 		m := &s.Metrics[i]
@@ -57,6 +59,17 @@ func segment(l *check.List, p *field.Path, s string) {
 func checkRef(l *check.List, p *field.Path, r *autoscalingv2.CrossVersionObjectReference) {
 	segment(l, p.Child("kind"), r.Kind)
 	segment(l, p.Child("name"), r.Name)
+}
+
+// checkAPIVersion wants a target's group named, except for the core group's
+// own scalable kind.
+func checkAPIVersion(l *check.List, p *field.Path, r *autoscalingv2.CrossVersionObjectReference) {
+	gv, err := schema.ParseGroupVersion(r.APIVersion)
+	if err != nil {
+		l.Invalid(p, r.APIVersion, err.Error())
+	} else if gv.Group == "" && r.Kind != "ReplicationController" {
+		l.Invalid(p, r.APIVersion, "apiVersion must specify API group")
+	}
 }
 
 func checkMetric(l *check.List, p *field.Path, m *autoscalingv2.MetricSpec) {
@@ -107,6 +120,7 @@ func checkMetric(l *check.List, p *field.Path, m *autoscalingv2.MetricSpec) {
 	if !known {
 		check.OneOf(l, p.Child("type"), m.Type, autoscalingv2.ContainerResourceMetricSourceType, autoscalingv2.ExternalMetricSourceType,
 			autoscalingv2.ObjectMetricSourceType, autoscalingv2.PodsMetricSourceType, autoscalingv2.ResourceMetricSourceType)
+		// What is set is still checked below, and belongs nowhere.
 	} else if !wanted.set {
 		l.Required(p.Child(wanted.field), "must populate information for the given metric source")
 	} else {

@@ -107,7 +107,7 @@ func checkJobSpec(l *check.List, p *field.Path, s *batchv1.JobSpec) {
 	}
 	if indexed(s) {
 		checkIndexed(l, p, s)
-	} else {
+	} else if s.CompletionMode == nil || *s.CompletionMode == batchv1.NonIndexedCompletion {
 		const needs = "requires indexed completion mode"
 		if s.BackoffLimitPerIndex != nil {
 			l.Invalid(p.Child("backoffLimitPerIndex"), *s.BackoffLimitPerIndex, needs)

@@ -6,6 +6,7 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/api/resource"
 	"k8s.io/apimachinery/pkg/util/sets"
+	"k8s.io/apimachinery/pkg/util/validation"
 	"k8s.io/apimachinery/pkg/util/validation/field"
 
 	"github.com/skiff-project/skiff/api"
@@ -31,9 +32,10 @@ func validateLimitRange(r *corev1.LimitRange) field.ErrorList {
 	l, seen := &check.List{}, map[corev1.LimitType]bool{}
 	for i := range r.Spec.Limits {
 		it, at := &r.Spec.Limits[i], specPath.Child("limits").Index(i)
-		l.QualifiedName(at.Child("type"), string(it.Type))
+		msgs := validation.IsQualifiedName(string(it.Type))
+		l.Messages(at.Child("type"), it.Type, msgs)
 		standard := it.Type == corev1.LimitTypePod || it.Type == corev1.LimitTypeContainer || it.Type == corev1.LimitTypePersistentVolumeClaim
-		if !contains(string(it.Type), "/") && !standard && it.Type != "" {
+		if !contains(string(it.Type), "/") && !standard && len(msgs) == 0 {
 			l.Invalid(at.Child("type"), it.Type, "must be a standard limit type or fully qualified")
 		}
 		if seen[it.Type] {

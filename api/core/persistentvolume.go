@@ -146,7 +146,7 @@ func checkPersistentSource(l *check.List, p *field.Path, s *corev1.PersistentVol
 			CheckCSIVolume(l, at, v)
 		case *corev1.ISCSIPersistentVolumeSource:
 			requireText(l, at.Child("targetPortal"), v.TargetPortal)
-			requireText(l, at.Child("iqn"), v.IQN)
+			checkIQN(l, at.Child("iqn"), v.IQN)
 			checkRange(l, at.Child("lun"), int64(v.Lun), 0, 255)
 		}
 	}
@@ -185,8 +185,8 @@ func validateVolumeUpdate(v, old *corev1.PersistentVolume) field.ErrorList {
 		l.Forbidden(specPath.Child("persistentvolumesource"), fmt.Sprintf("spec.persistentvolumesource is immutable after creation\n%v", diff.Diff(was, now)))
 	}
 	l.Immutable(field.NewPath("volumeMode"), v.Spec.VolumeMode, old.Spec.VolumeMode)
-	if old.Spec.NodeAffinity != nil {
-		l.Immutable(field.NewPath("nodeAffinity"), v.Spec.NodeAffinity, old.Spec.NodeAffinity)
+	if old.Spec.NodeAffinity != nil && api.Changed(v.Spec.NodeAffinity, old.Spec.NodeAffinity) {
+		l.Invalid(field.NewPath("nodeAffinity"), v.Spec.NodeAffinity, apivalidation.FieldImmutableErrorMsg+", except for updating from beta label to GA")
 	}
 	forbid(l, specPath.Child("volumeAttributesClassName"), old.Spec.VolumeAttributesClassName != nil && v.Spec.VolumeAttributesClassName == nil, "update from non-nil value to nil is forbidden")
 	return l.Errors

@@ -24,10 +24,14 @@ func persistentVolumeClaimResource() *api.Resource {
 		Strategy: api.Strategy{
 			PrepareForCreate: api.On(func(c *corev1.PersistentVolumeClaim) {
 				c.Status = corev1.PersistentVolumeClaimStatus{Phase: corev1.ClaimPending}
+				dropUnknownSource(&c.Spec)
 				syncDataSources(&c.Spec)
 			}),
 			PrepareForUpdate: api.OnUpdate(func(c, old *corev1.PersistentVolumeClaim) {
 				c.Status = old.Status
+				if old.Spec.DataSource == nil && old.Spec.DataSourceRef == nil {
+					dropUnknownSource(&c.Spec)
+				}
 				syncDataSources(&c.Spec)
 			}),
 			Validate: api.Check(func(c *corev1.PersistentVolumeClaim) field.ErrorList {
@@ -55,6 +59,24 @@ func syncDataSources(s *corev1.PersistentVolumeClaimSpec) {
 		s.DataSourceRef = &corev1.TypedObjectReference{Kind: src.Kind, Name: src.Name, APIGroup: src.APIGroup}
 	case ref != nil && src == nil && (ref.Namespace == nil || *ref.Namespace == ""):
 		s.DataSource = &corev1.TypedLocalObjectReference{Kind: ref.Kind, Name: ref.Name, APIGroup: ref.APIGroup}
+	}
+}
+
+// dropUnknownSource clears a dataSource of a kind that always was ignored;
+// dataSourceRef may name any kind.
+func dropUnknownSource(s *corev1.PersistentVolumeClaimSpec) {
+	d := s.DataSource
+	if d == nil || s.DataSourceRef != nil {
+		return
+	}
+	group := ""
+	if d.APIGroup != nil {
+		group = *d.APIGroup
+	}
+	claim := d.Kind == "PersistentVolumeClaim" && group == ""
+	snapshot := d.Kind == "VolumeSnapshot" && group == "snapshot.storage.k8s.io"
+	if !claim && !snapshot {
+		s.DataSource = nil
 	}
 }
 

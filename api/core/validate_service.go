@@ -235,6 +235,16 @@ func checkClusterIPs(l *check.List, spec *corev1.ServiceSpec) {
 	}
 }
 
+// portKey is what users are shown of a port that is there twice.
+type portKey struct {
+	Name        string
+	Protocol    corev1.Protocol
+	AppProtocol *string
+	Port        int32
+	TargetPort  int32
+	NodePort    int32
+}
+
 func checkPortNumbers(l *check.List, spec *corev1.ServiceSpec) {
 	ports := specPath.Child("ports")
 	if spec.Type == corev1.ServiceTypeClusterIP {
@@ -258,7 +268,7 @@ func checkPortNumbers(l *check.List, spec *corev1.ServiceSpec) {
 	for i, p := range spec.Ports {
 		k := key{p.Protocol, p.Port}
 		if own[k] {
-			l.Duplicate(ports.Index(i), corev1.ServicePort{Protocol: p.Protocol, Port: p.Port})
+			l.Duplicate(ports.Index(i), portKey{Protocol: p.Protocol, Port: p.Port})
 		}
 		own[k] = true
 	}

@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"path"
 	"reflect"
+	"regexp"
 	"strings"
 
 	corev1 "k8s.io/api/core/v1"
@@ -135,7 +136,7 @@ func checkNetworkSource(l *check.List, p *field.Path, s *corev1.VolumeSource) {
 	switch {
 	case s.ISCSI != nil:
 		requireText(l, p.Child("targetPortal"), s.ISCSI.TargetPortal)
-		requireText(l, p.Child("iqn"), s.ISCSI.IQN)
+		checkIQN(l, p.Child("iqn"), s.ISCSI.IQN)
 		checkRange(l, p.Child("lun"), int64(s.ISCSI.Lun), 0, 255)
 		if (s.ISCSI.DiscoveryCHAPAuth || s.ISCSI.SessionCHAPAuth) && s.ISCSI.SecretRef == nil {
 			l.Required(p.Child("secretRef"), "")
@@ -167,6 +168,26 @@ func checkNetworkSource(l *check.List, p *field.Path, s *corev1.VolumeSource) {
 		requireText(l, p.Child("volumePath"), s.VsphereVolume.VolumePath)
 	case s.FlexVolume != nil:
 		requireText(l, p.Child("driver"), s.FlexVolume.Driver)
+	}
+}
+
+// iqnForms are the three ways to name an iSCSI target, by their prefix.
+var iqnForms = map[string]*regexp.Regexp{
+	"iqn": regexp.MustCompile(`iqn\.\d{4}-\d{2}\.([[:alnum:]-.]+)(:[^,;*&$|\s]+)$`),
+	"eui": regexp.MustCompile(`^eui.[[:alnum:]]{16}$`),
+	"naa": regexp.MustCompile(`^naa.[[:alnum:]]{32}$`),
+}
+
+func checkIQN(l *check.List, p *field.Path, name string) {
+	if name == "" {
+		l.Required(p, "")
+		return
+	}
+	form := iqnForms[name[:min(3, len(name))]]
+	if form == nil {
+		l.Invalid(p, name, "must be valid format starting with iqn, eui, or naa")
+	} else if !form.MatchString(name) {
+		l.Invalid(p, name, "must be valid format")
 	}
 }
 

@@ -24,7 +24,7 @@ func eventResource() *api.Resource {
 		Namespaced:     true,
 		Versions:       []api.Version{v},
 		StorageVersion: "v1",
-		StorageGroup:   corev1.GroupName,
+		StorageGroup:   api.CoreGroup,
 		StoragePrefix:  "events",
 		Strategy: api.Strategy{
 			Validate:            api.Check(validate),
