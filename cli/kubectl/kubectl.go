@@ -12,6 +12,8 @@ import (
 	"k8s.io/component-base/logs"
 	"k8s.io/kubectl/pkg/cmd"
 	"k8s.io/kubectl/pkg/cmd/util"
+
+	_ "github.com/skiff-project/skiff/cli/kubectl/english" // before kubectl's own packages
 )
 
 // adminConf is the local cluster's own kubeconfig, and contextName what

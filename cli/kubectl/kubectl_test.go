@@ -4,7 +4,17 @@ import (
 	"os"
 	"path/filepath"
 	"testing"
+
+	"github.com/skiff-project/skiff/cli/kubectl/english"
 )
+
+// Fails when something asked for kubectl's translations before the loader was
+// replaced: every start of skiff would unpack them again.
+func TestTranslationsAreNotLoadedByOthers(t *testing.T) {
+	if english.Installed != nil {
+		t.Fatal(english.Installed)
+	}
+}
 
 func TestFallback(t *testing.T) {
 	dir := t.TempDir()
