@@ -54,6 +54,7 @@ type Cluster struct {
 	namespaces map[string]labels.Set
 	counters   map[string]*counter // pods by selector and node
 	tick       int64               // age of counters
+	scratch    scratch
 }
 
 // resourceColumn is one resource of all nodes.

@@ -57,7 +57,7 @@ type search struct {
 	pod *Pod
 
 	rows     []int32   // nodes that passed so far
-	statuses []*status // by row, nil for the others
+	statuses []*status // by row, nil for the others; nil if none was dropped
 	pre      *status   // a filter refused every node at once
 	rejected map[string]bool
 
@@ -71,14 +71,38 @@ type search struct {
 
 func newSearch(c *Cluster, req *Request) *search {
 	s := &search{c: c, req: req, pod: req.Pod, rejected: map[string]bool{}}
-	s.statuses = make([]*status, len(c.nodes))
-	s.rows = make([]int32, 0, len(c.nodes))
+	s.rows = c.scratch.rows[:0]
 	for row, node := range c.nodes {
 		if node != nil {
 			s.rows = append(s.rows, int32(row))
 		}
 	}
+	c.scratch.rows = s.rows
 	return s
+}
+
+// scratch is memory that one decision leaves to the next.
+type scratch struct {
+	rows           []int32
+	scores, scaled []int64
+}
+
+// zeros returns n zeros in *buf's memory.
+func zeros(buf *[]int64, n int) []int64 {
+	if cap(*buf) < n {
+		*buf = make([]int64, n)
+	}
+	s := (*buf)[:n]
+	clear(s)
+	return s
+}
+
+// why returns the status of a row, nil if it has not been dropped.
+func (s *search) why(row int32) *status {
+	if s.statuses == nil {
+		return nil
+	}
+	return s.statuses[row]
 }
 
 // keep drops the rows for which refuse returns a status.
@@ -86,6 +110,9 @@ func (s *search) keep(refuse func(row int32) *status) {
 	kept := s.rows[:0]
 	for _, row := range s.rows {
 		if st := refuse(row); st != nil {
+			if s.statuses == nil {
+				s.statuses = make([]*status, len(s.c.nodes))
+			}
 			s.statuses[row] = st
 			s.rejected[st.plugin] = true
 			continue
@@ -161,13 +188,25 @@ func (s *search) explain(all int) string {
 
 // histogram counts reasons; other more nodes have the reason rest.
 func histogram(statuses []*status, rest string, other int) string {
-	count := map[string]int{}
+	// Most nodes share a few statuses: count these first.
+	same := map[*status]int{}
+	var last *status
+	run := 0
 	for _, st := range statuses {
+		if st != last {
+			same[last] += run
+			last, run = st, 0
+		}
+		run++
+	}
+	same[last] += run
+	count := map[string]int{}
+	for st, n := range same {
 		if st == nil {
 			continue
 		}
 		for _, reason := range st.reasons {
-			count[reason]++
+			count[reason] += n
 		}
 	}
 	if other > 0 {
@@ -190,7 +229,7 @@ func (c *Cluster) Fits(req *Request, node string) bool {
 	if !ok || c.nodes[row] == nil {
 		return false
 	}
-	s := &search{c: c, req: req, pod: req.Pod, rejected: map[string]bool{}, statuses: make([]*status, len(c.nodes)), rows: []int32{row}}
+	s := &search{c: c, req: req, pod: req.Pod, rejected: map[string]bool{}, rows: []int32{row}}
 	s.filter()
 	return len(s.rows) == 1
 }

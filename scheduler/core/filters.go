@@ -57,8 +57,8 @@ const (
 
 // score runs upstream's scores over the rows that passed.
 func (s *search) score() {
-	s.scores = make([]int64, len(s.rows))
-	s.scratch = make([]int64, len(s.rows))
+	s.scores = zeros(&s.c.scratch.scores, len(s.rows))
+	s.scratch = zeros(&s.c.scratch.scaled, len(s.rows))
 	s.scoreTaints()
 	s.scoreNodeAffinity()
 	s.scoreResources()

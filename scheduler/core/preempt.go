@@ -81,7 +81,7 @@ func (s *search) ineligible() string {
 		return "not eligible due to preemptionPolicy=Never."
 	}
 	row, ok := s.c.index[s.pod.Status.NominatedNodeName]
-	if !ok || s.statuses[row] != nil && s.statuses[row].unresolvable {
+	if !ok || s.why(row) != nil && s.why(row).unresolvable {
 		return ""
 	}
 	for _, p := range s.c.pods[row] {
@@ -159,9 +159,9 @@ func (s *search) tryNode(row int32) (candidate, *status) {
 // refusal is why the pod does not fit one node as things are, nil if it does.
 func (s *search) refusal(row int32) *status {
 	one := &search{c: s.c, req: s.req, pod: s.pod, rejected: map[string]bool{}, rows: []int32{row},
-		statuses: make([]*status, len(s.c.nodes)), taints: s.taints, matcher: s.matcher}
+		taints: s.taints, matcher: s.matcher}
 	one.filter()
-	return one.statuses[row]
+	return one.why(row)
 }
 
 // moreImportant orders pods: higher priority first, then those that run longer.

@@ -30,6 +30,7 @@ func (s *search) filterUnschedulable() {
 type taintTable struct {
 	refused  []bool  // by number of the set
 	disliked []int64 // untolerated PreferNoSchedule taints
+	any      bool    // some set is disliked
 }
 
 func (s *search) taintTable() *taintTable {
@@ -47,6 +48,7 @@ func (s *search) taintTable() *taintTable {
 				t.refused[no] = true
 			case v1.TaintEffectPreferNoSchedule:
 				t.disliked[no]++
+				t.any = true
 			}
 		}
 	}
@@ -71,6 +73,12 @@ func (s *search) filterTaints() {
 // scoreTaints prefers nodes with few untolerated PreferNoSchedule taints.
 func (s *search) scoreTaints() {
 	t := s.taintTable()
+	if !t.any {
+		for i := range s.scores {
+			s.scores[i] += weightTaints * maxScore
+		}
+		return
+	}
 	for i, row := range s.rows {
 		s.scratch[i] = t.disliked[s.c.taints[row]]
 	}
