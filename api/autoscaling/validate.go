@@ -72,12 +72,15 @@ func checkAPIVersion(l *check.List, p *field.Path, r *autoscalingv2.CrossVersion
 	}
 }
 
-func checkMetric(l *check.List, p *field.Path, m *autoscalingv2.MetricSpec) {
-	sources := map[autoscalingv2.MetricSourceType]struct {
-		field string
-		set   bool
-		check func(*field.Path)
-	}{
+// metricSource is one kind of source a metric may have.
+type metricSource struct {
+	field string
+	set   bool
+	check func(*field.Path)
+}
+
+func metricSources(l *check.List, m *autoscalingv2.MetricSpec) map[autoscalingv2.MetricSourceType]metricSource {
+	return map[autoscalingv2.MetricSourceType]metricSource{
 		autoscalingv2.ObjectMetricSourceType: {"object", m.Object != nil, func(p *field.Path) {
 			checkRef(l, p.Child("describedObject"), &m.Object.DescribedObject)
 			checkIdentifier(l, p.Child("metric"), &m.Object.Metric)
@@ -113,18 +116,36 @@ func checkMetric(l *check.List, p *field.Path, m *autoscalingv2.MetricSpec) {
 			}
 		}},
 	}
+}
+
+func checkMetric(l *check.List, p *field.Path, m *autoscalingv2.MetricSpec) {
+	sources := metricSources(l, m)
 	if m.Type == "" {
 		l.Required(p.Child("type"), "must specify a metric source type")
 	}
 	wanted, known := sources[m.Type]
-	if !known {
-		check.OneOf(l, p.Child("type"), m.Type, autoscalingv2.ContainerResourceMetricSourceType, autoscalingv2.ExternalMetricSourceType,
-			autoscalingv2.ObjectMetricSourceType, autoscalingv2.PodsMetricSourceType, autoscalingv2.ResourceMetricSourceType)
-		// What is set is still checked below, and belongs nowhere.
-	} else if !wanted.set {
+	if !known { // upstream says so twice
+		for range 2 {
+			check.OneOf(l, p.Child("type"), m.Type, autoscalingv2.ContainerResourceMetricSourceType, autoscalingv2.ExternalMetricSourceType,
+				autoscalingv2.ObjectMetricSourceType, autoscalingv2.PodsMetricSourceType, autoscalingv2.ResourceMetricSourceType)
+		}
+	}
+	present := 0
+	for _, t := range []autoscalingv2.MetricSourceType{
+		autoscalingv2.ObjectMetricSourceType, autoscalingv2.ExternalMetricSourceType, autoscalingv2.PodsMetricSourceType,
+		autoscalingv2.ResourceMetricSourceType, autoscalingv2.ContainerResourceMetricSourceType,
+	} {
+		if s := sources[t]; s.set {
+			if present++; present == 1 {
+				s.check(p.Child(s.field))
+			}
+		}
+	}
+	if known && !wanted.set {
 		l.Required(p.Child(wanted.field), "must populate information for the given metric source")
-	} else {
-		wanted.check(p.Child(wanted.field))
+	}
+	if present == 1 {
+		return
 	}
 	for t, s := range check.Sorted(sources) {
 		if s.set && t != m.Type {

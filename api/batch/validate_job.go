@@ -39,17 +39,22 @@ func optional(l *check.List, p *field.Path, n *int32) {
 func validateJob(j *batchv1.Job) field.ErrorList {
 	l := &check.List{}
 	checkGeneratedSelector(l, j)
+	checkSelected(l, j)
+	checkNameFits(l, j)
+	return l.Errors
+}
+
+// checkSelected checks a job's spec, and that it selects its own pods.
+func checkSelected(l *check.List, j *batchv1.Job) {
 	if j.Spec.Selector == nil {
 		l.Required(specPath.Child("selector"), "")
 	} else {
 		l.Selector(specPath.Child("selector"), j.Spec.Selector)
 	}
 	checkJobSpec(l, specPath, &j.Spec)
-	if s, err := metav1.LabelSelectorAsSelector(j.Spec.Selector); err == nil && j.Spec.Selector != nil && !s.Matches(labels.Set(j.Spec.Template.Labels)) {
+	if s, err := metav1.LabelSelectorAsSelector(j.Spec.Selector); err == nil && !s.Matches(labels.Set(j.Spec.Template.Labels)) {
 		l.Invalid(specPath.Child("template", "metadata", "labels"), j.Spec.Template.Labels, "`selector` does not match template `labels`")
 	}
-	checkNameFits(l, j)
-	return l.Errors
 }
 
 // checkNameFits checks that the last index still fits into a host name.

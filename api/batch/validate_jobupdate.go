@@ -56,7 +56,7 @@ func parseIndex(s string, completions int32, after int64) (int64, error) {
 
 func validateJobUpdate(j, old *batchv1.Job) field.ErrorList {
 	l, now, was := &check.List{}, &j.Spec, &old.Spec
-	checkJobSpec(l, specPath, now)
+	checkSelected(l, j)
 	checkCompletions(l, now, was)
 	l.Immutable(specPath.Child("selector"), now.Selector, was.Selector)
 	checkTemplateChange(l, j, old)
