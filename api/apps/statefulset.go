@@ -105,14 +105,13 @@ func validateStatefulSet(set *appsv1.StatefulSet) field.ErrorList {
 	checkStatefulSetStrategy(l, specPath.Child("updateStrategy"), &s.UpdateStrategy)
 	if p := s.PersistentVolumeClaimRetentionPolicy; p != nil {
 		at := specPath.Child("persistentVolumeClaimRetentionPolicy")
-		check.OneOf(l, at.Child("whenDeleted"), p.WhenDeleted, appsv1.DeletePersistentVolumeClaimRetentionPolicyType, appsv1.RetainPersistentVolumeClaimRetentionPolicyType)
-		check.OneOf(l, at.Child("whenScaled"), p.WhenScaled, appsv1.DeletePersistentVolumeClaimRetentionPolicyType, appsv1.RetainPersistentVolumeClaimRetentionPolicyType)
+		check.OneOf(l, at.Child("whenDeleted"), p.WhenDeleted, appsv1.RetainPersistentVolumeClaimRetentionPolicyType, appsv1.DeletePersistentVolumeClaimRetentionPolicyType)
+		check.OneOf(l, at.Child("whenScaled"), p.WhenScaled, appsv1.RetainPersistentVolumeClaimRetentionPolicyType, appsv1.DeletePersistentVolumeClaimRetentionPolicyType)
 	} else {
 		l.Required(specPath.Child("persistentVolumeClaimRetentionPolicy"), "")
 	}
 	for i := range s.VolumeClaimTemplates {
 		c, at := &s.VolumeClaimTemplates[i], specPath.Child("volumeClaimTemplates").Index(i)
-		l.Label(at.Child("metadata", "name"), c.Name)
 		core.CheckClaimSpec(l, at.Child("spec"), &c.Spec)
 	}
 	l.Nonnegative(specPath.Child("replicas"), int64(core.Replicas(s.Replicas)))
