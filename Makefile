@@ -6,11 +6,13 @@ DATA_DIR   ?= /var/lib/skiff
 VERSION    := $(shell cat VERSION)
 # Reproducible: no paths, no build id, no VCS stamp, no cgo.
 BUILD      := CGO_ENABLED=0 $(GO) build -trimpath -buildvcs=false
-LDFLAGS    := -s -w -buildid= -X github.com/skiff-project/skiff/cluster.Version=$(VERSION)
+KUBEVERSION := k8s.io/component-base/version
+LDFLAGS    := -s -w -buildid= -X github.com/skiff-project/skiff/cluster.Version=$(VERSION) \
+	-X $(KUBEVERSION).gitVersion=v1.37.2 -X $(KUBEVERSION).gitMajor=1 -X $(KUBEVERSION).gitMinor=37 -X $(KUBEVERSION).gitTreeState=clean
 STATICCHECK := honnef.co/go/tools/cmd/staticcheck@v0.8.2
 PACKAGES   := ./...
 
-.PHONY: build run test test-long test-unit test-scripts lint reproducible clean-cluster clean bench
+.PHONY: build run test test-long test-unit test-scripts lint reproducible clean-cluster clean bench conformance
 
 build: ## bin/skiff, one static binary
 	@GO="$(GO)" sh runtime/embedded/build.sh
@@ -43,6 +45,11 @@ reproducible: ## two builds are byte-identical
 	$(BUILD) -ldflags '$(LDFLAGS)' -o bin/skiff.1 ./cmd/skiff
 	GOFLAGS= $(BUILD) -a -ldflags '$(LDFLAGS)' -o bin/skiff.2 ./cmd/skiff
 	cmp bin/skiff.1 bin/skiff.2 && rm bin/skiff.1 bin/skiff.2
+
+# LIST=tests.tsv (default: every conformance test) STAGE=1,3 FOCUS=regexp PROCS=4
+conformance: build ## upstream's conformance suite against a fresh cluster
+	cd test/conformance && CGO_ENABLED=0 $(GO) run . --skiff $(CURDIR)/bin/skiff --out $(CURDIR)/bin/conformance \
+		--list '$(if $(LIST),$(abspath $(LIST)))' --stage '$(STAGE)' --focus '$(FOCUS)' --procs $(or $(PROCS),4)
 
 clean-cluster: ## leaves no process, mount, netns, nftables table or file behind
 	bin/skiff down --purge --data-dir $(DATA_DIR)

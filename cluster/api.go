@@ -135,6 +135,7 @@ func (c *Cluster) apiConfig() (apiserver.Config, error) {
 	}, nil)
 	bearer := auth.Tokens(c.tokens, bootstrapTokens)
 	roles := rbac.New(source)
+	authorizer := auth.Authorizers(auth.Masters(), node.New(source, policy.NodeRules()), roles)
 	return apiserver.Config{
 		Store:     c.store,
 		Resources: resources,
@@ -149,9 +150,9 @@ func (c *Cluster) apiConfig() (apiserver.Config, error) {
 		Authenticator:      auth.Server(front, x509.New(x509.Static(c.assets.CA.Pool()), nil), auth.Bearer(bearer)),
 		Tokens:             bearer,
 		ServiceAccounts:    c.tokens,
-		Authorizer:         auth.Authorizers(auth.Masters(), node.New(source, policy.NodeRules()), roles),
+		Authorizer:         authorizer,
 		Rules:              roles,
-		Admission:          admission.Default(reader),
+		Admission:          admission.New(admission.Config{Reader: reader, Authorizer: authorizer}),
 		Policy:             policy.Bootstrap(),
 		KubeletTLS: &tls.Config{
 			Certificates: []tls.Certificate{c.assets.APIServerKubeletClient.TLS()},
@@ -195,6 +196,9 @@ func poll(ctx context.Context, what string, ready func(context.Context) error) e
 		}
 		select {
 		case <-ctx.Done():
+			if cause := context.Cause(ctx); cause != ctx.Err() {
+				return cause
+			}
 			return fmt.Errorf("gave up waiting for %s: %w", what, err)
 		case <-time.After(delay):
 		}

@@ -51,6 +51,7 @@ type Cluster struct {
 	health map[string]string
 	order  []string
 	failed chan error
+	abort  context.CancelCauseFunc // ends a start that can no longer succeed
 }
 
 // layer is a set of components that end together.
@@ -84,6 +85,7 @@ func Up(ctx context.Context, opts Options, timeout time.Duration, progress Progr
 			c.stop()
 		}
 	}()
+	ctx, c.abort = context.WithCancelCause(ctx)
 	ctx, cancel := context.WithTimeout(ctx, timeout)
 	defer cancel()
 	for _, s := range []struct {
@@ -191,6 +193,7 @@ func (c *Cluster) start(l *layer, name string, run func(context.Context) error) 
 		err = fmt.Errorf("%s: %w", name, err)
 		c.setHealth(name, err.Error())
 		c.log.Error("component failed", "component", name, "err", err)
+		c.abort(err)
 		select {
 		case c.failed <- err:
 		default: // another one was first

@@ -90,12 +90,7 @@ func stopPods(ctx context.Context, o Options) (string, error) {
 // removeNetwork takes bridge, veths, routes and nftables tables away; the next
 // start makes them anew.
 func removeNetwork(_ context.Context, o Options) (string, error) {
-	n, err := network.New(networkConfig(o, nil))
-	if err != nil {
-		return "", err
-	}
-	defer n.Close()
-	return o.Bridge() + " removed", errors.Join(n.Purge(), proxy.Purge(o.Table("proxy"), ""))
+	return o.Bridge() + " removed", errors.Join(network.Purge(networkConfig(o, nil)), proxy.Purge(o.Table("proxy"), ""))
 }
 
 // removeData deletes the folder, after unmounting what is left in it.

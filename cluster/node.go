@@ -193,12 +193,6 @@ func (c *Cluster) runDNS(ctx context.Context, log *slog.Logger) error {
 func (c *Cluster) waitReady(ctx context.Context) (string, error) {
 	last := ""
 	err := poll(ctx, "the node to be Ready", func(ctx context.Context) error {
-		select {
-		case err := <-c.failed:
-			c.failed <- err
-			return err
-		default:
-		}
 		n, err := c.client.CoreV1().Nodes().Get(ctx, c.opts.NodeName, metav1.GetOptions{})
 		if err != nil {
 			return fmt.Errorf("the kubelet has not registered it: %w", err)

@@ -43,9 +43,11 @@ type Options struct {
 	KubeletPort int `json:"kubeletPort"`
 	// EtcdPort serves etcd's API on 127.0.0.1. Default 2379.
 	EtcdPort int `json:"etcdPort"`
-	// PodCIDR is cut into a /24 per node. Default 10.244.0.0/16.
+	// PodCIDR is cut into a /24 per node. Default 10.244.0.0/16, or the next
+	// lower /16 that nothing on this machine uses.
 	PodCIDR netip.Prefix `json:"podCIDR"`
-	// ServiceCIDR holds ClusterIPs. Default 10.96.0.0/12.
+	// ServiceCIDR holds ClusterIPs. Default 10.96.0.0/12, or the next /12 that
+	// nothing on this machine uses.
 	ServiceCIDR netip.Prefix `json:"serviceCIDR"`
 	// Domain is the cluster's DNS domain. Default cluster.local.
 	Domain string `json:"domain"`
@@ -115,7 +117,14 @@ func (o Options) resolve() (Options, error) {
 	if err != nil {
 		return o, err
 	}
-	o = o.over(kept).over(defaults(o.DataDir))
+	o = o.over(kept)
+	if !o.PodCIDR.IsValid() {
+		o.PodCIDR = freeRange(podRanges)
+	}
+	if !o.ServiceCIDR.IsValid() {
+		o.ServiceCIDR = freeRange(serviceRanges)
+	}
+	o = o.over(defaults(o.DataDir))
 	if o.NodeName == "" {
 		name, err := os.Hostname()
 		if err != nil {
@@ -138,9 +147,7 @@ func (o Options) resolve() (Options, error) {
 func defaults(dataDir string) Options {
 	o := Options{
 		APIPort: 6443, KubeletPort: 10250, EtcdPort: 2379,
-		PodCIDR:     netip.MustParsePrefix("10.244.0.0/16"),
-		ServiceCIDR: netip.MustParsePrefix("10.96.0.0/12"),
-		Domain:      "cluster.local",
+		Domain: "cluster.local",
 	}
 	if dataDir != DefaultDataDir {
 		h := fnv.New32a()

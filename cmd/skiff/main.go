@@ -30,6 +30,7 @@ func run(args []string) int {
 			return code
 		}
 	}
+	cobra.EnablePrefixMatching = false // the embedded etcdctl turns it on for the whole program
 	root := &cobra.Command{
 		Use:           "skiff",
 		Short:         "A whole Kubernetes cluster in one small binary",
