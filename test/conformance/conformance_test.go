@@ -1,0 +1,82 @@
+package main
+
+import (
+	"strings"
+	"testing"
+)
+
+func TestParseList(t *testing.T) {
+	known := map[string]bool{"[sig-api-machinery] Watchers should watch": true, "[sig-node] Pods should run": true}
+	got, err := parseList("stage\tarea\tcodename\timages\n1\tapimachinery\t[sig-api-machinery] Watchers should watch\t-\n\t\t[sig-node] Pods should run\n", known)
+	if err != nil {
+		t.Fatal(err)
+	}
+	want := []test{{"1", "apimachinery", "[sig-api-machinery] Watchers should watch"}, {"-", "node", "[sig-node] Pods should run"}}
+	if len(got) != 2 || got[0] != want[0] || got[1] != want[1] {
+		t.Errorf("got %v, want %v", got, want)
+	}
+	for _, bad := range []string{"", "stage\tname\n1\tx\n", "codename\n[sig-node] No such test\n"} {
+		if _, err := parseList(bad, known); err == nil {
+			t.Errorf("parseList(%q) accepted", bad)
+		}
+	}
+}
+
+const junit = `<testsuites><testsuite>
+<testcase name="[SynchronizedBeforeSuite]" status="passed"/>
+<testcase name="[It] a" status="passed" time="1.5"/>
+<testcase name="[It] b" status="failed"><failure message="it broke&#xA;there"/></testcase>
+<testcase name="[It] c" status="skipped"><skipped message="skipped - needs two nodes"/></testcase>
+<testcase name="[It] d" status="skipped"><skipped message="skipped"/></testcase>
+</testsuite></testsuites>`
+
+func TestSummary(t *testing.T) {
+	results, err := parseJUnit([]byte(junit))
+	if err != nil {
+		t.Fatal(err)
+	}
+	tests := []test{{"1", "x", "a"}, {"1", "x", "b"}, {"2", "y", "c"}, {"2", "y", "d"}}
+	s := summarize(tests, results)
+	text := s.text()
+	for _, want := range []string{
+		"1                       2      1      1      0      0\n",
+		"2                       2      0      0      1      1\n",
+		"FAILED: b\n    it broke\n", "SKIPPED: c\n    skipped - needs two nodes\n", "MISSING: d\n",
+		"1 of 4 passed, 1 failed, 1 skipped, 1 did not run\n",
+	} {
+		if !strings.Contains(text, want) {
+			t.Errorf("summary lacks %q:\n%s", want, text)
+		}
+	}
+	if err := s.verdict(); err == nil || !strings.Contains(err.Error(), "FEWER TESTS RAN THAN ASKED: 1 of 4") {
+		t.Errorf("verdict = %v", err)
+	}
+	if err := summarize(tests[:2], results).verdict(); err == nil || strings.Contains(err.Error(), "FEWER") {
+		t.Errorf("verdict with one failure = %v", err)
+	}
+	if err := summarize(tests[:1], map[string]result{"a": results["a"]}).verdict(); err != nil {
+		t.Errorf("verdict with all passed = %v", err)
+	}
+}
+
+func TestImagesAreWholeRecipes(t *testing.T) {
+	built := map[string]bool{}
+	for _, p := range programs {
+		built[p.name] = true
+	}
+	seen := map[string]bool{}
+	for _, i := range images() {
+		if seen[i.name] {
+			t.Errorf("two recipes for %s", i.name)
+		}
+		seen[i.name] = true
+		for p := range i.programs {
+			if !built[p] {
+				t.Errorf("%s holds %s, which nothing builds", i.name, p)
+			}
+		}
+		if len(i.entrypoint)+len(i.cmd) == 0 {
+			t.Errorf("%s runs nothing", i.name)
+		}
+	}
+}
