@@ -79,9 +79,21 @@ func (c *Cluster) startStore(context.Context) (string, error) {
 		listener.Close()
 		return "", err
 	}
+	c.start(c.servers, "store", c.watchStore)
 	c.start(c.servers, "etcd", func(ctx context.Context) error { return server.Serve(ctx, listener) })
 	s := c.store.Status()
 	return fmt.Sprintf("revision %d, %d keys", s.Revision, s.Keys), nil
+}
+
+// watchStore ends the cluster when the store has stopped for good: after a
+// failed sync nothing more may be acknowledged.
+func (c *Cluster) watchStore(ctx context.Context) error {
+	select {
+	case <-ctx.Done():
+		return nil
+	case <-c.store.Done():
+		return c.store.Err()
+	}
 }
 
 // startAPI serves the API, on the network and in process.

@@ -6,8 +6,10 @@ import (
 
 	corev1 "k8s.io/api/core/v1"
 	rbacv1 "k8s.io/api/rbac/v1"
+	"k8s.io/apimachinery/pkg/fields"
 	"k8s.io/apimachinery/pkg/runtime"
 
+	"github.com/skiff-project/skiff/api"
 	"github.com/skiff-project/skiff/apiserver"
 )
 
@@ -21,25 +23,29 @@ func get[T any](p policyReader, group, resource, namespace, name string) (T, err
 	if err != nil {
 		return zero, err
 	}
-	typed, ok := any(obj).(T)
+	t, ok := any(obj).(T)
 	if !ok {
 		return zero, fmt.Errorf("%s %s/%s is stored as %T", resource, namespace, name, obj)
 	}
-	return typed, nil
+	return t, nil
 }
 
 func list[T any](p policyReader, group, resource, namespace string) ([]T, error) {
 	objs, err := p.reader.List(group, resource, namespace)
+	return typed[T](objs, err, resource)
+}
+
+func typed[T any](objs []api.Object, err error, resource string) ([]T, error) {
 	if err != nil {
 		return nil, err
 	}
 	out := make([]T, len(objs))
 	for i, obj := range objs {
-		typed, ok := any(obj).(T)
+		t, ok := any(obj).(T)
 		if !ok {
 			return nil, fmt.Errorf("%s %s/%s is stored as %T", resource, obj.GetNamespace(), obj.GetName(), obj)
 		}
-		out[i] = typed
+		out[i] = t
 	}
 	return out, nil
 }
@@ -85,17 +91,8 @@ func (p policyReader) Node(_ context.Context, name string) (*corev1.Node, error)
 // PodsOnNode and Get make it a node.Reader.
 
 func (p policyReader) PodsOnNode(node string) ([]*corev1.Pod, error) {
-	pods, err := list[*corev1.Pod](p, "", "pods", "")
-	if err != nil {
-		return nil, err
-	}
-	var on []*corev1.Pod
-	for _, pod := range pods {
-		if pod.Spec.NodeName == node {
-			on = append(on, pod)
-		}
-	}
-	return on, nil
+	objs, err := p.reader.Select("", "pods", "", fields.OneTermEqualSelector("spec.nodeName", node))
+	return typed[*corev1.Pod](objs, err, "pods")
 }
 
 func (p policyReader) Get(group, resource, namespace, name string) (runtime.Object, error) {
