@@ -236,7 +236,7 @@ func (r *Runtime) StartContainer(ctx context.Context, id string) error {
 		return status.Errorf(codes.FailedPrecondition, "container %q is in %s state", c.rec.ID, c.state)
 	}
 	r.mu.RLock()
-	stopped := s.rec.Stopped
+	stopped := s.rec.Stopped || s.stopping
 	r.mu.RUnlock()
 	if stopped {
 		return status.Errorf(codes.FailedPrecondition, "sandbox container %q is not running", s.rec.ID)
@@ -478,13 +478,16 @@ func (r *Runtime) removeContainer(ctx context.Context, c *container) error {
 	defer c.op.Unlock()
 	r.mu.RLock()
 	known := r.containers[c.rec.ID] == c
-	s := r.sandboxes[c.rec.SandboxID]
+	var m *monitor
+	if s := r.sandboxes[c.rec.SandboxID]; s != nil {
+		m = s.mon
+	}
 	r.mu.RUnlock()
 	if !known {
 		return nil
 	}
-	if s != nil && s.mon != nil && s.mon.alive() {
-		s.mon.call(wire.KindForget, &wire.Target{ID: c.rec.ID}) // it may not know it: never started
+	if m != nil && m.alive() {
+		m.call(wire.KindForget, &wire.Target{ID: c.rec.ID}) // it may not know it: never started
 	}
 	if err := c.group.Destroy(); err != nil {
 		return err

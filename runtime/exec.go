@@ -23,6 +23,7 @@ import (
 
 // execProc is one command run in a container.
 type execProc struct {
+	mon    *monitor
 	pid    int
 	pidfd  int
 	master *os.File // terminal, if asked for
@@ -62,7 +63,7 @@ func (r *Runtime) startExec(c *container, cmd []string, tty bool, stdio []int) (
 		r.mu.Unlock()
 		return nil, fmt.Errorf("failed to exec in container %q: %w", c.rec.ID, err)
 	}
-	e.pid = reply.reply.PID
+	e.pid, e.mon = reply.reply.PID, reply.mon
 	if len(reply.fds) > 0 {
 		e.pidfd = reply.fds[0]
 	}
@@ -264,23 +265,21 @@ func (r *Runtime) execPipes(ctx context.Context, c *container, cmd []string, in 
 
 // awaitExec waits for the end; when ctx ends first the command is killed.
 func (r *Runtime) awaitExec(ctx context.Context, c *container, e *execProc) error {
-	s, err := r.sandbox(c.rec.SandboxID)
-	if err != nil {
-		return err
-	}
-	r.mu.RLock()
-	m := s.mon
-	r.mu.RUnlock()
 	select {
 	case <-e.done:
 		return nil
-	case <-m.gone:
-		return fmt.Errorf("exec in container %q: %w", c.rec.ID, errMonitorGone)
+	case <-e.mon.gone:
+		select {
+		case <-e.done: // the pod was stopped: the exit came before the monitor's end
+			return nil
+		default:
+			return fmt.Errorf("exec in container %q: %w", c.rec.ID, errMonitorGone)
+		}
 	case <-ctx.Done():
 		e.kill()
 		select {
 		case <-e.done:
-		case <-m.gone:
+		case <-e.mon.gone:
 		case <-time.After(killPatience):
 		}
 		return ctx.Err()
@@ -402,9 +401,8 @@ func (r *Runtime) attachCopy(ctx context.Context, c *container, m *monitor, stdi
 		}()
 	}
 	select {
-	case <-outDone:
+	case <-outDone: // also when the monitor ends: its sockets end with it
 	case <-ctx.Done():
-	case <-m.gone:
 	}
 	return nil
 }

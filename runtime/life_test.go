@@ -3,6 +3,7 @@ package runtime
 import (
 	"bytes"
 	"errors"
+	"fmt"
 	"os"
 	"path/filepath"
 	"strings"
@@ -404,4 +405,58 @@ func TestUpdateResourcesAndStats(t *testing.T) {
 	if _, err := w.ImageFsInfo(w.ctx); err != nil {
 		t.Error(err)
 	}
+}
+
+func TestStoppedSandboxKeepsNoMonitor(t *testing.T) {
+	w := newWorld(t)
+	pod, cfg := w.pod()
+	id := w.start(pod, cfg, containerConfig("wait"))
+	w.ready(id, "ready")
+	s, _ := w.sandbox(pod)
+	pid := s.mon.pid
+	late, err := w.CreateContainer(w.ctx, pod, containerConfig("wait"), cfg)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := w.StopPodSandbox(w.ctx, pod); err != nil {
+		t.Fatal(err)
+	}
+	if err := unix.Kill(pid, 0); err != unix.ESRCH {
+		t.Fatalf("the monitor lives on after its sandbox was stopped: %v", err)
+	}
+	// What it knew is on disk: an agent that comes later tells the same.
+	before := w.status(id)
+	w.restart()
+	after := w.status(id)
+	if before.ExitCode != after.ExitCode || before.FinishedAt != after.FinishedAt || after.State != runtimeapi.ContainerState_CONTAINER_EXITED {
+		t.Fatalf("before %v, after %v", before, after)
+	}
+	if err := w.StartContainer(w.ctx, late); err == nil {
+		t.Fatal("a container started in a stopped sandbox")
+	}
+}
+
+func TestMonitorOfAStoppedSandboxEndsAtAdoption(t *testing.T) {
+	w := newWorld(t)
+	pod, cfg := w.pod()
+	id := w.start(pod, cfg, containerConfig("exit", "3"))
+	w.ended(id)
+	s, _ := w.sandbox(pod)
+	pid := s.mon.pid
+	// As if killed between the stop's record and the monitor's end.
+	s.rec.Stopped = true
+	if err := s.save(); err != nil {
+		t.Fatal(err)
+	}
+	w.restart()
+	eventually(t, func() bool { return unix.Kill(pid, 0) == unix.ESRCH || zombie(pid) }, "the monitor to end")
+	if st := w.status(id); st.ExitCode != 3 {
+		t.Fatalf("status %v", st)
+	}
+}
+
+// zombie: the first agent of the test is this process, and does not wait any more.
+func zombie(pid int) bool {
+	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
+	return err != nil || strings.Contains(string(b), ") Z ")
 }

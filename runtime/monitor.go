@@ -8,6 +8,7 @@ import (
 	"path/filepath"
 	"sync"
 	"syscall"
+	"time"
 
 	"github.com/skiff-project/skiff/runtime/wire"
 	"golang.org/x/sys/unix"
@@ -33,6 +34,7 @@ type monitor struct {
 }
 
 type pendingCall struct {
+	mon   *monitor
 	done  chan struct{}
 	reply wire.Reply
 	fds   []int
@@ -262,7 +264,7 @@ func (m *monitor) packet(b []byte, fds []int) {
 // call sends a request and waits for its reply. The descriptors sent stay the
 // caller's; those received become the caller's.
 func (m *monitor) call(kind uint32, body wire.Walker, fds ...int) (*pendingCall, error) {
-	p := &pendingCall{done: make(chan struct{})}
+	p := &pendingCall{mon: m, done: make(chan struct{})}
 	m.mu.Lock()
 	select {
 	case <-m.gone:
@@ -302,10 +304,22 @@ func (m *monitor) call(kind uint32, body wire.Walker, fds ...int) (*pendingCall,
 	return p, nil
 }
 
+// shutdownPatience bounds how long a monitor may take to end: longer than it gives
+// attached clients to take their last output.
+const shutdownPatience = 5 * time.Second
+
 // shutdown ends the monitor; its processes must have ended.
 func (m *monitor) shutdown() {
 	m.conn.Write(wire.Packet{Kind: wire.KindShutdown}.Marshal())
-	<-m.gone
+	select {
+	case <-m.gone:
+	case <-time.After(shutdownPatience): // stopped, or stuck on a disk
+		if m.pid > 0 {
+			unix.Kill(m.pid, unix.SIGKILL)
+		}
+		m.conn.Close()
+		<-m.gone
+	}
 	if m.proc != nil {
 		<-m.reaped
 	}

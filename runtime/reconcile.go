@@ -146,6 +146,20 @@ func (r *Runtime) adopt(s *sandbox) {
 	for _, p := range live { // execs of the earlier agent: nobody listens to them
 		closeFDs([]int{p.fd})
 	}
+	if s.rec.Stopped && !r.anyRunning(id) {
+		r.endMonitor(s) // the earlier agent did not come to it
+	}
+}
+
+func (r *Runtime) anyRunning(sandboxID string) bool {
+	r.mu.RLock()
+	defer r.mu.RUnlock()
+	for _, c := range r.containers {
+		if c.rec.SandboxID == sandboxID && c.state == runtimeapi.ContainerState_CONTAINER_RUNNING {
+			return true
+		}
+	}
+	return false
 }
 
 // adoptContainer takes over what the monitor knows.

@@ -42,6 +42,8 @@ type sandbox struct {
 	podInit *procFD
 	// pids lets one container at a time start it.
 	pids sync.Mutex
+	// stopping refuses container starts, from before the running ones are killed.
+	stopping bool
 }
 
 func (s *sandbox) options() *runtimeapi.NamespaceOption {
@@ -290,9 +292,7 @@ func (s *sandbox) mountShm() error {
 // it could not, and can be called again.
 func (r *Runtime) undoSandbox(ctx context.Context, s *sandbox) error {
 	var errs []error
-	if s.mon != nil && s.mon.alive() {
-		s.mon.shutdown()
-	}
+	r.endMonitor(s)
 	errs = append(errs, r.teardown(ctx, s))
 	if s.podInit != nil {
 		closeFDs([]int{s.podInit.fd})
@@ -340,9 +340,17 @@ func (r *Runtime) StopPodSandbox(ctx context.Context, id string) error {
 }
 
 func (r *Runtime) stopSandbox(ctx context.Context, s *sandbox) error {
+	r.mu.Lock()
+	s.stopping = true
+	r.mu.Unlock()
 	var g errgroup.Group
 	for _, c := range r.containersOf(s.rec.ID) {
-		g.Go(func() error { return r.stopContainer(ctx, c, 0) })
+		g.Go(func() error {
+			c.op.Lock()
+			//lint:ignore SA2001 waits for a start that was not refused any more
+			c.op.Unlock()
+			return r.stopContainer(ctx, c, 0)
+		})
 	}
 	if err := g.Wait(); err != nil {
 		return fmt.Errorf("stop containers of sandbox %q: %w", s.rec.ID, err)
@@ -354,6 +362,7 @@ func (r *Runtime) stopSandbox(ctx context.Context, s *sandbox) error {
 	if err := r.teardown(ctx, s); err != nil {
 		return err
 	}
+	r.endMonitor(s)
 	if was {
 		return nil
 	}
@@ -365,6 +374,18 @@ func (r *Runtime) stopSandbox(ctx context.Context, s *sandbox) error {
 	}
 	r.emit(runtimeapi.ContainerEventType_CONTAINER_STOPPED_EVENT, s.rec.ID, s.rec.ID)
 	return nil
+}
+
+// endMonitor ends the monitor of a sandbox without processes: what it knew is on disk,
+// and a stopped sandbox starts nothing any more.
+func (r *Runtime) endMonitor(s *sandbox) {
+	r.mu.Lock()
+	m := s.mon
+	s.mon = nil
+	r.mu.Unlock()
+	if m != nil && m.alive() {
+		m.shutdown()
+	}
 }
 
 func (r *Runtime) containersOf(sandboxID string) []*container {

@@ -78,6 +78,7 @@ func runMonitor() error {
 			m.dropStuck()
 		}
 	}
+	m.lastWords()
 	return nil
 }
 

@@ -235,6 +235,31 @@ func (m *monitor) closeTaps(p *proc) {
 	p.taps = kept
 }
 
+// lastPatience bounds what an ending monitor waits for attached clients.
+const lastPatience = 2 * time.Second
+
+// lastWords gives attached clients what waits for them, before the monitor ends.
+func (m *monitor) lastWords() {
+	events := make([]unix.EpollEvent, 32)
+	for end := time.Now().Add(lastPatience); time.Now().Before(end); {
+		waits := false
+		for _, p := range m.procs {
+			for _, t := range p.taps {
+				waits = waits || len(t.queue[0])+len(t.queue[1]) > 0
+			}
+		}
+		if !waits {
+			return
+		}
+		n, _ := unix.EpollWait(m.ep, events, 100)
+		for _, e := range events[:max(n, 0)] {
+			if f := m.fds[int(e.Fd)]; f != nil && int(e.Fd) != m.conn && e.Fd != listenFD {
+				f(e.Events)
+			}
+		}
+	}
+}
+
 // logFile is a container's log on disk. A write that fails is dropped: a full disk
 // must not stop the container.
 type logFile struct {
