@@ -135,3 +135,19 @@ func Ensure(o Options) (*Assets, error) {
 	}
 	return a, nil
 }
+
+// InMemory makes everything Ensure makes but reads and writes no file: for
+// clusters that end with their process. Paths in the result are empty names
+// below o.DataDir, which may be empty.
+func InMemory(o Options) (*Assets, error) {
+	if o.DataDir == "" {
+		o.DataDir = "/nonexistent"
+	}
+	o, err := o.withDefaults()
+	if err != nil {
+		return nil, err
+	}
+	m := &maker{opts: o, now: o.Clock.Now(), inMemory: true}
+	a := m.assets()
+	return a, m.err
+}

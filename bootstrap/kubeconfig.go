@@ -87,21 +87,26 @@ func (m *maker) writeKubeconfig(path string, ca Pair, user string, p Pair) {
 	if m.err != nil {
 		return
 	}
-	key, err := p.KeyPEM()
-	if err != nil {
-		m.fail("make %s: %v", path, err)
-		return
-	}
-	context := user + "@" + clusterName
-	data, err := clientcmd.Write(clientcmdapi.Config{
-		Clusters:       map[string]*clientcmdapi.Cluster{clusterName: {Server: m.opts.Server, CertificateAuthorityData: ca.CertPEM()}},
-		AuthInfos:      map[string]*clientcmdapi.AuthInfo{user: {ClientCertificateData: p.CertPEM(), ClientKeyData: key}},
-		Contexts:       map[string]*clientcmdapi.Context{context: {Cluster: clusterName, AuthInfo: user}},
-		CurrentContext: context,
-	})
+	data, err := Kubeconfig(m.opts.Server, ca, user, p)
 	if err != nil {
 		m.fail("make %s: %v", path, err)
 		return
 	}
 	m.files.add(path, data, 0o600)
+}
+
+// Kubeconfig is the text of a kubeconfig with one user, who shows the
+// certificate p to the server behind a URL, which shows one signed by ca.
+func Kubeconfig(server string, ca Pair, user string, p Pair) ([]byte, error) {
+	key, err := p.KeyPEM()
+	if err != nil {
+		return nil, err
+	}
+	context := user + "@" + clusterName
+	return clientcmd.Write(clientcmdapi.Config{
+		Clusters:       map[string]*clientcmdapi.Cluster{clusterName: {Server: server, CertificateAuthorityData: ca.CertPEM()}},
+		AuthInfos:      map[string]*clientcmdapi.AuthInfo{user: {ClientCertificateData: p.CertPEM(), ClientKeyData: key}},
+		Contexts:       map[string]*clientcmdapi.Context{context: {Cluster: clusterName, AuthInfo: user}},
+		CurrentContext: context,
+	})
 }

@@ -35,6 +35,8 @@ type maker struct {
 	now   time.Time
 	files fileSet
 	err   error
+	// inMemory finds nothing: every asset is made anew.
+	inMemory bool
 }
 
 // leaf describes a certificate.
@@ -293,6 +295,9 @@ func (m *maker) fail(format string, args ...any) {
 
 // read returns a file's content, nil when it is not there.
 func (m *maker) read(path string) []byte {
+	if m.inMemory {
+		return nil
+	}
 	data, err := os.ReadFile(path)
 	if err != nil {
 		if !errors.Is(err, fs.ErrNotExist) {
