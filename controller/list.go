@@ -22,6 +22,7 @@ import (
 	"github.com/skiff-project/skiff/controller/podgc"
 	"github.com/skiff-project/skiff/controller/replicaset"
 	"github.com/skiff-project/skiff/controller/replication"
+	"github.com/skiff-project/skiff/controller/resourcequota"
 	"github.com/skiff-project/skiff/controller/rootca"
 	"github.com/skiff-project/skiff/controller/serviceaccount"
 	"github.com/skiff-project/skiff/controller/statefulset"
@@ -85,6 +86,12 @@ var list = []entry{
 		build: plain(endpointslice.New)},
 	{name: "endpointslice-mirroring-controller", alias: "endpointslicemirroring", account: "endpointslicemirroring-controller",
 		build: plain(endpointslicemirroring.New)},
+	{name: "resourcequota-controller", alias: "resourcequota", account: "resourcequota-controller",
+		build: func(env engine.Env, cfg Config) (*engine.Controller, error) {
+			return resourcequota.New(env, cfg.metadataFor("resourcequota-controller"), func() ([]*metav1.APIResourceList, error) {
+				return cfg.Discovery.ServerPreferredNamespacedResources()
+			})
+		}},
 	{name: "pod-garbage-collector-controller", alias: "podgc", account: "pod-garbage-collector",
 		build: func(env engine.Env, cfg Config) (*engine.Controller, error) {
 			return podgc.New(env, cfg.TerminatedPodLimit)
