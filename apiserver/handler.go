@@ -17,6 +17,7 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime/schema"
 
+	"github.com/skiff-project/skiff/api"
 	"github.com/skiff-project/skiff/apiserver/admission"
 	"github.com/skiff-project/skiff/apiserver/inprocess"
 	"github.com/skiff-project/skiff/apiserver/metrics"
@@ -79,9 +80,9 @@ func (s *Server) serve(w http.ResponseWriter, req *http.Request) {
 	}
 	defer release()
 	if !c.info.LongRunning(c.query) {
-		ctx, cancel := context.WithTimeout(req.Context(), s.timeout(c))
+		ctx, cancel := context.WithTimeout(c.ctx(), s.timeout(c))
 		defer cancel()
-		c.req = req.WithContext(ctx)
+		c.req = c.req.WithContext(ctx)
 	}
 	if !s.authorize(c) {
 		return
@@ -149,7 +150,10 @@ func (s *Server) authenticate(c *call) bool {
 	if hasImpersonation(c.req.Header) && !s.impersonate(c) {
 		return false
 	}
-	c.req = c.req.WithContext(admission.WithWarner(request.WithUser(c.req.Context(), c.user.User), c.warn))
+	if !c.info.ReadOnly() { // for strategies and plugins
+		ctx := api.WithUser(c.ctx(), userInfo(c.user.User))
+		c.req = c.req.WithContext(admission.WithWarner(ctx, c.warn))
+	}
 	return true
 }
 

@@ -153,7 +153,8 @@ func (c *call) admissionRequest(obj, old api.Object, options runtime.Object, dry
 	return r
 }
 
-// writeOf returns what the registry needs of a request; options go to validating admission.
+// writeOf returns what the registry needs of a request; options go to
+// validating admission and, for deletes, to mutating admission too.
 func (s *Server) writeOf(c *call, options runtime.Object, dryRun bool) registry.Write {
 	w := registry.Write{Namespace: c.info.Namespace, Name: c.info.Name, DryRun: dryRun, Warn: c.warn}
 	if len(s.cfg.Admission) > 0 || c.info.Group == rbacv1.GroupName {
@@ -161,7 +162,16 @@ func (s *Server) writeOf(c *call, options runtime.Object, dryRun bool) registry.
 			if err := s.guard(ctx, c, obj, old); err != nil {
 				return err
 			}
-			return admission.Validate(ctx, s.cfg.Admission, c.admissionRequest(obj, old, options, dryRun))
+			r := c.admissionRequest(obj, old, options, dryRun)
+			if obj == nil {
+				// Nothing happens to the object between the two halves of
+				// admission of a delete. A deletecollection names no object itself.
+				r.Name = old.GetName()
+				if err := admission.Admit(ctx, s.cfg.Admission, r); err != nil {
+					return err
+				}
+			}
+			return admission.Validate(ctx, s.cfg.Admission, r)
 		}
 	}
 	return w

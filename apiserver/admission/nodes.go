@@ -72,9 +72,7 @@ func (p nodeRestriction) Admit(ctx context.Context, r *Request) error {
 			return forbidden(r, errors.New("can only access CSINode with the same name as the requesting node"))
 		}
 	case resourcev1.GroupName + "/resourceslices":
-		if s, ok := r.Object.(*resourcev1.ResourceSlice); ok && r.Operation() == Create && ptr.Deref(s.Spec.NodeName, "") != name {
-			return forbidden(r, errors.New("can only create ResourceSlice with the same NodeName as the requesting node"))
-		}
+		return nodeSlice(name, r)
 	case certificatesv1.GroupName + "/certificatesigningrequests":
 		return nodeRequest(name, r)
 	case certificatesv1.GroupName + "/podcertificaterequests":
@@ -343,6 +341,27 @@ func (p nodeRestriction) claimDriver(namespace, claim string) string {
 		return ""
 	}
 	return pv.Spec.CSI.Driver
+}
+
+// nodeSlice: the authorizer sees the content neither of what is created nor
+// of each object of a deletecollection.
+func nodeSlice(name string, r *Request) error {
+	op, obj := r.Operation(), r.Object
+	switch op {
+	case Create:
+	case Delete:
+		obj = r.Old
+	default:
+		return nil
+	}
+	slice, ok := obj.(*resourcev1.ResourceSlice)
+	if !ok {
+		return forbidden(r, fmt.Errorf("unexpected type %T", obj))
+	}
+	if slice.Spec.NodeName == nil || *slice.Spec.NodeName != name {
+		return forbidden(r, fmt.Errorf("can only %s ResourceSlice with the same NodeName as the requesting node", strings.ToLower(string(op))))
+	}
+	return nil
 }
 
 func nodeLease(name string, r *Request) error {

@@ -31,7 +31,8 @@ type Write struct {
 	Namespace, Name string
 	DryRun          bool
 	// Check is validating admission, called on the final object; old is nil
-	// on create, obj is nil on delete. May be nil.
+	// on create. On delete obj is nil and Check is the whole of admission.
+	// May be nil. Neither object may be changed.
 	Check func(ctx context.Context, obj, old api.Object) error
 	// Warn is handed texts for the client. May be nil.
 	Warn func(text string)

@@ -3,7 +3,6 @@
 package request
 
 import (
-	"context"
 	"net/http"
 	"net/url"
 	"strings"
@@ -173,15 +172,7 @@ func (i *Info) LongRunning(query url.Values) bool {
 	return i.Verb == "watch"
 }
 
-type userKey struct{}
-
-// WithUser returns a context carrying the authenticated user.
-func WithUser(ctx context.Context, u auth.User) context.Context {
-	return context.WithValue(ctx, userKey{}, u)
-}
-
-// User returns the authenticated user of a context.
-func User(ctx context.Context) (auth.User, bool) {
-	u, ok := ctx.Value(userKey{}).(auth.User)
-	return u, ok
+// ReadOnly tells requests that change nothing: admission never sees them.
+func (i *Info) ReadOnly() bool {
+	return !i.IsResource || i.Verb == "get" || i.Verb == "list" || i.Verb == "watch"
 }
