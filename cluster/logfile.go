@@ -1,10 +1,13 @@
 package cluster
 
 import (
+	"context"
 	"log/slog"
 	"os"
 	"path/filepath"
 	"sync"
+
+	"k8s.io/klog/v2"
 )
 
 // maxLogBytes is when a component's log is moved aside; one older file is kept.
@@ -68,12 +71,17 @@ func (l *logFile) Close() error {
 type logs struct {
 	dir   string
 	level slog.Level
+	// all, if set, takes every component's log instead of files.
+	all   *slog.Logger
 	mu    sync.Mutex
 	files []*logFile
 }
 
 // logger opens <dir>/<component>.log.
 func (l *logs) logger(component string) (*slog.Logger, error) {
+	if l.all != nil {
+		return l.all.With("component", component), nil
+	}
 	f, err := openLog(filepath.Join(l.dir, component+".log"))
 	if err != nil {
 		return nil, err
@@ -81,7 +89,36 @@ func (l *logs) logger(component string) (*slog.Logger, error) {
 	l.mu.Lock()
 	l.files = append(l.files, f)
 	l.mu.Unlock()
-	return slog.New(slog.NewTextHandler(f, &slog.HandlerOptions{Level: l.level})), nil
+	log := slog.New(slog.NewTextHandler(f, &slog.HandlerOptions{Level: l.level}))
+	log.Info("starting", "component", component, "version", gitVersion(), "pid", os.Getpid())
+	return log, nil
+}
+
+// routeKlog sends what client-go and its kin log to log. A peer that hangs up
+// a stream is the usual end of an exec; they call it an error.
+func routeKlog(log *slog.Logger) {
+	klog.SetSlogLogger(slog.New(dropped{log.Handler(), "Error on socket receive"}))
+}
+
+// dropped is a handler without the records of one message.
+type dropped struct {
+	slog.Handler
+	message string
+}
+
+func (d dropped) Handle(ctx context.Context, r slog.Record) error {
+	if r.Message == d.message {
+		return nil
+	}
+	return d.Handler.Handle(ctx, r)
+}
+
+func (d dropped) WithAttrs(attrs []slog.Attr) slog.Handler {
+	return dropped{d.Handler.WithAttrs(attrs), d.message}
+}
+
+func (d dropped) WithGroup(name string) slog.Handler {
+	return dropped{d.Handler.WithGroup(name), d.message}
 }
 
 func (l *logs) close() {
