@@ -29,6 +29,7 @@ import (
 	"github.com/skiff-project/skiff/controller/tainteviction"
 	"github.com/skiff-project/skiff/controller/tokens"
 	"github.com/skiff-project/skiff/controller/ttlafterfinished"
+	"github.com/skiff-project/skiff/controller/volumeprotection"
 )
 
 // entry is one controller that can be built.
@@ -92,6 +93,10 @@ var list = []entry{
 				return cfg.Discovery.ServerPreferredNamespacedResources()
 			})
 		}},
+	{name: "persistentvolumeclaim-protection-controller", alias: "pvc-protection", account: "pvc-protection-controller",
+		build: plain(volumeprotection.NewClaims)},
+	{name: "persistentvolume-protection-controller", alias: "pv-protection", account: "pv-protection-controller",
+		build: plain(volumeprotection.NewVolumes)},
 	{name: "pod-garbage-collector-controller", alias: "podgc", account: "pod-garbage-collector",
 		build: func(env engine.Env, cfg Config) (*engine.Controller, error) {
 			return podgc.New(env, cfg.TerminatedPodLimit)
