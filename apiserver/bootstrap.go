@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"sync"
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
@@ -48,29 +49,53 @@ func (s *Server) bootstrapLoop(ctx context.Context) {
 // bootstrapParallel bounds concurrent writes: each waits for the disk.
 const bootstrapParallel = 32
 
-// bootstrap writes only what is missing or differs, so that a restart of a
-// healthy cluster writes nothing.
-func (s *Server) bootstrap(ctx context.Context) error {
-	for _, name := range []string{"default", "kube-system", "kube-public", "kube-node-lease"} {
-		if err := s.ensure(ctx, "/namespaces", &corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: name}}, nil); err != nil {
-			return err
+// tasks run at once. One that fails holds up no other.
+type tasks struct {
+	errgroup.Group
+	mu   sync.Mutex
+	errs []error
+}
+
+func (t *tasks) do(f func() error) {
+	t.Go(func() error {
+		if err := f(); err != nil {
+			t.mu.Lock()
+			t.errs = append(t.errs, err)
+			t.mu.Unlock()
 		}
-	}
-	g, ctx := errgroup.WithContext(ctx)
+		return nil
+	})
+}
+
+// wait returns the errors of all tasks.
+func (t *tasks) wait() error {
+	t.Wait() //nolint:errcheck // do collects the errors
+	return errors.Join(t.errs...)
+}
+
+// bootstrap writes only what is missing or differs, so that a restart of a
+// healthy cluster writes nothing. What cannot be written leaves the rest alone.
+func (s *Server) bootstrap(ctx context.Context) error {
+	g := &tasks{}
 	g.SetLimit(bootstrapParallel)
-	for _, pc := range priorityClasses() {
-		g.Go(func() error { return s.ensure(ctx, "scheduling.k8s.io/priorityclasses", pc, nil) })
+	for _, name := range []string{"default", "kube-system", "kube-public", "kube-node-lease"} {
+		g.do(func() error {
+			return s.ensure(ctx, "/namespaces", &corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: name}}, nil)
+		})
 	}
-	g.Go(func() error { return s.ensureKubernetesService(ctx) })
-	g.Go(func() error { return s.ensureAuthConfig(ctx) })
-	g.Go(func() error {
+	for _, pc := range priorityClasses() {
+		g.do(func() error { return s.ensure(ctx, "scheduling.k8s.io/priorityclasses", pc, nil) })
+	}
+	g.do(func() error { return s.ensureKubernetesService(ctx) })
+	g.do(func() error { return s.ensureAuthConfig(ctx) })
+	g.do(func() error {
 		cidr := &networkingv1.ServiceCIDR{ObjectMeta: metav1.ObjectMeta{Name: "kubernetes"}, Spec: networkingv1.ServiceCIDRSpec{CIDRs: []string{s.cfg.ServiceCIDR.String()}}}
 		return s.ensure(ctx, "networking.k8s.io/servicecidrs", cidr, nil)
 	})
 	if s.cfg.Policy != nil {
 		s.ensurePolicy(ctx, g, s.cfg.Policy)
 	}
-	return g.Wait()
+	return g.wait()
 }
 
 // ensure creates an object, or lets change adapt the existing one; change
@@ -215,9 +240,9 @@ func (s *Server) ensureAuthConfig(ctx context.Context) error {
 const rbacGroup = rbacv1.GroupName + "/"
 
 // ensurePolicy brings the stored RBAC objects up to the bootstrap policy.
-func (s *Server) ensurePolicy(ctx context.Context, g *errgroup.Group, p *policy.Policy) {
+func (s *Server) ensurePolicy(ctx context.Context, g *tasks, p *policy.Policy) {
 	for _, want := range p.ClusterRoles {
-		g.Go(func() error {
+		g.do(func() error {
 			full := want.DeepCopy()
 			if rules, err := policy.Aggregate(full, p.ClusterRoles); err == nil && full.AggregationRule != nil {
 				full.Rules = rules
@@ -231,7 +256,7 @@ func (s *Server) ensurePolicy(ctx context.Context, g *errgroup.Group, p *policy.
 		})
 	}
 	for _, want := range p.Roles {
-		g.Go(func() error {
+		g.do(func() error {
 			return s.ensure(ctx, rbacGroup+"roles", want, func(o api.Object) bool {
 				have := o.(*rbacv1.Role)
 				out, changed := policy.ReconcileRole(have, want)
@@ -241,7 +266,7 @@ func (s *Server) ensurePolicy(ctx context.Context, g *errgroup.Group, p *policy.
 		})
 	}
 	for _, want := range p.ClusterRoleBindings {
-		g.Go(func() error {
+		g.do(func() error {
 			return s.ensureBinding(ctx, rbacGroup+"clusterrolebindings", want, func(o api.Object) (bool, bool) {
 				have := o.(*rbacv1.ClusterRoleBinding)
 				out, changed, recreate := policy.ReconcileClusterRoleBinding(have, want)
@@ -253,7 +278,7 @@ func (s *Server) ensurePolicy(ctx context.Context, g *errgroup.Group, p *policy.
 		})
 	}
 	for _, want := range p.RoleBindings {
-		g.Go(func() error {
+		g.do(func() error {
 			return s.ensureBinding(ctx, rbacGroup+"rolebindings", want, func(o api.Object) (bool, bool) {
 				have := o.(*rbacv1.RoleBinding)
 				out, changed, recreate := policy.ReconcileRoleBinding(have, want)
