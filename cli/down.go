@@ -2,6 +2,7 @@ package cli
 
 import (
 	"bytes"
+	"errors"
 	"fmt"
 	"os"
 	"time"
@@ -23,6 +24,10 @@ func newDown() *cobra.Command {
 		Short: "Stop the cluster and its pods; with --purge delete it",
 		Args:  cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
+			if _, err := os.Stat(dir); errors.Is(err, os.ErrNotExist) {
+				fmt.Println("There is no cluster in", dir)
+				return nil
+			}
 			begin := time.Now()
 			p := newPrinter(os.Stdout)
 			ours := contextIsOurs(dir)

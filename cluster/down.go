@@ -29,9 +29,6 @@ func Down(ctx context.Context, dataDir string, purge bool, progress Progress) er
 	if os.Geteuid() != 0 {
 		return Problem{What: "skiff down needs root", Fix: "sudo skiff down"}
 	}
-	if _, err := os.Stat(o.DataDir); errors.Is(err, os.ErrNotExist) {
-		return progress.step("nothing to stop", func() (string, error) { return "there is no cluster in " + o.DataDir, nil })
-	}
 	for _, s := range []struct {
 		name string
 		when bool

@@ -14,6 +14,7 @@ import (
 	"github.com/skiff-project/skiff/cli/box"
 	"github.com/skiff-project/skiff/cli/etcdctl"
 	"github.com/skiff-project/skiff/cli/kubectl"
+	"github.com/skiff-project/skiff/cli/slim"
 	"github.com/skiff-project/skiff/cluster"
 )
 
@@ -21,6 +22,7 @@ func main() { os.Exit(run(os.Args)) }
 
 // run is main with the exit status returned.
 func run(args []string) int {
+	slim.Use()
 	name := filepath.Base(args[0])
 	if code, ok := frontEnd(name, args[1:]); ok {
 		return code
@@ -41,14 +43,19 @@ func run(args []string) int {
 	root.CompletionOptions.HiddenDefaultCmd = true
 	root.AddCommand(cli.Commands()...)
 	root.AddCommand(
-		&cobra.Command{Use: "kubectl", Short: "The stock kubectl, embedded", DisableFlagParsing: true},
-		&cobra.Command{Use: "etcdctl", Short: "The stock etcdctl, embedded", DisableFlagParsing: true},
+		listed("kubectl", "The stock kubectl, embedded"),
+		listed("etcdctl", "The stock etcdctl, embedded"),
 	)
 	if err := root.Execute(); err != nil {
 		fmt.Fprintln(os.Stderr, "skiff:", err)
 		return 1
 	}
 	return 0
+}
+
+// listed is a command for the help text; frontEnd runs it before cobra sees it.
+func listed(name, short string) *cobra.Command {
+	return &cobra.Command{Use: name, Short: short, DisableFlagParsing: true, Run: func(*cobra.Command, []string) {}}
 }
 
 // frontEnd runs the programs that are not commands of skiff itself: the
