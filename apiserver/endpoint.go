@@ -54,7 +54,19 @@ func (s *Server) buildEndpoints() error {
 			}
 		}
 	}
+	s.linkSharing()
 	return nil
+}
+
+// linkSharing tells endpoints which other resources show the same stored objects.
+func (s *Server) linkSharing() {
+	for _, e := range s.endpoints {
+		for _, res := range s.cfg.Resources {
+			if e.fields != nil && res != e.res && !res.Virtual && res.StoragePrefix == e.res.StoragePrefix {
+				e.fields.Sharing = append(e.fields.Sharing, res)
+			}
+		}
+	}
 }
 
 func newEndpoint(res *api.Resource, ver *api.Version, reg *registry.Registry) *endpoint {

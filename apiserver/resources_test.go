@@ -12,6 +12,7 @@ import (
 	authorizationv1 "k8s.io/api/authorization/v1"
 	autoscalingv1 "k8s.io/api/autoscaling/v1"
 	corev1 "k8s.io/api/core/v1"
+	eventsv1 "k8s.io/api/events/v1"
 	policyv1 "k8s.io/api/policy/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -295,21 +296,56 @@ func TestReviews(t *testing.T) {
 
 func TestEvents(t *testing.T) {
 	s := newServer(t, nil)
-	evs := typed(t, s).CoreV1().Events("default")
+	ctx := t.Context()
+	old, young := typed(t, s).CoreV1().Events("default"), typed(t, s).EventsV1().Events("default")
 	now := metav1.NewTime(time.Now())
-	_, err := evs.Create(t.Context(), &corev1.Event{
+	_, err := old.Create(ctx, &corev1.Event{
 		ObjectMeta: metav1.ObjectMeta{Name: "e"}, InvolvedObject: corev1.ObjectReference{Kind: "Pod", Name: "p", Namespace: "default"},
 		Reason: "R", Message: "m", FirstTimestamp: now, LastTimestamp: now, Count: 1, Type: "Normal",
-	}, metav1.CreateOptions{})
+	}, metav1.CreateOptions{FieldManager: "old"})
 	if err != nil {
 		t.Fatal(err)
 	}
-	l, err := evs.List(t.Context(), metav1.ListOptions{FieldSelector: "involvedObject.name=p"})
+	l, err := old.List(ctx, metav1.ListOptions{FieldSelector: "involvedObject.name=p"})
 	if err != nil || len(l.Items) != 1 {
 		t.Errorf("events of the pod: %v %v", l, err)
 	}
-	n, err := typed(t, s).EventsV1().Events("default").Get(t.Context(), "e", metav1.GetOptions{})
+	n, err := young.Get(ctx, "e", metav1.GetOptions{})
 	if err != nil || n.Note != "m" || n.Regarding.Name != "p" {
 		t.Errorf("the same event in events.k8s.io: %+v %v", n, err)
+	}
+	// Managers keep what they wrote, whichever way they and others come.
+	made, err := young.Create(ctx, &eventsv1.Event{
+		ObjectMeta: metav1.ObjectMeta{Name: "f"}, EventTime: metav1.NewMicroTime(now.Time), ReportingController: "x.io/c", ReportingInstance: "c-1",
+		Action: "Act", Reason: "R", Note: "n", Type: "Normal", Regarding: corev1.ObjectReference{Kind: "Pod", Name: "p", Namespace: "default"},
+	}, metav1.CreateOptions{FieldManager: "young"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, name := range []string{"e", "f"} {
+		label := func(l string) []byte { return []byte(`{"metadata":{"labels":{"` + l + `":"1"}}}`) }
+		if _, err := old.Patch(ctx, name, types.MergePatchType, label("a"), metav1.PatchOptions{FieldManager: "a"}); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := young.Patch(ctx, name, types.MergePatchType, label("b"), metav1.PatchOptions{FieldManager: "b"}); err != nil {
+			t.Fatal(err)
+		}
+		e, err := old.Get(ctx, name, metav1.GetOptions{}) // protobuf: the stored bytes as they are
+		if err != nil {
+			t.Fatal(err)
+		}
+		var owners []string
+		for _, m := range e.ManagedFields {
+			owners = append(owners, m.Manager+" "+m.APIVersion)
+		}
+		slices.Sort(owners)
+		first := map[string]string{"e": "old v1", "f": "young events.k8s.io/v1"}[name]
+		if want := []string{"a v1", "b events.k8s.io/v1", first}; !slices.Equal(owners, want) {
+			t.Errorf("%s is managed by %q, want %q", name, owners, want)
+		}
+		if i := slices.IndexFunc(e.ManagedFields, func(m metav1.ManagedFieldsEntry) bool { return m.Manager == "young" }); i >= 0 &&
+			string(e.ManagedFields[i].FieldsV1.Raw) != string(made.ManagedFields[0].FieldsV1.Raw) {
+			t.Errorf("the first manager's fields became %s, were %s", e.ManagedFields[i].FieldsV1.Raw, made.ManagedFields[0].FieldsV1.Raw)
+		}
 	}
 }

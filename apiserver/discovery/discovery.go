@@ -4,7 +4,7 @@
 package discovery
 
 import (
-	"crypto/sha512"
+	"crypto/sha256"
 	"encoding/base64"
 	"fmt"
 	"slices"
@@ -154,15 +154,8 @@ func SubVerbs(sub *api.Subresource) []string {
 
 // storageHash is upstream's opaque hash of the storage version.
 func storageHash(r *api.Resource) string {
-	v := r.StorageVersion
-	if v == "" {
-		v = r.Versions[0].Name
-	}
-	group := r.StorageGroup
-	if group == "" {
-		group = r.Group
-	}
-	sum := sha512.Sum512(fmt.Appendf(nil, "%s/%s/%s", group, v, r.Kind))
+	k := r.StoredKind()
+	sum := sha256.Sum256(fmt.Appendf(nil, "%s/%s/%s", k.Group, k.Version, k.Kind))
 	return base64.StdEncoding.EncodeToString(sum[:8])
 }
 

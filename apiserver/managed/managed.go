@@ -28,6 +28,25 @@ type Type struct {
 	Kind     schema.GroupVersionKind // of this version
 	Stored   schema.GroupVersionKind // of the stored objects
 	New      func() api.Object       // an empty stored object
+	// Sharing are the other resources stored as the same kind: managers may
+	// have written to the object through them.
+	Sharing []*api.Resource
+}
+
+// resources are all resources the stored objects are served as.
+func (t *Type) resources() []*api.Resource {
+	return append([]*api.Resource{t.Resource}, t.Sharing...)
+}
+
+// served are the kinds the stored objects are served as.
+func (t *Type) served() []schema.GroupVersionKind {
+	var out []schema.GroupVersionKind
+	for _, r := range t.resources() {
+		for i := range r.Versions {
+			out = append(out, schema.GroupVersionKind{Group: r.Group, Version: r.Versions[i].Name, Kind: r.Kind})
+		}
+	}
+	return out
 }
 
 // Apply is what a client asks of an apply configuration.
@@ -76,19 +95,18 @@ func (f *Fields) get(typ *Type, sub string) (*managedfields.FieldManager, error)
 // resetFields are the fields a write to this endpoint cannot change, so that
 // no manager comes to own them by it.
 func resetFields(typ *Type, sub string) map[fieldpath.APIVersion]fieldpath.Filter {
-	var paths []fieldpath.Path
+	var path fieldpath.Path
 	switch {
 	case sub == "status":
-		paths = []fieldpath.Path{fieldpath.MakePathOrDie("spec")}
+		path = fieldpath.MakePathOrDie("spec")
 	case sub == "" && slices.ContainsFunc(typ.Resource.Subresources, func(s api.Subresource) bool { return s.Name == "status" }):
-		paths = []fieldpath.Path{fieldpath.MakePathOrDie("status")}
+		path = fieldpath.MakePathOrDie("status")
 	default:
 		return nil
 	}
 	out := map[fieldpath.APIVersion]fieldpath.Filter{}
-	for i := range typ.Resource.Versions {
-		gv := schema.GroupVersion{Group: typ.Resource.Group, Version: typ.Resource.Versions[i].Name}
-		out[fieldpath.APIVersion(gv.String())] = fieldpath.NewExcludeSetFilter(fieldpath.NewSet(paths...))
+	for _, gvk := range typ.served() {
+		out[fieldpath.APIVersion(gvk.GroupVersion().String())] = fieldpath.NewExcludeSetFilter(fieldpath.NewSet(path))
 	}
 	return out
 }
@@ -134,17 +152,16 @@ func (f *Fields) Apply(typ *Type, sub string, old api.Object, config *unstructur
 	return obj, nil
 }
 
-// versionConverter converts between the served versions of one resource for
-// the field manager.
+// versionConverter converts between the versions stored objects are served in
+// for the field manager.
 type versionConverter struct{ typ *Type }
 
 func (v versionConverter) version(gv schema.GroupVersion) *api.Version {
-	if gv.Group != v.typ.Resource.Group {
-		return nil
-	}
-	for i := range v.typ.Resource.Versions {
-		if v.typ.Resource.Versions[i].Name == gv.Version {
-			return &v.typ.Resource.Versions[i]
+	for _, r := range v.typ.resources() {
+		for i := range r.Versions {
+			if r.Group == gv.Group && r.Versions[i].Name == gv.Version {
+				return &r.Versions[i]
+			}
 		}
 	}
 	return nil
@@ -156,7 +173,7 @@ func (v versionConverter) ConvertToVersion(in runtime.Object, target runtime.Gro
 	if from.Empty() {
 		from = v.typ.Stored
 	}
-	kind, ok := target.KindForGroupVersionKinds([]schema.GroupVersionKind{from, v.typ.Kind, v.typ.Stored})
+	kind, ok := target.KindForGroupVersionKinds(append([]schema.GroupVersionKind{from, v.typ.Kind, v.typ.Stored}, v.typ.served()...))
 	if !ok {
 		return nil, runtime.NewNotRegisteredErrForTarget("apiserver", reflect.TypeOf(in), target)
 	}

@@ -66,21 +66,13 @@ func New(c Config) (*Registry, error) {
 	if r.Clock == nil {
 		r.Clock = clock.RealClock{}
 	}
-	stored := c.Resource.StorageVersion
-	if stored == "" {
-		stored = c.Resource.Versions[0].Name
-	}
+	r.kind = c.Resource.StoredKind()
 	for i := range c.Resource.Versions {
 		v := &c.Resource.Versions[i]
-		if r.version == nil || v.Name == stored {
+		if r.version == nil || v.Name == r.kind.Version {
 			r.version = v
 		}
 	}
-	group := c.Resource.StorageGroup
-	if group == "" {
-		group = c.Resource.Group
-	}
-	r.kind = schema.GroupVersionKind{Group: group, Version: stored, Kind: c.Resource.Kind}
 	r.prefix = Root + c.Resource.StoragePrefix + "/"
 	r.lease = leases{ttl: c.Resource.Strategy.TTLSeconds}
 	r.selectable = map[string]bool{"metadata.name": true}
