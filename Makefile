@@ -5,7 +5,9 @@ GO         ?= go
 DATA_DIR   ?= /var/lib/skiff
 VERSION    := $(shell cat VERSION)
 # Reproducible: no paths, no build id, no VCS stamp, no cgo.
-BUILD      := CGO_ENABLED=0 $(GO) build -trimpath -buildvcs=false
+# cli/slim says what the overlay is for; it makes the binary a quarter smaller.
+SLIM        = $(shell GO="$(GO)" sh cli/slim/overlay.sh bin/slim)
+BUILD       = CGO_ENABLED=0 $(GO) build -trimpath -buildvcs=false $(SLIM)
 KUBEVERSION := k8s.io/component-base/version
 LDFLAGS    := -s -w -buildid= -X github.com/skiff-project/skiff/cluster.Version=$(VERSION) \
 	-X $(KUBEVERSION).gitVersion=v1.37.2 -X $(KUBEVERSION).gitMajor=1 -X $(KUBEVERSION).gitMinor=37 -X $(KUBEVERSION).gitTreeState=clean
