@@ -126,3 +126,18 @@ func KeepMetadata(obj, old Object) {
 	obj.SetFinalizers(old.GetFinalizers())
 	obj.SetOwnerReferences(old.GetOwnerReferences())
 }
+
+// SetIfNil points *p at v unless it points at something: a default.
+func SetIfNil[T any](p **T, v T) {
+	if *p == nil {
+		*p = &v
+	}
+}
+
+// SetIfEmpty sets *p to v unless it has a value: a default.
+func SetIfEmpty[T comparable](p *T, v T) {
+	var zero T
+	if *p == zero {
+		*p = v
+	}
+}

@@ -14,7 +14,7 @@ func mutatingAdmissionPolicyResource() *api.Resource {
 		Group: Group, Name: "mutatingadmissionpolicies", Singular: "mutatingadmissionpolicy", Kind: "MutatingAdmissionPolicy",
 		Categories: []string{"api-extensions"},
 		Versions: []api.Version{api.Versioned[admissionv1.MutatingAdmissionPolicy, admissionv1.MutatingAdmissionPolicyList]("v1", func(p *admissionv1.MutatingAdmissionPolicy) {
-			setIfNil(&p.Spec.FailurePolicy, admissionv1.Fail)
+			api.SetIfNil(&p.Spec.FailurePolicy, admissionv1.Fail)
 			defaultMatch(p.Spec.MatchConstraints)
 		})},
 		StoragePrefix: "mutatingadmissionpolicies",

@@ -17,7 +17,7 @@ func mutatingWebhookConfigurationResource() *api.Resource {
 		Versions: []api.Version{api.Versioned[admissionv1.MutatingWebhookConfiguration, admissionv1.MutatingWebhookConfigurationList]("v1", func(c *admissionv1.MutatingWebhookConfiguration) {
 			for i := range c.Webhooks {
 				mutatingHook(&c.Webhooks[i]).setDefaults()
-				setIfNil(&c.Webhooks[i].ReinvocationPolicy, admissionv1.NeverReinvocationPolicy)
+				api.SetIfNil(&c.Webhooks[i].ReinvocationPolicy, admissionv1.NeverReinvocationPolicy)
 			}
 		})},
 		StoragePrefix: "mutatingwebhookconfigurations",

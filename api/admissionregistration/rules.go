@@ -18,21 +18,15 @@ import (
 
 var specPath = field.NewPath("spec")
 
-func setIfNil[T any](p **T, v T) {
-	if *p == nil {
-		*p = &v
-	}
-}
-
-func defaultRule(r *admissionv1.Rule) { setIfNil(&r.Scope, admissionv1.AllScopes) }
+func defaultRule(r *admissionv1.Rule) { api.SetIfNil(&r.Scope, admissionv1.AllScopes) }
 
 func defaultMatch(m *admissionv1.MatchResources) {
 	if m == nil {
 		return
 	}
-	setIfNil(&m.MatchPolicy, admissionv1.Equivalent)
-	setIfNil(&m.NamespaceSelector, metav1.LabelSelector{})
-	setIfNil(&m.ObjectSelector, metav1.LabelSelector{})
+	api.SetIfNil(&m.MatchPolicy, admissionv1.Equivalent)
+	api.SetIfNil(&m.NamespaceSelector, metav1.LabelSelector{})
+	api.SetIfNil(&m.ObjectSelector, metav1.LabelSelector{})
 	for _, rules := range [][]admissionv1.NamedRuleWithOperations{m.ResourceRules, m.ExcludeResourceRules} {
 		for i := range rules {
 			defaultRule(&rules[i].Rule)
@@ -56,13 +50,13 @@ type hook struct {
 }
 
 func (h *hook) setDefaults() {
-	setIfNil(h.failure, admissionv1.Fail)
-	setIfNil(h.match, admissionv1.Equivalent)
-	setIfNil(h.namespaces, metav1.LabelSelector{})
-	setIfNil(h.objects, metav1.LabelSelector{})
-	setIfNil(h.timeout, 10)
+	api.SetIfNil(h.failure, admissionv1.Fail)
+	api.SetIfNil(h.match, admissionv1.Equivalent)
+	api.SetIfNil(h.namespaces, metav1.LabelSelector{})
+	api.SetIfNil(h.objects, metav1.LabelSelector{})
+	api.SetIfNil(h.timeout, 10)
 	if h.client.Service != nil {
-		setIfNil(&h.client.Service.Port, 443)
+		api.SetIfNil(&h.client.Service.Port, 443)
 	}
 	for i := range h.rules {
 		defaultRule(&h.rules[i].Rule)

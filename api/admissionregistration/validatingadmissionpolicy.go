@@ -14,7 +14,7 @@ func validatingAdmissionPolicyResource() *api.Resource {
 		Group: Group, Name: "validatingadmissionpolicies", Singular: "validatingadmissionpolicy", Kind: "ValidatingAdmissionPolicy",
 		Categories: []string{"api-extensions"},
 		Versions: []api.Version{api.Versioned[admissionv1.ValidatingAdmissionPolicy, admissionv1.ValidatingAdmissionPolicyList]("v1", func(p *admissionv1.ValidatingAdmissionPolicy) {
-			setIfNil(&p.Spec.FailurePolicy, admissionv1.Fail)
+			api.SetIfNil(&p.Spec.FailurePolicy, admissionv1.Fail)
 			defaultMatch(p.Spec.MatchConstraints)
 		})},
 		StoragePrefix: "validatingadmissionpolicies",

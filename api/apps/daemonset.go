@@ -13,6 +13,7 @@ import (
 	"github.com/skiff-project/skiff/api"
 	"github.com/skiff-project/skiff/api/check"
 	"github.com/skiff-project/skiff/api/core"
+	"github.com/skiff-project/skiff/api/core/podspec"
 )
 
 func daemonSetResource() *api.Resource {
@@ -104,12 +105,12 @@ func defaultDaemonSet(d *appsv1.DaemonSet) {
 		s.Type = appsv1.RollingUpdateDaemonSetStrategyType
 	}
 	if s.Type == appsv1.RollingUpdateDaemonSetStrategyType {
-		setIfNil(&s.RollingUpdate, appsv1.RollingUpdateDaemonSet{})
-		setIfNil(&s.RollingUpdate.MaxUnavailable, intstr.FromInt32(1))
-		setIfNil(&s.RollingUpdate.MaxSurge, intstr.FromInt32(0))
+		api.SetIfNil(&s.RollingUpdate, appsv1.RollingUpdateDaemonSet{})
+		api.SetIfNil(&s.RollingUpdate.MaxUnavailable, intstr.FromInt32(1))
+		api.SetIfNil(&s.RollingUpdate.MaxSurge, intstr.FromInt32(0))
 	}
-	setIfNil(&d.Spec.RevisionHistoryLimit, 10)
-	core.DefaultPodTemplate(&d.Spec.Template)
+	api.SetIfNil(&d.Spec.RevisionHistoryLimit, 10)
+	podspec.DefaultPodTemplate(&d.Spec.Template)
 }
 
 func validateDaemonSet(d *appsv1.DaemonSet) field.ErrorList {
@@ -121,7 +122,7 @@ func validateDaemonSet(d *appsv1.DaemonSet) field.ErrorList {
 	if s.Selector != nil && len(s.Selector.MatchLabels)+len(s.Selector.MatchExpressions) == 0 {
 		l.Invalid(specPath.Child("selector"), s.Selector, "empty selector is invalid for daemonset")
 	}
-	core.CheckPodTemplate(l, template, &s.Template)
+	podspec.CheckPodTemplate(l, template, &s.Template)
 	core.CheckRunsAlways(l, template, &s.Template, "activeDeadlineSeconds in DaemonSet is not Supported")
 	l.Nonnegative(specPath.Child("minReadySeconds"), int64(s.MinReadySeconds))
 	checkDaemonSetStrategy(l, specPath.Child("updateStrategy"), &s.UpdateStrategy)

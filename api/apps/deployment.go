@@ -11,6 +11,7 @@ import (
 	"github.com/skiff-project/skiff/api"
 	"github.com/skiff-project/skiff/api/check"
 	"github.com/skiff-project/skiff/api/core"
+	"github.com/skiff-project/skiff/api/core/podspec"
 )
 
 func deploymentResource() *api.Resource {
@@ -71,26 +72,26 @@ func deploymentColumns() []metav1.TableColumnDefinition {
 }
 
 func defaultDeployment(d *appsv1.Deployment) {
-	setIfNil(&d.Spec.Replicas, 1)
+	api.SetIfNil(&d.Spec.Replicas, 1)
 	s := &d.Spec.Strategy
 	if s.Type == "" {
 		s.Type = appsv1.RollingUpdateDeploymentStrategyType
 	}
 	if s.Type == appsv1.RollingUpdateDeploymentStrategyType {
-		setIfNil(&s.RollingUpdate, appsv1.RollingUpdateDeployment{})
-		setIfNil(&s.RollingUpdate.MaxUnavailable, intstr.FromString("25%"))
-		setIfNil(&s.RollingUpdate.MaxSurge, intstr.FromString("25%"))
+		api.SetIfNil(&s.RollingUpdate, appsv1.RollingUpdateDeployment{})
+		api.SetIfNil(&s.RollingUpdate.MaxUnavailable, intstr.FromString("25%"))
+		api.SetIfNil(&s.RollingUpdate.MaxSurge, intstr.FromString("25%"))
 	}
-	setIfNil(&d.Spec.RevisionHistoryLimit, 10)
-	setIfNil(&d.Spec.ProgressDeadlineSeconds, 600)
-	core.DefaultPodTemplate(&d.Spec.Template)
+	api.SetIfNil(&d.Spec.RevisionHistoryLimit, 10)
+	api.SetIfNil(&d.Spec.ProgressDeadlineSeconds, 600)
+	podspec.DefaultPodTemplate(&d.Spec.Template)
 }
 
 func validateDeployment(d *appsv1.Deployment) field.ErrorList {
 	l, s := &check.List{}, &d.Spec
 	l.Nonnegative(specPath.Child("replicas"), int64(core.Replicas(s.Replicas)))
 	checkSelector(l, s.Selector, &s.Template, "deployment")
-	core.CheckPodTemplate(l, specPath.Child("template"), &s.Template)
+	podspec.CheckPodTemplate(l, specPath.Child("template"), &s.Template)
 	core.CheckRunsAlways(l, specPath.Child("template"), &s.Template, "activeDeadlineSeconds in ReplicaSet is not Supported")
 	checkDeploymentStrategy(l, specPath.Child("strategy"), &s.Strategy)
 	l.Nonnegative(specPath.Child("minReadySeconds"), int64(s.MinReadySeconds))

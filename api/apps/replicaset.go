@@ -11,6 +11,7 @@ import (
 	"github.com/skiff-project/skiff/api"
 	"github.com/skiff-project/skiff/api/check"
 	"github.com/skiff-project/skiff/api/core"
+	"github.com/skiff-project/skiff/api/core/podspec"
 )
 
 func replicaSetResource() *api.Resource {
@@ -21,8 +22,8 @@ func replicaSetResource() *api.Resource {
 		Categories: []string{"all"},
 		Namespaced: true,
 		Versions: []api.Version{api.Versioned[appsv1.ReplicaSet, appsv1.ReplicaSetList]("v1", func(r *appsv1.ReplicaSet) {
-			setIfNil(&r.Spec.Replicas, 1)
-			core.DefaultPodTemplate(&r.Spec.Template)
+			api.SetIfNil(&r.Spec.Replicas, 1)
+			podspec.DefaultPodTemplate(&r.Spec.Template)
 		})},
 		StoragePrefix: "replicasets",
 		Strategy: api.Strategy{
@@ -84,7 +85,7 @@ func validateReplicaSet(r *appsv1.ReplicaSet) field.ErrorList {
 	l.Nonnegative(specPath.Child("replicas"), int64(core.Replicas(s.Replicas)))
 	l.Nonnegative(specPath.Child("minReadySeconds"), int64(s.MinReadySeconds))
 	checkSelector(l, s.Selector, &s.Template, "deployment")
-	core.CheckPodTemplate(l, specPath.Child("template"), &s.Template)
+	podspec.CheckPodTemplate(l, specPath.Child("template"), &s.Template)
 	core.CheckRunsAlways(l, specPath.Child("template"), &s.Template, "activeDeadlineSeconds in ReplicaSet is not Supported")
 	return l.Errors
 }

@@ -12,6 +12,7 @@ import (
 	"github.com/skiff-project/skiff/api"
 	"github.com/skiff-project/skiff/api/check"
 	"github.com/skiff-project/skiff/api/core"
+	"github.com/skiff-project/skiff/api/core/podspec"
 )
 
 func statefulSetResource() *api.Resource {
@@ -69,21 +70,21 @@ func defaultStatefulSet(set *appsv1.StatefulSet) {
 	u := &s.UpdateStrategy
 	if u.Type == "" {
 		u.Type = appsv1.RollingUpdateStatefulSetStrategyType
-		setIfNil(&u.RollingUpdate, appsv1.RollingUpdateStatefulSetStrategy{})
+		api.SetIfNil(&u.RollingUpdate, appsv1.RollingUpdateStatefulSetStrategy{})
 	}
 	if u.Type == appsv1.RollingUpdateStatefulSetStrategyType && u.RollingUpdate != nil {
-		setIfNil(&u.RollingUpdate.Partition, 0)
-		setIfNil(&u.RollingUpdate.MaxUnavailable, intstr.FromInt32(1))
+		api.SetIfNil(&u.RollingUpdate.Partition, 0)
+		api.SetIfNil(&u.RollingUpdate.MaxUnavailable, intstr.FromInt32(1))
 	}
-	setIfNil(&s.PersistentVolumeClaimRetentionPolicy, appsv1.StatefulSetPersistentVolumeClaimRetentionPolicy{})
+	api.SetIfNil(&s.PersistentVolumeClaimRetentionPolicy, appsv1.StatefulSetPersistentVolumeClaimRetentionPolicy{})
 	for _, p := range []*appsv1.PersistentVolumeClaimRetentionPolicyType{&s.PersistentVolumeClaimRetentionPolicy.WhenDeleted, &s.PersistentVolumeClaimRetentionPolicy.WhenScaled} {
 		if *p == "" {
 			*p = appsv1.RetainPersistentVolumeClaimRetentionPolicyType
 		}
 	}
-	setIfNil(&s.Replicas, 1)
-	setIfNil(&s.RevisionHistoryLimit, 10)
-	core.DefaultPodTemplate(&s.Template)
+	api.SetIfNil(&s.Replicas, 1)
+	api.SetIfNil(&s.RevisionHistoryLimit, 10)
+	podspec.DefaultPodTemplate(&s.Template)
 	for i := range s.VolumeClaimTemplates {
 		c := &s.VolumeClaimTemplates[i]
 		core.DefaultPersistentVolumeClaim(c)
@@ -112,7 +113,7 @@ func validateStatefulSet(set *appsv1.StatefulSet) field.ErrorList {
 	}
 	for i := range s.VolumeClaimTemplates {
 		c, at := &s.VolumeClaimTemplates[i], specPath.Child("volumeClaimTemplates").Index(i)
-		core.CheckClaimSpec(l, at.Child("spec"), &c.Spec)
+		podspec.CheckClaimSpec(l, at.Child("spec"), &c.Spec)
 	}
 	l.Nonnegative(specPath.Child("replicas"), int64(core.Replicas(s.Replicas)))
 	l.Nonnegative(specPath.Child("minReadySeconds"), int64(s.MinReadySeconds))
@@ -123,7 +124,7 @@ func validateStatefulSet(set *appsv1.StatefulSet) field.ErrorList {
 		l.Label(specPath.Child("serviceName"), s.ServiceName)
 	}
 	checkSelector(l, s.Selector, &s.Template, "statefulset")
-	core.CheckPodTemplate(l, template, withClaims(s))
+	podspec.CheckPodTemplate(l, template, withClaims(s))
 	core.CheckRunsAlways(l, template, &s.Template, "activeDeadlineSeconds in StatefulSet is not Supported")
 	return l.Errors
 }

@@ -10,18 +10,13 @@ import (
 	"github.com/skiff-project/skiff/api"
 	"github.com/skiff-project/skiff/api/check"
 	"github.com/skiff-project/skiff/api/core"
+	"github.com/skiff-project/skiff/api/core/podspec"
 )
 
 var (
 	specPath   = field.NewPath("spec")
 	statusPath = field.NewPath("status")
 )
-
-func setIfNil[T any](p **T, v T) {
-	if *p == nil {
-		*p = &v
-	}
-}
 
 // scale serves Scale on an object of type P.
 func scale[P api.Object](spec func(P) (replicas **int32, selector *metav1.LabelSelector), status func(P) int32) api.Subresource {
@@ -70,7 +65,7 @@ func checkOptional(l *check.List, name string, n *int32) {
 }
 
 func templateWarnings(t *corev1.PodTemplateSpec) []string {
-	return core.PodTemplateWarnings(&t.ObjectMeta, &t.Spec, specPath.Child("template"))
+	return podspec.PodTemplateWarnings(&t.ObjectMeta, &t.Spec, specPath.Child("template"))
 }
 
 func selectorText(s *metav1.LabelSelector) string {

@@ -18,7 +18,7 @@ const defaultUtilization = 80
 
 func horizontalPodAutoscalerResource() *api.Resource {
 	v1 := api.Versioned[autoscalingv1.HorizontalPodAutoscaler, autoscalingv1.HorizontalPodAutoscalerList]("v1", func(h *autoscalingv1.HorizontalPodAutoscaler) {
-		setIfNil(&h.Spec.MinReplicas, 1)
+		api.SetIfNil(&h.Spec.MinReplicas, 1)
 	})
 	v1.FromStorage = func(o api.Object) (api.Object, error) { return toV1(o.(*autoscalingv2.HorizontalPodAutoscaler)) }
 	v1.ToStorage = func(o api.Object) (api.Object, error) {
@@ -65,14 +65,8 @@ func horizontalPodAutoscalerResource() *api.Resource {
 	}
 }
 
-func setIfNil[T any](p **T, v T) {
-	if *p == nil {
-		*p = &v
-	}
-}
-
 func setDefaults(h *autoscalingv2.HorizontalPodAutoscaler) {
-	setIfNil(&h.Spec.MinReplicas, 1)
+	api.SetIfNil(&h.Spec.MinReplicas, 1)
 	if len(h.Spec.Metrics) == 0 {
 		h.Spec.Metrics = []autoscalingv2.MetricSpec{cpuMetric(defaultUtilization)}
 	}
@@ -83,7 +77,7 @@ func setDefaults(h *autoscalingv2.HorizontalPodAutoscaler) {
 	percent := autoscalingv2.HPAScalingPolicy{Type: autoscalingv2.PercentScalingPolicy, Value: 100, PeriodSeconds: 15}
 	pods := autoscalingv2.HPAScalingPolicy{Type: autoscalingv2.PodsScalingPolicy, Value: 4, PeriodSeconds: 15}
 	b.ScaleUp = completeRules(b.ScaleUp, pods, percent)
-	setIfNil(&b.ScaleUp.StabilizationWindowSeconds, 0)
+	api.SetIfNil(&b.ScaleUp.StabilizationWindowSeconds, 0)
 	// How long a scale-down waits is the controller's to default.
 	b.ScaleDown = completeRules(b.ScaleDown, percent)
 }
@@ -92,7 +86,7 @@ func completeRules(r *autoscalingv2.HPAScalingRules, policies ...autoscalingv2.H
 	if r == nil {
 		r = &autoscalingv2.HPAScalingRules{}
 	}
-	setIfNil(&r.SelectPolicy, autoscalingv2.MaxChangePolicySelect)
+	api.SetIfNil(&r.SelectPolicy, autoscalingv2.MaxChangePolicySelect)
 	if r.Policies == nil {
 		r.Policies = policies
 	}

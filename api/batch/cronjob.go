@@ -15,6 +15,7 @@ import (
 	"github.com/skiff-project/skiff/api"
 	"github.com/skiff-project/skiff/api/check"
 	"github.com/skiff-project/skiff/api/core"
+	"github.com/skiff-project/skiff/api/core/podspec"
 )
 
 func cronJobResource() *api.Resource {
@@ -43,7 +44,7 @@ func cronJobResource() *api.Resource {
 					out = append(out, fmt.Sprintf("metadata.name: this is used in Pod names and hostnames, which can result in surprising behavior; a DNS label is recommended: %v", msgs))
 				}
 				t := &c.Spec.JobTemplate.Spec.Template
-				out = append(out, core.PodTemplateWarnings(&t.ObjectMeta, &t.Spec, specPath.Child("jobTemplate", "spec", "template"))...)
+				out = append(out, podspec.PodTemplateWarnings(&t.ObjectMeta, &t.Spec, specPath.Child("jobTemplate", "spec", "template"))...)
 				return out
 			}),
 		},
@@ -57,9 +58,9 @@ func defaultCronJob(c *batchv1.CronJob) {
 	if c.Spec.ConcurrencyPolicy == "" {
 		c.Spec.ConcurrencyPolicy = batchv1.AllowConcurrent
 	}
-	setIfNil(&c.Spec.Suspend, false)
-	setIfNil(&c.Spec.SuccessfulJobsHistoryLimit, 3)
-	setIfNil(&c.Spec.FailedJobsHistoryLimit, 1)
+	api.SetIfNil(&c.Spec.Suspend, false)
+	api.SetIfNil(&c.Spec.SuccessfulJobsHistoryLimit, 3)
+	api.SetIfNil(&c.Spec.FailedJobsHistoryLimit, 1)
 	defaultJobTemplate(&c.Spec.JobTemplate.Spec)
 }
 

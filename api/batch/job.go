@@ -14,15 +14,10 @@ import (
 
 	"github.com/skiff-project/skiff/api"
 	"github.com/skiff-project/skiff/api/core"
+	"github.com/skiff-project/skiff/api/core/podspec"
 )
 
 var specPath = field.NewPath("spec")
-
-func setIfNil[T any](p **T, v T) {
-	if *p == nil {
-		*p = &v
-	}
-}
 
 func jobResource() *api.Resource {
 	return &api.Resource{
@@ -52,7 +47,7 @@ func jobResource() *api.Resource {
 					out = append(out, fmt.Sprintf("metadata.name: this is used in Pod names and hostnames, which can result in surprising behavior; a DNS label is recommended: %v", msgs))
 				}
 				t := &j.Spec.Template
-				return append(out, core.PodTemplateWarnings(&t.ObjectMeta, &t.Spec, specPath.Child("template"))...)
+				return append(out, podspec.PodTemplateWarnings(&t.ObjectMeta, &t.Spec, specPath.Child("template"))...)
 			}),
 			Selectable: api.Select(func(j *batchv1.Job) fields.Set {
 				return fields.Set{"status.successful": strconv.Itoa(int(j.Status.Succeeded))}
@@ -68,23 +63,23 @@ func jobResource() *api.Resource {
 func defaultJob(j *batchv1.Job) {
 	s := &j.Spec
 	if s.Completions == nil && s.Parallelism == nil {
-		setIfNil(&s.Completions, 1)
+		api.SetIfNil(&s.Completions, 1)
 	}
-	setIfNil(&s.Parallelism, 1)
+	api.SetIfNil(&s.Parallelism, 1)
 	if s.BackoffLimitPerIndex != nil {
-		setIfNil(&s.BackoffLimit, math.MaxInt32)
+		api.SetIfNil(&s.BackoffLimit, math.MaxInt32)
 	}
-	setIfNil(&s.BackoffLimit, 6)
+	api.SetIfNil(&s.BackoffLimit, 6)
 	if labels := s.Template.Labels; labels != nil && len(j.Labels) == 0 {
 		j.Labels = labels
 	}
-	setIfNil(&s.CompletionMode, batchv1.NonIndexedCompletion)
-	setIfNil(&s.Suspend, false)
+	api.SetIfNil(&s.CompletionMode, batchv1.NonIndexedCompletion)
+	api.SetIfNil(&s.Suspend, false)
 	if s.PodFailurePolicy != nil {
-		setIfNil(&s.PodReplacementPolicy, batchv1.Failed)
+		api.SetIfNil(&s.PodReplacementPolicy, batchv1.Failed)
 	}
-	setIfNil(&s.PodReplacementPolicy, batchv1.TerminatingOrFailed)
-	setIfNil(&s.ManualSelector, false)
+	api.SetIfNil(&s.PodReplacementPolicy, batchv1.TerminatingOrFailed)
+	api.SetIfNil(&s.ManualSelector, false)
 	defaultJobTemplate(s)
 }
 
@@ -99,7 +94,7 @@ func defaultJobTemplate(s *batchv1.JobSpec) {
 			}
 		}
 	}
-	core.DefaultPodTemplate(&s.Template)
+	podspec.DefaultPodTemplate(&s.Template)
 }
 
 // dropJobFields clears fields of features that are off by default.
@@ -127,7 +122,7 @@ func generateSelector(j *batchv1.Job) {
 	set(t.Labels, batchv1.JobNameLabel, j.Name)
 	set(t.Labels, legacyControllerUID, string(j.UID))
 	set(t.Labels, batchv1.ControllerUidLabel, string(j.UID))
-	setIfNil(&j.Spec.Selector, metav1.LabelSelector{})
+	api.SetIfNil(&j.Spec.Selector, metav1.LabelSelector{})
 	if j.Spec.Selector.MatchLabels == nil {
 		j.Spec.Selector.MatchLabels = map[string]string{}
 	}

@@ -13,6 +13,7 @@ import (
 
 	"github.com/skiff-project/skiff/api/check"
 	"github.com/skiff-project/skiff/api/core"
+	"github.com/skiff-project/skiff/api/core/podspec"
 )
 
 // Limits of indexed jobs.
@@ -138,7 +139,7 @@ func checkJobSpec(l *check.List, p *field.Path, s *batchv1.JobSpec) {
 			check.OneOf(l, p.Child("podReplacementPolicy"), *r, batchv1.Failed, batchv1.TerminatingOrFailed)
 		}
 	}
-	core.CheckPodTemplate(l, p.Child("template"), &s.Template)
+	podspec.CheckPodTemplate(l, p.Child("template"), &s.Template)
 	checkJobRestart(l, p.Child("template", "spec", "restartPolicy"), s)
 }
 

@@ -18,7 +18,7 @@ import (
 
 	"github.com/skiff-project/skiff/api"
 	"github.com/skiff-project/skiff/api/check"
-	"github.com/skiff-project/skiff/api/core"
+	"github.com/skiff-project/skiff/api/core/podspec"
 )
 
 var (
@@ -165,7 +165,7 @@ func validateCSR(c *certificatesv1.CertificateSigningRequest) field.ErrorList {
 	if s.SignerName == "kubernetes.io/legacy-unknown" {
 		l.Invalid(specPath.Child("signerName"), s.SignerName, "the legacy signerName is not allowed via this API version")
 	} else {
-		core.CheckSignerName(l, specPath.Child("signerName"), s.SignerName)
+		podspec.CheckSignerName(l, specPath.Child("signerName"), s.SignerName)
 	}
 	if e := s.ExpirationSeconds; e != nil && *e < 600 {
 		l.Invalid(specPath.Child("expirationSeconds"), *e, "may not specify a duration less than 600 seconds (10 minutes)")

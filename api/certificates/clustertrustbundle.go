@@ -12,7 +12,7 @@ import (
 
 	"github.com/skiff-project/skiff/api"
 	"github.com/skiff-project/skiff/api/check"
-	"github.com/skiff-project/skiff/api/core"
+	"github.com/skiff-project/skiff/api/core/podspec"
 )
 
 const maxBundleSize = 1 << 20
@@ -50,9 +50,9 @@ func clusterTrustBundleResource() *api.Resource {
 
 func validateBundle(b *certificatesv1.ClusterTrustBundle, parse bool) field.ErrorList {
 	l := &check.List{}
-	l.Messages(field.NewPath("metadata", "name"), b.Name, core.TrustBundleNameProblems(b.Name, b.Spec.SignerName))
+	l.Messages(field.NewPath("metadata", "name"), b.Name, podspec.TrustBundleNameProblems(b.Name, b.Spec.SignerName))
 	if b.Spec.SignerName != "" {
-		core.CheckSignerName(l, specPath.Child("signerName"), b.Spec.SignerName)
+		podspec.CheckSignerName(l, specPath.Child("signerName"), b.Spec.SignerName)
 	}
 	if parse {
 		checkAnchors(l, specPath.Child("trustBundle"), b.Spec.TrustBundle)

@@ -15,7 +15,7 @@ import (
 
 	"github.com/skiff-project/skiff/api"
 	"github.com/skiff-project/skiff/api/check"
-	"github.com/skiff-project/skiff/api/core"
+	"github.com/skiff-project/skiff/api/core/podspec"
 )
 
 func podCertificateRequestResource() *api.Resource {
@@ -72,7 +72,7 @@ func podCertificateRequestResource() *api.Resource {
 
 func validatePodRequest(r *certificatesv1.PodCertificateRequest) field.ErrorList {
 	l, s := &check.List{}, &r.Spec
-	core.CheckSignerName(l, specPath.Child("signerName"), s.SignerName)
+	podspec.CheckSignerName(l, specPath.Child("signerName"), s.SignerName)
 	identity := func(name, value, uidName string, uid types.UID) {
 		l.Messages(specPath.Child(name), value, apivalidation.NameIsDNSSubdomain(value, false))
 		if uid == "" {

@@ -196,3 +196,31 @@ func (l *List) IntOrPercent(p *field.Path, v *intstr.IntOrString, capped bool) i
 	}
 	return n
 }
+
+// ForbidIf forbids a field when set.
+func (l *List) ForbidIf(p *field.Path, set bool, detail string) {
+	if set {
+		l.Forbidden(p, detail)
+	}
+}
+
+// Text requires a text that is not empty.
+func (l *List) Text(p *field.Path, s string) {
+	if s == "" {
+		l.Required(p, "")
+	}
+}
+
+// Range checks that v is between low and high, both included.
+func (l *List) Range(p *field.Path, v, low, high int64) {
+	if v < low || v > high {
+		l.Invalid(p, v, validation.InclusiveRangeError(int(low), int(high)))
+	}
+}
+
+// NoBacksteps refuses a path with "..".
+func (l *List) NoBacksteps(p *field.Path, s string) {
+	if slices.Contains(strings.Split(s, "/"), "..") {
+		l.Invalid(p, s, "must not contain '..'")
+	}
+}

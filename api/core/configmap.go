@@ -56,9 +56,9 @@ const whenImmutable = "field is immutable when `immutable` is set"
 func validateConfigMapUpdate(c, old *corev1.ConfigMap) field.ErrorList {
 	l := &check.List{}
 	if isTrue(old.Immutable) {
-		forbid(l, field.NewPath("immutable"), !isTrue(c.Immutable), whenImmutable)
-		forbid(l, field.NewPath("data"), api.Changed(c.Data, old.Data), whenImmutable)
-		forbid(l, field.NewPath("binaryData"), api.Changed(c.BinaryData, old.BinaryData), whenImmutable)
+		l.ForbidIf(field.NewPath("immutable"), !isTrue(c.Immutable), whenImmutable)
+		l.ForbidIf(field.NewPath("data"), api.Changed(c.Data, old.Data), whenImmutable)
+		l.ForbidIf(field.NewPath("binaryData"), api.Changed(c.BinaryData, old.BinaryData), whenImmutable)
 	}
 	l.Add(validateConfigMap(c))
 	return l.Errors

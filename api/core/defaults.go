@@ -3,56 +3,59 @@ package core
 import (
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/util/intstr"
+
+	"github.com/skiff-project/skiff/api"
+	"github.com/skiff-project/skiff/api/core/podspec"
 )
 
 // DefaultVolumeSource fills the unset fields of a persistent volume's source,
 // which volume attachments may carry inline too.
 func DefaultVolumeSource(s *corev1.PersistentVolumeSource) {
 	if s.HostPath != nil {
-		setIfNil(&s.HostPath.Type, corev1.HostPathUnset)
+		api.SetIfNil(&s.HostPath.Type, corev1.HostPathUnset)
 	}
 	if s.ISCSI != nil {
-		setIfEmpty(&s.ISCSI.ISCSIInterface, "default")
+		api.SetIfEmpty(&s.ISCSI.ISCSIInterface, "default")
 	}
 	if s.RBD != nil {
-		setIfEmpty(&s.RBD.RBDPool, "rbd")
-		setIfEmpty(&s.RBD.RadosUser, "admin")
-		setIfEmpty(&s.RBD.Keyring, "/etc/ceph/keyring")
+		api.SetIfEmpty(&s.RBD.RBDPool, "rbd")
+		api.SetIfEmpty(&s.RBD.RadosUser, "admin")
+		api.SetIfEmpty(&s.RBD.Keyring, "/etc/ceph/keyring")
 	}
 	if s.AzureDisk != nil {
-		defaultAzureDisk(s.AzureDisk)
+		podspec.DefaultAzureDisk(s.AzureDisk)
 	}
 	if s.ScaleIO != nil {
-		setIfEmpty(&s.ScaleIO.StorageMode, "ThinProvisioned")
-		setIfEmpty(&s.ScaleIO.FSType, "xfs")
+		api.SetIfEmpty(&s.ScaleIO.StorageMode, "ThinProvisioned")
+		api.SetIfEmpty(&s.ScaleIO.FSType, "xfs")
 	}
 }
 
 // DefaultVolumeSpec fills the quantities and source of a persistent volume's spec.
 func DefaultVolumeSpec(s *corev1.PersistentVolumeSpec) {
-	RoundResources(s.Capacity)
+	podspec.RoundResources(s.Capacity)
 	DefaultVolumeSource(&s.PersistentVolumeSource)
 }
 
 func defaultPersistentVolume(v *corev1.PersistentVolume) {
-	setIfEmpty(&v.Status.Phase, corev1.VolumePending)
-	setIfEmpty(&v.Spec.PersistentVolumeReclaimPolicy, corev1.PersistentVolumeReclaimRetain)
-	setIfNil(&v.Spec.VolumeMode, corev1.PersistentVolumeFilesystem)
+	api.SetIfEmpty(&v.Status.Phase, corev1.VolumePending)
+	api.SetIfEmpty(&v.Spec.PersistentVolumeReclaimPolicy, corev1.PersistentVolumeReclaimRetain)
+	api.SetIfNil(&v.Spec.VolumeMode, corev1.PersistentVolumeFilesystem)
 	DefaultVolumeSpec(&v.Spec)
 }
 
 // DefaultPersistentVolumeClaim fills the unset fields of a claim; stateful
 // sets default their claim templates with it.
 func DefaultPersistentVolumeClaim(c *corev1.PersistentVolumeClaim) {
-	setIfEmpty(&c.Status.Phase, corev1.ClaimPending)
-	DefaultClaimSpec(&c.Spec)
-	RoundResources(c.Status.Capacity)
-	RoundResources(c.Status.AllocatedResources)
+	api.SetIfEmpty(&c.Status.Phase, corev1.ClaimPending)
+	podspec.DefaultClaimSpec(&c.Spec)
+	podspec.RoundResources(c.Status.Capacity)
+	podspec.RoundResources(c.Status.AllocatedResources)
 }
 
 func defaultService(s *corev1.Service) {
 	spec := &s.Spec
-	setIfEmpty(&spec.SessionAffinity, corev1.ServiceAffinityNone)
+	api.SetIfEmpty(&spec.SessionAffinity, corev1.ServiceAffinityNone)
 	switch spec.SessionAffinity {
 	case corev1.ServiceAffinityNone:
 		spec.SessionAffinityConfig = nil
@@ -65,26 +68,26 @@ func defaultService(s *corev1.Service) {
 			}
 		}
 	}
-	setIfEmpty(&spec.Type, corev1.ServiceTypeClusterIP)
+	api.SetIfEmpty(&spec.Type, corev1.ServiceTypeClusterIP)
 	for i := range spec.Ports {
 		p := &spec.Ports[i]
-		setIfEmpty(&p.Protocol, corev1.ProtocolTCP)
+		api.SetIfEmpty(&p.Protocol, corev1.ProtocolTCP)
 		if p.TargetPort == (intstr.IntOrString{}) || p.TargetPort == intstr.FromString("") {
 			p.TargetPort = intstr.FromInt32(p.Port)
 		}
 	}
 	if externallyAccessible(s) {
-		setIfEmpty(&spec.ExternalTrafficPolicy, corev1.ServiceExternalTrafficPolicyCluster)
+		api.SetIfEmpty(&spec.ExternalTrafficPolicy, corev1.ServiceExternalTrafficPolicyCluster)
 	}
 	switch spec.Type {
 	case corev1.ServiceTypeNodePort, corev1.ServiceTypeLoadBalancer, corev1.ServiceTypeClusterIP:
-		setIfNil(&spec.InternalTrafficPolicy, corev1.ServiceInternalTrafficPolicyCluster)
+		api.SetIfNil(&spec.InternalTrafficPolicy, corev1.ServiceInternalTrafficPolicyCluster)
 	}
 	if spec.Type == corev1.ServiceTypeLoadBalancer {
-		setIfNil(&spec.AllocateLoadBalancerNodePorts, true)
+		api.SetIfNil(&spec.AllocateLoadBalancerNodePorts, true)
 		for i := range s.Status.LoadBalancer.Ingress {
 			if in := &s.Status.LoadBalancer.Ingress[i]; in.IP != "" {
-				setIfNil(&in.IPMode, corev1.LoadBalancerIPModeVIP)
+				api.SetIfNil(&in.IPMode, corev1.LoadBalancerIPModeVIP)
 			}
 		}
 	}
@@ -107,7 +110,7 @@ func defaultNamespace(n *corev1.Namespace) {
 		}
 		n.Labels[corev1.LabelMetadataName] = n.Name
 	}
-	setIfEmpty(&n.Status.Phase, corev1.NamespaceActive)
+	api.SetIfEmpty(&n.Status.Phase, corev1.NamespaceActive)
 }
 
 // defaultNode also keeps podCIDR and podCIDRs alike; podCIDR wins.
@@ -121,14 +124,14 @@ func defaultNode(n *corev1.Node) {
 	if n.Status.Allocatable == nil && n.Status.Capacity != nil {
 		n.Status.Allocatable = n.Status.Capacity.DeepCopy()
 	}
-	RoundResources(n.Status.Capacity)
-	RoundResources(n.Status.Allocatable)
+	podspec.RoundResources(n.Status.Capacity)
+	podspec.RoundResources(n.Status.Allocatable)
 }
 
 func defaultEndpoints(e *corev1.Endpoints) {
 	for i := range e.Subsets {
 		for j := range e.Subsets[i].Ports {
-			setIfEmpty(&e.Subsets[i].Ports[j].Protocol, corev1.ProtocolTCP)
+			api.SetIfEmpty(&e.Subsets[i].Ports[j].Protocol, corev1.ProtocolTCP)
 		}
 	}
 }
@@ -141,7 +144,7 @@ func defaultConfigMap(c *corev1.ConfigMap) {
 
 // defaultSecret also moves stringData, which is for writing only, into data.
 func defaultSecret(s *corev1.Secret) {
-	setIfEmpty(&s.Type, corev1.SecretTypeOpaque)
+	api.SetIfEmpty(&s.Type, corev1.SecretTypeOpaque)
 	if len(s.StringData) > 0 && s.Data == nil {
 		s.Data = make(map[string][]byte, len(s.StringData))
 	}
@@ -152,11 +155,11 @@ func defaultSecret(s *corev1.Secret) {
 }
 
 func defaultReplicationController(rc *corev1.ReplicationController) {
-	setIfNil(&rc.Spec.Replicas, 1)
+	api.SetIfNil(&rc.Spec.Replicas, 1)
 	if rc.Spec.Template == nil {
 		return
 	}
-	DefaultPodTemplate(rc.Spec.Template)
+	podspec.DefaultPodTemplate(rc.Spec.Template)
 	if labels := rc.Spec.Template.Labels; labels != nil {
 		if len(rc.Spec.Selector) == 0 {
 			rc.Spec.Selector = labels
@@ -168,9 +171,9 @@ func defaultReplicationController(rc *corev1.ReplicationController) {
 }
 
 func defaultResourceQuota(q *corev1.ResourceQuota) {
-	RoundResources(q.Spec.Hard)
-	RoundResources(q.Status.Hard)
-	RoundResources(q.Status.Used)
+	podspec.RoundResources(q.Spec.Hard)
+	podspec.RoundResources(q.Status.Hard)
+	podspec.RoundResources(q.Status.Used)
 }
 
 // defaultLimitRange derives default limits from max, and default requests from
@@ -185,12 +188,12 @@ func defaultLimitRange(l *corev1.LimitRange) {
 			if it.DefaultRequest == nil {
 				it.DefaultRequest = corev1.ResourceList{}
 			}
-			fillFrom(it.Default, it.Max)
-			fillFrom(it.DefaultRequest, it.Default)
-			fillFrom(it.DefaultRequest, it.Min)
+			podspec.FillFrom(it.Default, it.Max)
+			podspec.FillFrom(it.DefaultRequest, it.Default)
+			podspec.FillFrom(it.DefaultRequest, it.Min)
 		}
 		for _, list := range []corev1.ResourceList{it.Max, it.Min, it.Default, it.DefaultRequest, it.MaxLimitRequestRatio} {
-			RoundResources(list)
+			podspec.RoundResources(list)
 		}
 	}
 }

@@ -79,11 +79,11 @@ func CheckEvent(l *check.List, e *corev1.Event, controllerField string) {
 		l.Invalid(at, ns, mismatch)
 	}
 	controller := field.NewPath(controllerField)
-	requireText(l, controller, e.ReportingController)
+	l.Text(controller, e.ReportingController)
 	l.QualifiedName(controller, e.ReportingController)
 	limit := func(name, value string, most int, needed bool) {
 		if needed {
-			requireText(l, field.NewPath(name), value)
+			l.Text(field.NewPath(name), value)
 		}
 		if len(value) > most {
 			l.Invalid(field.NewPath(name), "", fmt.Sprintf("can have at most %v characters", most))

@@ -1,4 +1,5 @@
-// Package core describes the resources of the core group, and holds what other groups share: defaults and validation of pod templates.
+// Package core describes the resources of the core group. Defaults and
+// validation of pod templates, which other groups share, are in podspec.
 package core
 
 import "github.com/skiff-project/skiff/api"

@@ -2,6 +2,7 @@ package core
 
 import (
 	"fmt"
+	"strings"
 
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/api/resource"
@@ -11,6 +12,7 @@ import (
 
 	"github.com/skiff-project/skiff/api"
 	"github.com/skiff-project/skiff/api/check"
+	"github.com/skiff-project/skiff/api/core/podspec"
 )
 
 func limitRangeResource() *api.Resource {
@@ -35,7 +37,7 @@ func validateLimitRange(r *corev1.LimitRange) field.ErrorList {
 		msgs := validation.IsQualifiedName(string(it.Type))
 		l.Messages(at.Child("type"), it.Type, msgs)
 		standard := it.Type == corev1.LimitTypePod || it.Type == corev1.LimitTypeContainer || it.Type == corev1.LimitTypePersistentVolumeClaim
-		if !contains(string(it.Type), "/") && !standard && len(msgs) == 0 {
+		if !strings.Contains(string(it.Type), "/") && !standard && len(msgs) == 0 {
 			l.Invalid(at.Child("type"), it.Type, "must be a standard limit type or fully qualified")
 		}
 		if seen[it.Type] {
@@ -52,9 +54,9 @@ func checkLimitItem(l *check.List, p *field.Path, it *corev1.LimitRangeItem) {
 	note := func(name string, list corev1.ResourceList) {
 		for n := range check.Sorted(list) {
 			if it.Type == corev1.LimitTypePod || it.Type == corev1.LimitTypeContainer {
-				checkContainerResourceName(l, p.Child(name).Key(string(n)), n)
+				podspec.CheckContainerResourceName(l, p.Child(name).Key(string(n)), n)
 			} else {
-				checkResourceName(l, p.Child(name).Key(string(n)), n)
+				podspec.CheckResourceName(l, p.Child(name).Key(string(n)), n)
 			}
 			names.Insert(n)
 		}
@@ -63,8 +65,8 @@ func checkLimitItem(l *check.List, p *field.Path, it *corev1.LimitRangeItem) {
 	note("min", it.Min)
 	if it.Type == corev1.LimitTypePod {
 		const not = "may not be specified when `type` is 'Pod'"
-		forbid(l, p.Child("default"), len(it.Default) > 0, not)
-		forbid(l, p.Child("defaultRequest"), len(it.DefaultRequest) > 0, not)
+		l.ForbidIf(p.Child("default"), len(it.Default) > 0, not)
+		l.ForbidIf(p.Child("defaultRequest"), len(it.DefaultRequest) > 0, not)
 	} else {
 		note("default", it.Default)
 		note("defaultRequest", it.DefaultRequest)
@@ -112,7 +114,7 @@ func checkLimitOrder(l *check.List, p *field.Path, it *corev1.LimitRangeItem, n 
 			l.Invalid(at, ratio, fmt.Sprintf("ratio %s is greater than max/min = %f", ratio.String(), most))
 		}
 	}
-	if !overcommitAllowed(n) && dok && rok && def.Cmp(req) != 0 {
+	if !podspec.OvercommitAllowed(n) && dok && rok && def.Cmp(req) != 0 {
 		l.Invalid(p.Child("defaultRequest").Key(string(n)), req, fmt.Sprintf("default value %s must equal to defaultRequest value %s in %s", def.String(), req.String(), n))
 	}
 }

@@ -2,6 +2,7 @@ package core
 
 import (
 	"slices"
+	"strings"
 
 	corev1 "k8s.io/api/core/v1"
 	apivalidation "k8s.io/apimachinery/pkg/api/validation"
@@ -65,7 +66,7 @@ func checkFinalizers(n *corev1.Namespace, p *field.Path) field.ErrorList {
 	for _, f := range n.Spec.Finalizers {
 		name := string(f)
 		l.Add(apivalidation.ValidateFinalizerName(name, p))
-		if !contains(name, "/") && name != string(corev1.FinalizerKubernetes) && name != metav1.FinalizerOrphanDependents && name != metav1.FinalizerDeleteDependents {
+		if !strings.Contains(name, "/") && name != string(corev1.FinalizerKubernetes) && name != metav1.FinalizerOrphanDependents && name != metav1.FinalizerDeleteDependents {
 			l.Invalid(p, name, "name is neither a standard finalizer name nor is it fully qualified")
 		}
 	}

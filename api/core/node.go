@@ -14,6 +14,7 @@ import (
 
 	"github.com/skiff-project/skiff/api"
 	"github.com/skiff-project/skiff/api/check"
+	"github.com/skiff-project/skiff/api/core/podspec"
 )
 
 func nodeResource() *api.Resource {
@@ -56,10 +57,10 @@ func validateNode(n *corev1.Node) field.ErrorList {
 
 func checkNodeAmounts(l *check.List, n *corev1.Node) {
 	for name, q := range check.Sorted(n.Status.Capacity) {
-		checkQuantity(l, field.NewPath("status", "capacity", string(name)), name, q)
+		podspec.CheckQuantity(l, field.NewPath("status", "capacity", string(name)), name, q)
 	}
 	for name, q := range check.Sorted(n.Status.Allocatable) {
-		checkQuantity(l, field.NewPath("status", "allocatable", string(name)), name, q)
+		podspec.CheckQuantity(l, field.NewPath("status", "allocatable", string(name)), name, q)
 	}
 }
 
@@ -73,12 +74,12 @@ func checkTaints(l *check.List, taints []corev1.Taint) {
 		at := field.NewPath("metadata", "taints").Index(i)
 		l.LabelName(at.Child("key"), t.Key)
 		if msgs := validation.IsValidLabelValue(t.Value); len(msgs) != 0 {
-			l.Invalid(at.Child("value"), t.Value, join(msgs, ";"))
+			l.Invalid(at.Child("value"), t.Value, strings.Join(msgs, ";"))
 		}
 		if t.Effect == "" {
 			l.Required(at.Child("effect"), "")
 		} else {
-			checkTaintEffect(l, at.Child("effect"), t.Effect)
+			podspec.CheckTaintEffect(l, at.Child("effect"), t.Effect)
 		}
 		if k := (key{t.Effect, t.Key}); seen[k] {
 			err := field.Duplicate(at, t)

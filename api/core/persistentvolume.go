@@ -15,6 +15,7 @@ import (
 
 	"github.com/skiff-project/skiff/api"
 	"github.com/skiff-project/skiff/api/check"
+	"github.com/skiff-project/skiff/api/core/podspec"
 )
 
 func persistentVolumeResource() *api.Resource {
@@ -66,7 +67,7 @@ func CheckVolumeSpec(l *check.List, p *field.Path, s *corev1.PersistentVolumeSpe
 	if len(s.AccessModes) == 0 {
 		l.Required(p.Child("accessModes"), "")
 	}
-	checkAccessModes(l, p.Child("accessModes"), s.AccessModes)
+	podspec.CheckAccessModes(l, p.Child("accessModes"), s.AccessModes)
 	at := p.Child("capacity")
 	if len(s.Capacity) == 0 {
 		l.Required(at, "")
@@ -82,7 +83,7 @@ func CheckVolumeSpec(l *check.List, p *field.Path, s *corev1.PersistentVolumeSpe
 	}
 	affine := checkVolumeAffinity(l, p.Child("nodeAffinity"), s.NodeAffinity)
 	checkPersistentSource(l, p, s, affine)
-	forbid(l, p.Child("persistentVolumeReclaimPolicy"), s.HostPath != nil && path.Clean(s.HostPath.Path) == "/" && s.PersistentVolumeReclaimPolicy == corev1.PersistentVolumeReclaimRecycle, "may not be 'recycle' for a hostPath mount of '/'")
+	l.ForbidIf(p.Child("persistentVolumeReclaimPolicy"), s.HostPath != nil && path.Clean(s.HostPath.Path) == "/" && s.PersistentVolumeReclaimPolicy == corev1.PersistentVolumeReclaimRecycle, "may not be 'recycle' for a hostPath mount of '/'")
 	if s.StorageClassName != "" {
 		l.Messages(p.Child("storageClassName"), s.StorageClassName, apivalidation.NameIsDNSSubdomain(s.StorageClassName, false))
 	}
@@ -109,7 +110,7 @@ func checkVolumeAffinity(l *check.List, p *field.Path, a *corev1.VolumeNodeAffin
 	case a.Required == nil:
 		l.Required(p.Child("required"), "must specify required node constraints")
 	default:
-		CheckNodeSelector(l, p.Child("required"), a.Required)
+		podspec.CheckNodeSelector(l, p.Child("required"), a.Required)
 	}
 	return true
 }
@@ -128,16 +129,16 @@ func checkPersistentSource(l *check.List, p *field.Path, s *corev1.PersistentVol
 		}
 		switch v := src.Field(i).Interface().(type) {
 		case *corev1.HostPathVolumeSource:
-			checkHostPath(l, at, v)
+			podspec.CheckHostPath(l, at, v)
 		case *corev1.NFSVolumeSource:
-			checkNFS(l, at, v)
+			podspec.CheckNFS(l, at, v)
 		case *corev1.FCVolumeSource:
-			checkFC(l, at, v)
+			podspec.CheckFC(l, at, v)
 		case *corev1.LocalVolumeSource:
 			if v.Path == "" {
 				l.Required(at.Child("path"), "")
 			} else {
-				checkBacksteps(l, at.Child("path"), v.Path)
+				l.NoBacksteps(at.Child("path"), v.Path)
 			}
 			if !affine {
 				l.Required(p.Child("nodeAffinity"), "Local volume requires node affinity")
@@ -145,9 +146,9 @@ func checkPersistentSource(l *check.List, p *field.Path, s *corev1.PersistentVol
 		case *corev1.CSIPersistentVolumeSource:
 			CheckCSIVolume(l, at, v)
 		case *corev1.ISCSIPersistentVolumeSource:
-			requireText(l, at.Child("targetPortal"), v.TargetPortal)
-			checkIQN(l, at.Child("iqn"), v.IQN)
-			checkRange(l, at.Child("lun"), int64(v.Lun), 0, 255)
+			l.Text(at.Child("targetPortal"), v.TargetPortal)
+			podspec.CheckIQN(l, at.Child("iqn"), v.IQN)
+			l.Range(at.Child("lun"), int64(v.Lun), 0, 255)
 		}
 	}
 	if n == 0 {
@@ -157,8 +158,8 @@ func checkPersistentSource(l *check.List, p *field.Path, s *corev1.PersistentVol
 
 // CheckCSIVolume checks a volume that a CSI driver serves.
 func CheckCSIVolume(l *check.List, p *field.Path, v *corev1.CSIPersistentVolumeSource) {
-	CheckCSIDriverName(l, p.Child("driver"), v.Driver)
-	requireText(l, p.Child("volumeHandle"), v.VolumeHandle)
+	podspec.CheckCSIDriverName(l, p.Child("driver"), v.Driver)
+	l.Text(p.Child("volumeHandle"), v.VolumeHandle)
 	for _, ref := range []struct {
 		name string
 		ref  *corev1.SecretReference
@@ -167,8 +168,8 @@ func CheckCSIVolume(l *check.List, p *field.Path, v *corev1.CSIPersistentVolumeS
 		{"nodePublishSecretRef", v.NodePublishSecretRef}, {"nodeExpandSecretRef", v.NodeExpandSecretRef},
 	} {
 		if ref.ref != nil {
-			requireText(l, p.Child(ref.name, "name"), ref.ref.Name)
-			requireText(l, p.Child(ref.name, "namespace"), ref.ref.Namespace)
+			l.Text(p.Child(ref.name, "name"), ref.ref.Name)
+			l.Text(p.Child(ref.name, "namespace"), ref.ref.Namespace)
 		}
 	}
 }
@@ -188,7 +189,7 @@ func validateVolumeUpdate(v, old *corev1.PersistentVolume) field.ErrorList {
 	if old.Spec.NodeAffinity != nil && api.Changed(v.Spec.NodeAffinity, old.Spec.NodeAffinity) {
 		l.Invalid(field.NewPath("nodeAffinity"), v.Spec.NodeAffinity, apivalidation.FieldImmutableErrorMsg+", except for updating from beta label to GA")
 	}
-	forbid(l, specPath.Child("volumeAttributesClassName"), old.Spec.VolumeAttributesClassName != nil && v.Spec.VolumeAttributesClassName == nil, "update from non-nil value to nil is forbidden")
+	l.ForbidIf(specPath.Child("volumeAttributesClassName"), old.Spec.VolumeAttributesClassName != nil && v.Spec.VolumeAttributesClassName == nil, "update from non-nil value to nil is forbidden")
 	return l.Errors
 }
 

@@ -2,6 +2,7 @@ package core
 
 import (
 	"fmt"
+	"strings"
 
 	corev1 "k8s.io/api/core/v1"
 	apivalidation "k8s.io/apimachinery/pkg/api/validation"
@@ -12,6 +13,7 @@ import (
 
 	"github.com/skiff-project/skiff/api"
 	"github.com/skiff-project/skiff/api/check"
+	"github.com/skiff-project/skiff/api/core/podspec"
 )
 
 func persistentVolumeClaimResource() *api.Resource {
@@ -36,7 +38,7 @@ func persistentVolumeClaimResource() *api.Resource {
 			}),
 			Validate: api.Check(func(c *corev1.PersistentVolumeClaim) field.ErrorList {
 				l := &check.List{}
-				CheckClaimSpec(l, specPath, &c.Spec)
+				podspec.CheckClaimSpec(l, specPath, &c.Spec)
 				return l.Errors
 			}),
 			ValidateUpdate: api.CheckUpdate(validateClaimUpdate),
@@ -82,7 +84,7 @@ func dropUnknownSource(s *corev1.PersistentVolumeClaimSpec) {
 
 func validateClaimUpdate(c, old *corev1.PersistentVolumeClaim) field.ErrorList {
 	l := &check.List{}
-	CheckClaimSpec(l, specPath, &c.Spec)
+	podspec.CheckClaimSpec(l, specPath, &c.Spec)
 	now, was := c.Spec.DeepCopy(), old.Spec.DeepCopy()
 	if was.VolumeName == "" {
 		was.VolumeName = now.VolumeName // set once, by the binder
@@ -110,8 +112,8 @@ func validateClaimUpdate(c, old *corev1.PersistentVolumeClaim) field.ErrorList {
 	l.Immutable(field.NewPath("volumeMode"), c.Spec.VolumeMode, old.Spec.VolumeMode)
 	if old.Status.CurrentVolumeAttributesClassName != nil && api.Changed(old.Spec.VolumeAttributesClassName, c.Spec.VolumeAttributesClassName) {
 		at, v := specPath.Child("volumeAttributesClassName"), c.Spec.VolumeAttributesClassName
-		forbid(l, at, v == nil, "update to nil is forbidden when status.currentVolumeAttributesClassName is not nil")
-		forbid(l, at, v != nil && *v == "", "update to empty string is forbidden when status.currentVolumeAttributesClassName is not nil")
+		l.ForbidIf(at, v == nil, "update to nil is forbidden when status.currentVolumeAttributesClassName is not nil")
+		l.ForbidIf(at, v != nil && *v == "", "update to empty string is forbidden when status.currentVolumeAttributesClassName is not nil")
 	}
 	return l.Errors
 }
@@ -180,5 +182,5 @@ func shortModes(modes []corev1.PersistentVolumeAccessMode) string {
 			}
 		}
 	}
-	return join(out, ",")
+	return strings.Join(out, ",")
 }

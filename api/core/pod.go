@@ -2,6 +2,7 @@ package core
 
 import (
 	"context"
+	"fmt"
 	"strconv"
 
 	corev1 "k8s.io/api/core/v1"
@@ -10,6 +11,7 @@ import (
 	"k8s.io/apimachinery/pkg/util/validation"
 
 	"github.com/skiff-project/skiff/api"
+	"github.com/skiff-project/skiff/api/core/podspec"
 )
 
 func podResource() *api.Resource {
@@ -18,7 +20,7 @@ func podResource() *api.Resource {
 		ShortNames:    []string{"po"},
 		Categories:    []string{"all"},
 		Namespaced:    true,
-		Versions:      []api.Version{api.Versioned[corev1.Pod, corev1.PodList]("v1", defaultPod)},
+		Versions:      []api.Version{api.Versioned[corev1.Pod, corev1.PodList]("v1", podspec.DefaultPod)},
 		StoragePrefix: "pods",
 		Strategy: api.Strategy{
 			PrepareForCreate: api.On(prepareNewPod),
@@ -214,7 +216,7 @@ func podWarnings(_ context.Context, obj, old api.Object) []string {
 	p := obj.(*corev1.Pod)
 	var out []string
 	if msgs := validation.IsDNS1123Label(p.Name); len(msgs) != 0 && p.Name != "" {
-		out = append(out, "metadata.name: this is used in the Pod's hostname, which can result in surprising behavior; a DNS label is recommended: "+sprint(msgs))
+		out = append(out, "metadata.name: this is used in the Pod's hostname, which can result in surprising behavior; a DNS label is recommended: "+fmt.Sprint(msgs))
 	}
-	return append(out, PodTemplateWarnings(&p.ObjectMeta, &p.Spec, nil)...)
+	return append(out, podspec.PodTemplateWarnings(&p.ObjectMeta, &p.Spec, nil)...)
 }

@@ -2,12 +2,13 @@ package core
 
 import (
 	"slices"
-	"strings"
 
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/api/resource"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	resourcehelper "k8s.io/component-helpers/resource"
+
+	"github.com/skiff-project/skiff/api/core/podspec"
 )
 
 // eachContainer calls f with every container of the spec, init and ephemeral
@@ -140,12 +141,12 @@ func defaultPodLevelResources(p *corev1.Pod) {
 	limits := resourcehelper.AggregateContainerLimits(containersOnly, opts)
 	for name, q := range limits {
 		_, requested := r.Requests[name]
-		if isHugePages(name) && !requested {
+		if podspec.IsHugePages(name) && !requested {
 			setDefault(&r.Limits, name, q)
 		}
 	}
 	for name, q := range resourcehelper.AggregateContainerRequests(containersOnly, opts) {
-		if resourcehelper.IsSupportedPodLevelResource(name) && overcommitAllowed(name) {
+		if resourcehelper.IsSupportedPodLevelResource(name) && podspec.OvercommitAllowed(name) {
 			setDefault(&r.Requests, name, q)
 		}
 	}
@@ -182,10 +183,6 @@ func setDefault(list *corev1.ResourceList, name corev1.ResourceName, q resource.
 	if _, ok := (*list)[name]; !ok {
 		(*list)[name] = q
 	}
-}
-
-func isHugePages(name corev1.ResourceName) bool {
-	return strings.HasPrefix(string(name), corev1.ResourceHugePagesPrefix)
 }
 
 // PodQOS computes the quality of service class of a pod from its requests and

@@ -8,6 +8,7 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
 	"github.com/skiff-project/skiff/api"
+	"github.com/skiff-project/skiff/api/core/podspec"
 )
 
 func podColumns() []metav1.TableColumnDefinition {
@@ -86,7 +87,7 @@ func (s *podSummary) addInit(p *corev1.Pod) (sidecars podSummary, initializing b
 	sidecar := map[string]bool{}
 	for i := range p.Spec.InitContainers {
 		c := &p.Spec.InitContainers[i]
-		if isSidecar(c) {
+		if podspec.IsSidecar(c) {
 			sidecar[c.Name] = true
 			s.total++
 		}
@@ -158,11 +159,6 @@ func terminatedReason(t *corev1.ContainerStateTerminated) string {
 		return fmt.Sprintf("Signal:%d", t.Signal)
 	}
 	return fmt.Sprintf("ExitCode:%d", t.ExitCode)
-}
-
-// isSidecar tells whether an init container keeps running beside the others.
-func isSidecar(c *corev1.Container) bool {
-	return c.RestartPolicy != nil && *c.RestartPolicy == corev1.ContainerRestartPolicyAlways
 }
 
 // podCondition tells whether the first condition of a type is true.

@@ -8,19 +8,20 @@ import (
 
 	"github.com/skiff-project/skiff/api"
 	"github.com/skiff-project/skiff/api/check"
+	"github.com/skiff-project/skiff/api/core/podspec"
 )
 
 func podTemplateResource() *api.Resource {
 	validate := func(t *corev1.PodTemplate) field.ErrorList {
 		l := &check.List{}
-		CheckPodTemplate(l, field.NewPath("template"), &t.Template)
+		podspec.CheckPodTemplate(l, field.NewPath("template"), &t.Template)
 		return l.Errors
 	}
 	return &api.Resource{
 		Name: "podtemplates", Singular: "podtemplate", Kind: "PodTemplate",
 		Namespaced: true,
 		Versions: []api.Version{api.Versioned[corev1.PodTemplate, corev1.PodTemplateList]("v1", func(t *corev1.PodTemplate) {
-			DefaultPodTemplate(&t.Template)
+			podspec.DefaultPodTemplate(&t.Template)
 		})},
 		StoragePrefix: "podtemplates",
 		Strategy: api.Strategy{

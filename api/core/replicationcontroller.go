@@ -2,6 +2,7 @@ package core
 
 import (
 	"strconv"
+	"strings"
 
 	autoscalingv1 "k8s.io/api/autoscaling/v1"
 	corev1 "k8s.io/api/core/v1"
@@ -12,6 +13,7 @@ import (
 
 	"github.com/skiff-project/skiff/api"
 	"github.com/skiff-project/skiff/api/check"
+	"github.com/skiff-project/skiff/api/core/podspec"
 )
 
 func replicationControllerResource() *api.Resource {
@@ -42,7 +44,7 @@ func replicationControllerResource() *api.Resource {
 				if rc.Spec.Template == nil || old != nil && old.Generation == rc.Generation {
 					return nil
 				}
-				return PodTemplateWarnings(&rc.Spec.Template.ObjectMeta, &rc.Spec.Template.Spec, specPath.Child("template"))
+				return podspec.PodTemplateWarnings(&rc.Spec.Template.ObjectMeta, &rc.Spec.Template.Spec, specPath.Child("template"))
 			}),
 			Selectable: api.Select(func(rc *corev1.ReplicationController) fields.Set {
 				return fields.Set{"status.replicas": strconv.Itoa(int(rc.Status.Replicas))}
@@ -104,7 +106,7 @@ func ContainerCells(containers []corev1.Container) (names, images string) {
 	for _, c := range containers {
 		n, i = append(n, c.Name), append(i, c.Image)
 	}
-	return join(n, ","), join(i, ",")
+	return strings.Join(n, ","), strings.Join(i, ",")
 }
 
 // Replicas is the wanted number of replicas, 0 where unset.
@@ -162,7 +164,7 @@ func validateReplicationController(rc *corev1.ReplicationController) field.Error
 	if !labels.SelectorFromSet(s.Selector).Matches(labels.Set(s.Template.Labels)) {
 		l.Invalid(at.Child("metadata", "labels"), s.Template.Labels, "`selector` does not match template `labels`")
 	}
-	CheckPodTemplate(l, at, s.Template)
+	podspec.CheckPodTemplate(l, at, s.Template)
 	CheckRunsAlways(l, at, s.Template, "activeDeadlineSeconds in ReplicationController is not Supported")
 	return l.Errors
 }
@@ -172,5 +174,5 @@ func CheckRunsAlways(l *check.List, p *field.Path, t *corev1.PodTemplateSpec, de
 	if t.Spec.RestartPolicy != corev1.RestartPolicyAlways {
 		l.Errors = append(l.Errors, field.NotSupported(p.Child("spec", "restartPolicy"), t.Spec.RestartPolicy, []corev1.RestartPolicy{corev1.RestartPolicyAlways}))
 	}
-	forbid(l, p.Child("spec", "activeDeadlineSeconds"), t.Spec.ActiveDeadlineSeconds != nil, deadline)
+	l.ForbidIf(p.Child("spec", "activeDeadlineSeconds"), t.Spec.ActiveDeadlineSeconds != nil, deadline)
 }

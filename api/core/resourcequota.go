@@ -12,6 +12,7 @@ import (
 
 	"github.com/skiff-project/skiff/api"
 	"github.com/skiff-project/skiff/api/check"
+	"github.com/skiff-project/skiff/api/core/podspec"
 )
 
 func resourceQuotaResource() *api.Resource {
@@ -55,17 +56,17 @@ func quotaCells(q *corev1.ResourceQuota, now metav1.Time) []any {
 			requests = append(requests, text)
 		}
 	}
-	return []any{q.Name, join(requests, ", "), join(limits, ", "), api.Age(q.CreationTimestamp, now)}
+	return []any{q.Name, strings.Join(requests, ", "), strings.Join(limits, ", "), api.Age(q.CreationTimestamp, now)}
 }
 
 func checkQuotaAmounts(l *check.List, p *field.Path, list corev1.ResourceList) {
 	for name, q := range check.Sorted(list) {
 		at := p.Key(string(name))
-		checkResourceName(l, at, name)
+		podspec.CheckResourceName(l, at, name)
 		if name == corev1.ResourceStorage {
 			l.Invalid(at, name, "must be a standard resource for quota")
 		}
-		checkQuantity(l, at, name, q)
+		podspec.CheckQuantity(l, at, name, q)
 	}
 }
 
@@ -81,7 +82,7 @@ var quotaScopes = sets.New(corev1.ResourceQuotaScopeTerminating, corev1.Resource
 	corev1.ResourceQuotaScopeBestEffort, corev1.ResourceQuotaScopeNotBestEffort, corev1.ResourceQuotaScopePriorityClass,
 	corev1.ResourceQuotaScopeVolumeAttributesClass, corev1.ResourceQuotaScopeCrossNamespacePodAffinity)
 
-var podCompute = nameSet("cpu", "memory", "limits.cpu", "limits.memory", "requests.cpu", "requests.memory")
+var podCompute = podspec.NameSet("cpu", "memory", "limits.cpu", "limits.memory", "requests.cpu", "requests.memory")
 
 func scopeCovers(scope corev1.ResourceQuotaScope, name corev1.ResourceName) bool {
 	switch scope {
@@ -103,7 +104,7 @@ func checkScopes(l *check.List, s *corev1.ResourceQuotaSpec) {
 			l.Invalid(at, s.Scopes, "unsupported scope")
 		}
 		for n := range check.Sorted(s.Hard) {
-			if isStandardQuota(n) && !scopeCovers(scope, n) {
+			if podspec.IsStandardQuota(n) && !scopeCovers(scope, n) {
 				l.Invalid(at, s.Scopes, "unsupported scope applied to resource")
 			}
 		}
@@ -131,7 +132,7 @@ func checkScopeSelector(l *check.List, s *corev1.ResourceQuotaSpec) {
 			l.Invalid(at.Child("scopeName"), r.ScopeName, "unsupported scope")
 		}
 		for n := range check.Sorted(s.Hard) {
-			if isStandardQuota(n) && !scopeCovers(r.ScopeName, n) {
+			if podspec.IsStandardQuota(n) && !scopeCovers(r.ScopeName, n) {
 				l.Invalid(at, s.ScopeSelector, "unsupported scope applied to resource")
 			}
 		}

@@ -22,7 +22,7 @@ func secretResource() *api.Resource {
 		StoragePrefix: "secrets",
 		Strategy: api.Strategy{
 			PrepareForUpdate: api.OnUpdate(func(s, old *corev1.Secret) {
-				setIfEmpty(&s.Type, old.Type) // kept for updates that leave it out
+				api.SetIfEmpty(&s.Type, old.Type) // kept for updates that leave it out
 			}),
 			Validate:       api.Check(validateSecret),
 			ValidateUpdate: api.CheckUpdate(validateSecretUpdate),
@@ -94,8 +94,8 @@ func validateSecretUpdate(s, old *corev1.Secret) field.ErrorList {
 	l := &check.List{}
 	l.Immutable(field.NewPath("type"), s.Type, old.Type)
 	if isTrue(old.Immutable) {
-		forbid(l, field.NewPath("immutable"), !isTrue(s.Immutable), whenImmutable)
-		forbid(l, field.NewPath("data"), api.Changed(s.Data, old.Data), whenImmutable)
+		l.ForbidIf(field.NewPath("immutable"), !isTrue(s.Immutable), whenImmutable)
+		l.ForbidIf(field.NewPath("data"), api.Changed(s.Data, old.Data), whenImmutable)
 	}
 	l.Add(validateSecret(s))
 	return l.Errors

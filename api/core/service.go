@@ -76,7 +76,7 @@ func NormalizeClusterIPs(s, old *corev1.Service) {
 func KeepAllocated(s, old *corev1.Service) {
 	now, was := &s.Spec, &old.Spec
 	if was.Type != corev1.ServiceTypeExternalName && now.Type != corev1.ServiceTypeExternalName {
-		setIfEmpty(&now.ClusterIP, was.ClusterIP)
+		api.SetIfEmpty(&now.ClusterIP, was.ClusterIP)
 		if len(now.ClusterIPs) == 0 {
 			now.ClusterIPs = was.ClusterIPs
 		}
@@ -85,7 +85,7 @@ func KeepAllocated(s, old *corev1.Service) {
 		keepNodePorts(now.Ports, was.Ports)
 	}
 	if NeedsHealthCheckPort(old) && NeedsHealthCheckPort(s) {
-		setIfEmpty(&now.HealthCheckNodePort, was.HealthCheckNodePort)
+		api.SetIfEmpty(&now.HealthCheckNodePort, was.HealthCheckNodePort)
 	}
 }
 

@@ -10,6 +10,7 @@ import (
 
 	"github.com/skiff-project/skiff/api"
 	"github.com/skiff-project/skiff/api/check"
+	"github.com/skiff-project/skiff/api/core/podspec"
 )
 
 const resizable = "only cpu and memory resources are mutable"
@@ -23,7 +24,7 @@ func validatePodResize(p, old *corev1.Pod) field.ErrorList {
 		return field.ErrorList{field.Forbidden(nowhere, "windows pods cannot be resized")}
 	}
 	l := &check.List{}
-	checkPod(l, p)
+	podspec.CheckPod(l, p)
 	was := old.Status.QOSClass
 	if was == "" {
 		was = PodQOS(old)
@@ -33,7 +34,7 @@ func validatePodResize(p, old *corev1.Pod) field.ErrorList {
 	}
 	for _, c := range old.Status.ContainerStatuses {
 		if c.State.Running != nil {
-			forbid(l, specPath, c.Resources == nil, "Pod running on node without support for resize")
+			l.ForbidIf(specPath, c.Resources == nil, "Pod running on node without support for resize")
 			break
 		}
 	}
@@ -86,18 +87,18 @@ func checkResized(l *check.List, p *field.Path, now, old []corev1.Container, isI
 				l.Forbidden(specPath, resizable)
 			}
 		}
-		if !isInit || !changed || isSidecar(&now[i]) {
+		if !isInit || !changed || podspec.IsSidecar(&now[i]) {
 			continue
 		}
 		for _, r := range now[i].ResizePolicy {
-			forbid(l, at, r.RestartPolicy == corev1.RestartContainer, "non-sidecar init containers with a resize policy of RestartContainer cannot be resized")
+			l.ForbidIf(at, r.RestartPolicy == corev1.RestartContainer, "non-sidecar init containers with a resize policy of RestartContainer cannot be resized")
 		}
 	}
 }
 
 func checkNotRemoved(l *check.List, p *field.Path, now, old *corev1.ResourceRequirements) {
-	forbid(l, p.Child("requests"), removed(now.Requests, old.Requests), "resource requests cannot be removed")
-	forbid(l, p.Child("limits"), removed(now.Limits, old.Limits), "resource limits cannot be removed")
+	l.ForbidIf(p.Child("requests"), removed(now.Requests, old.Requests), "resource requests cannot be removed")
+	l.ForbidIf(p.Child("limits"), removed(now.Limits, old.Limits), "resource limits cannot be removed")
 }
 
 func removed(now, old corev1.ResourceList) bool {
@@ -148,7 +149,7 @@ func validatePodStatusUpdate(p, old *corev1.Pod) field.ErrorList {
 	if n := s.NominatedNodeName; n != old.Status.NominatedNodeName && n != "" {
 		at := statusPath.Child("nominatedNodeName")
 		l.Messages(at, n, apivalidation.NameIsDNSSubdomain(n, false))
-		forbid(l, at, old.Spec.NodeName != "", "may not be set on pods that are already bound to a node")
+		l.ForbidIf(at, old.Spec.NodeName != "", "may not be set on pods that are already bound to a node")
 	}
 	if s.ObservedGeneration < 0 {
 		l.Invalid(statusPath.Child("observedGeneration"), s.ObservedGeneration, "must be a non-negative integer")

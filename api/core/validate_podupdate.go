@@ -14,6 +14,7 @@ import (
 
 	"github.com/skiff-project/skiff/api"
 	"github.com/skiff-project/skiff/api/check"
+	"github.com/skiff-project/skiff/api/core/podspec"
 )
 
 var (
@@ -30,7 +31,7 @@ var updatable = strings.Join([]string{
 
 func validatePod(p *corev1.Pod) field.ErrorList {
 	l := &check.List{}
-	checkPod(l, p)
+	podspec.CheckPod(l, p)
 	if len(p.Spec.EphemeralContainers) > 0 {
 		l.Forbidden(specPath.Child("ephemeralContainers"), "cannot be set on create")
 	}
@@ -42,7 +43,7 @@ func validatePod(p *corev1.Pod) field.ErrorList {
 
 func validatePodUpdate(p, old *corev1.Pod) field.ErrorList {
 	l := &check.List{}
-	checkPod(l, p)
+	podspec.CheckPod(l, p)
 	checkMirrorUnchanged(l, p, old)
 	if !checkImages(l, specPath.Child("containers"), p.Spec.Containers, old.Spec.Containers) ||
 		!checkImages(l, specPath.Child("initContainers"), p.Spec.InitContainers, old.Spec.InitContainers) ||
@@ -77,8 +78,8 @@ func checkImages(l *check.List, p *field.Path, now, old []corev1.Container) bool
 		return false
 	}
 	for i := range now {
-		requireText(l, p.Index(i).Child("image"), now[i].Image)
-		checkImageSpace(l, p.Index(i), &now[i])
+		l.Text(p.Index(i).Child("image"), now[i].Image)
+		podspec.CheckImageSpace(l, p.Index(i), &now[i])
 	}
 	return true
 }
@@ -92,7 +93,7 @@ func checkDeadlineChange(l *check.List, p, old *corev1.Pod) bool {
 		l.Invalid(at, now, "must not update from a positive integer to nil value")
 	case now == nil:
 	case *now < 0 || *now > math.MaxInt32:
-		checkRange(l, at, *now, 0, math.MaxInt32)
+		l.Range(at, *now, 0, math.MaxInt32)
 		return false
 	case was != nil && *was < *now:
 		l.Invalid(at, *now, "must be less than or equal to previous value")
@@ -169,7 +170,7 @@ func checkGatedChange(l *check.List, s, old *corev1.PodSpec) {
 	if !api.Changed(was, now) {
 		return
 	}
-	checkNarrower(l, specPath.Child("affinity", "nodeAffinity", required), now, was)
+	checkNarrower(l, specPath.Child("affinity", "nodeAffinity", "requiredDuringSchedulingIgnoredDuringExecution"), now, was)
 	switch {
 	case s.Affinity == nil:
 		s.Affinity = &corev1.Affinity{NodeAffinity: was}
@@ -211,7 +212,7 @@ func validateEphemeralContainersUpdate(p, old *corev1.Pod) field.ErrorList {
 		return field.ErrorList{field.Forbidden(field.NewPath(""), "static pods do not support ephemeral containers")}
 	}
 	l := &check.List{}
-	checkPod(l, p)
+	podspec.CheckPod(l, p)
 	at := specPath.Child("ephemeralContainers")
 	now := map[string]*corev1.EphemeralContainer{}
 	for i := range p.Spec.EphemeralContainers {

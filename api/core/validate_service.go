@@ -136,9 +136,9 @@ func oldExternalIPs(old *corev1.Service) []string {
 
 func checkExternalName(l *check.List, spec *corev1.ServiceSpec) {
 	const not = "may not be set for ExternalName services"
-	forbid(l, specPath.Child("clusterIPs"), len(spec.ClusterIPs) > 0, not)
-	forbid(l, specPath.Child("ipFamilies"), len(spec.IPFamilies) > 0, not)
-	forbid(l, specPath.Child("ipFamilyPolicy"), spec.IPFamilyPolicy != nil, not)
+	l.ForbidIf(specPath.Child("clusterIPs"), len(spec.ClusterIPs) > 0, not)
+	l.ForbidIf(specPath.Child("ipFamilies"), len(spec.IPFamilies) > 0, not)
+	l.ForbidIf(specPath.Child("ipFamilyPolicy"), spec.IPFamilyPolicy != nil, not)
 	if cname := strings.TrimSuffix(spec.ExternalName, "."); cname == "" {
 		l.Required(specPath.Child("externalName"), "")
 	} else {
@@ -169,7 +169,7 @@ func checkSessionAffinity(l *check.List, p *field.Path, spec *corev1.ServiceSpec
 	when := fmt.Sprintf("when session affinity type is %s", corev1.ServiceAffinityClientIP)
 	switch {
 	case spec.SessionAffinity == corev1.ServiceAffinityNone:
-		forbid(l, p, c != nil, fmt.Sprintf("must not be set when session affinity is %s", corev1.ServiceAffinityNone))
+		l.ForbidIf(p, c != nil, fmt.Sprintf("must not be set when session affinity is %s", corev1.ServiceAffinityNone))
 	case spec.SessionAffinity != corev1.ServiceAffinityClientIP:
 	case c == nil:
 		l.Required(p, when)
@@ -249,7 +249,7 @@ func checkPortNumbers(l *check.List, spec *corev1.ServiceSpec) {
 	ports := specPath.Child("ports")
 	if spec.Type == corev1.ServiceTypeClusterIP {
 		for i, p := range spec.Ports {
-			forbid(l, ports.Index(i).Child("nodePort"), p.NodePort != 0, "may not be used when `type` is 'ClusterIP'")
+			l.ForbidIf(ports.Index(i).Child("nodePort"), p.NodePort != 0, "may not be used when `type` is 'ClusterIP'")
 		}
 	}
 	type key struct {
@@ -279,20 +279,20 @@ func checkLoadBalancer(l *check.List, s *corev1.Service) {
 	const only = "may only be used when `type` is 'LoadBalancer'"
 	if ranges := spec.LoadBalancerSourceRanges; len(ranges) > 0 {
 		at := specPath.Child("LoadBalancerSourceRanges")
-		forbid(l, at, !balanced, only)
+		l.ForbidIf(at, !balanced, only)
 		for i, r := range ranges {
 			l.Add(validation.IsValidCIDRForLegacyField(at.Index(i), strings.TrimSpace(r), true, nil))
 		}
 	} else if val, ok := s.Annotations[corev1.AnnotationLoadBalancerSourceRangesKey]; ok {
 		at := field.NewPath("metadata", "annotations").Key(corev1.AnnotationLoadBalancerSourceRangesKey)
-		forbid(l, at, !balanced, only)
+		l.ForbidIf(at, !balanced, only)
 		if val = strings.TrimSpace(val); val != "" {
 			for _, r := range strings.Split(val, ",") {
 				l.Add(validation.IsValidCIDRForLegacyField(at, strings.TrimSpace(r), true, nil))
 			}
 		}
 	}
-	forbid(l, specPath.Child("allocateLoadBalancerNodePorts"), spec.AllocateLoadBalancerNodePorts != nil && !balanced, only)
+	l.ForbidIf(specPath.Child("allocateLoadBalancerNodePorts"), spec.AllocateLoadBalancerNodePorts != nil && !balanced, only)
 	if c := spec.LoadBalancerClass; c != nil {
 		if balanced {
 			l.QualifiedName(specPath.Child("loadBalancerClass"), *c)
@@ -354,7 +354,7 @@ func validateServiceStatusUpdate(s, _ *corev1.Service) field.ErrorList {
 	l := &check.List{}
 	at := statusPath.Child("loadBalancer", "ingress")
 	if s.Spec.Type != corev1.ServiceTypeLoadBalancer {
-		forbid(l, at, len(s.Status.LoadBalancer.Ingress) != 0, "may only be used when `spec.type` is 'LoadBalancer'")
+		l.ForbidIf(at, len(s.Status.LoadBalancer.Ingress) != 0, "may only be used when `spec.type` is 'LoadBalancer'")
 		return l.Errors
 	}
 	for i, in := range s.Status.LoadBalancer.Ingress {
@@ -379,3 +379,5 @@ func validateServiceStatusUpdate(s, _ *corev1.Service) field.ErrorList {
 	}
 	return l.Errors
 }
+
+func isIPv6(ip string) bool { return strings.Contains(ip, ":") }

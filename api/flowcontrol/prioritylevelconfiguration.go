@@ -51,23 +51,17 @@ func priorityLevelConfigurationResource() *api.Resource {
 	}
 }
 
-func setIfNil[T any](p **T, v T) {
-	if *p == nil {
-		*p = &v
-	}
-}
-
 func defaultPriorityLevel(c *flowcontrolv1.PriorityLevelConfiguration) {
 	if e := c.Spec.Exempt; e != nil {
-		setIfNil(&e.NominalConcurrencyShares, 0)
-		setIfNil(&e.LendablePercent, 0)
+		api.SetIfNil(&e.NominalConcurrencyShares, 0)
+		api.SetIfNil(&e.LendablePercent, 0)
 	}
 	l := c.Spec.Limited
 	if l == nil {
 		return
 	}
-	setIfNil(&l.NominalConcurrencyShares, 30)
-	setIfNil(&l.LendablePercent, 0)
+	api.SetIfNil(&l.NominalConcurrencyShares, 30)
+	api.SetIfNil(&l.LendablePercent, 0)
 	if q := l.LimitResponse.Queuing; q != nil {
 		set := func(p *int32, v int32) {
 			if *p == 0 {

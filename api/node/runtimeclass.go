@@ -8,7 +8,7 @@ import (
 
 	"github.com/skiff-project/skiff/api"
 	"github.com/skiff-project/skiff/api/check"
-	"github.com/skiff-project/skiff/api/core"
+	"github.com/skiff-project/skiff/api/core/podspec"
 )
 
 func runtimeClassResource() *api.Resource {
@@ -16,7 +16,7 @@ func runtimeClassResource() *api.Resource {
 		Group: Group, Name: "runtimeclasses", Singular: "runtimeclass", Kind: "RuntimeClass",
 		Versions: []api.Version{api.Versioned[nodev1.RuntimeClass, nodev1.RuntimeClassList]("v1", func(c *nodev1.RuntimeClass) {
 			if c.Overhead != nil {
-				core.RoundResources(c.Overhead.PodFixed)
+				podspec.RoundResources(c.Overhead.PodFixed)
 			}
 		})},
 		StoragePrefix: "runtimeclasses",
@@ -44,12 +44,12 @@ func validate(c *nodev1.RuntimeClass) field.ErrorList {
 	l := &check.List{}
 	l.Label(field.NewPath("handler"), c.Handler)
 	if c.Overhead != nil {
-		core.CheckOverhead(l, field.NewPath("overhead", "podFixed"), c.Overhead.PodFixed)
+		podspec.CheckOverhead(l, field.NewPath("overhead", "podFixed"), c.Overhead.PodFixed)
 	}
 	if s := c.Scheduling; s != nil {
 		p := field.NewPath("scheduling")
 		l.Labels(p.Child("nodeSelector"), s.NodeSelector)
-		core.CheckTolerations(l, p.Child("tolerations"), s.Tolerations)
+		podspec.CheckTolerations(l, p.Child("tolerations"), s.Tolerations)
 		seen := map[corev1.Toleration]bool{}
 		for i, t := range s.Tolerations {
 			key := t

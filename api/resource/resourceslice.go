@@ -12,7 +12,7 @@ import (
 
 	"github.com/skiff-project/skiff/api"
 	"github.com/skiff-project/skiff/api/check"
-	"github.com/skiff-project/skiff/api/core"
+	"github.com/skiff-project/skiff/api/core/podspec"
 )
 
 func resourceSliceResource() *api.Resource {
@@ -65,7 +65,7 @@ func nodeName(s *resourcev1.ResourceSlice) string {
 
 func validateSlice(r *resourcev1.ResourceSlice) field.ErrorList {
 	l, s := &check.List{}, &r.Spec
-	core.CheckCSIDriverName(l, specPath.Child("driver"), s.Driver)
+	podspec.CheckCSIDriverName(l, specPath.Child("driver"), s.Driver)
 	pool := specPath.Child("pool")
 	if s.Pool.Name == "" {
 		l.Required(pool.Child("name"), "")
@@ -124,6 +124,6 @@ func checkPlace(l *check.List, s *resourcev1.ResourceSliceSpec) {
 		l.Invalid(specPath, fmt.Sprintf("{%s}", strings.Join(set, ", ")), one+", but multiple fields are set")
 	}
 	if s.NodeSelector != nil {
-		core.CheckNodeSelector(l, specPath.Child("nodeSelector"), s.NodeSelector)
+		podspec.CheckNodeSelector(l, specPath.Child("nodeSelector"), s.NodeSelector)
 	}
 }

@@ -11,7 +11,7 @@ import (
 
 	"github.com/skiff-project/skiff/api"
 	"github.com/skiff-project/skiff/api/check"
-	"github.com/skiff-project/skiff/api/core"
+	"github.com/skiff-project/skiff/api/core/podspec"
 )
 
 var specPath = field.NewPath("spec")
@@ -112,7 +112,7 @@ func checkConfig(l *check.List, p *field.Path, c *resourcev1.DeviceConfiguration
 		l.Required(p.Child("opaque"), "")
 		return
 	}
-	core.CheckCSIDriverName(l, p.Child("opaque", "driver"), c.Opaque.Driver)
+	podspec.CheckCSIDriverName(l, p.Child("opaque", "driver"), c.Opaque.Driver)
 	if len(c.Opaque.Parameters.Raw) == 0 {
 		l.Required(p.Child("opaque", "parameters"), "")
 	}

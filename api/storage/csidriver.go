@@ -10,7 +10,7 @@ import (
 
 	"github.com/skiff-project/skiff/api"
 	"github.com/skiff-project/skiff/api/check"
-	"github.com/skiff-project/skiff/api/core"
+	"github.com/skiff-project/skiff/api/core/podspec"
 )
 
 func csiDriverResource() *api.Resource {
@@ -38,21 +38,21 @@ func csiDriverResource() *api.Resource {
 
 func defaultCSIDriver(d *storagev1.CSIDriver) {
 	s := &d.Spec
-	setIfNil(&s.AttachRequired, true)
-	setIfNil(&s.PodInfoOnMount, false)
-	setIfNil(&s.StorageCapacity, false)
-	setIfNil(&s.FSGroupPolicy, storagev1.ReadWriteOnceWithFSTypeFSGroupPolicy)
+	api.SetIfNil(&s.AttachRequired, true)
+	api.SetIfNil(&s.PodInfoOnMount, false)
+	api.SetIfNil(&s.StorageCapacity, false)
+	api.SetIfNil(&s.FSGroupPolicy, storagev1.ReadWriteOnceWithFSTypeFSGroupPolicy)
 	if len(s.VolumeLifecycleModes) == 0 {
 		s.VolumeLifecycleModes = []storagev1.VolumeLifecycleMode{storagev1.VolumeLifecyclePersistent}
 	}
-	setIfNil(&s.RequiresRepublish, false)
-	setIfNil(&s.SELinuxMount, false)
-	setIfNil(&s.PreventPodSchedulingIfMissing, false)
+	api.SetIfNil(&s.RequiresRepublish, false)
+	api.SetIfNil(&s.SELinuxMount, false)
+	api.SetIfNil(&s.PreventPodSchedulingIfMissing, false)
 }
 
 func validateCSIDriver(d *storagev1.CSIDriver) field.ErrorList {
 	l, s := &check.List{}, &d.Spec
-	core.CheckCSIDriverName(l, field.NewPath("name"), d.Name)
+	podspec.CheckCSIDriverName(l, field.NewPath("name"), d.Name)
 	need := func(name string, set bool) {
 		if !set {
 			l.Required(specPath.Child(name), "")

@@ -8,7 +8,7 @@ import (
 
 	"github.com/skiff-project/skiff/api"
 	"github.com/skiff-project/skiff/api/check"
-	"github.com/skiff-project/skiff/api/core"
+	"github.com/skiff-project/skiff/api/core/podspec"
 )
 
 func csiNodeResource() *api.Resource {
@@ -37,7 +37,7 @@ func validateCSINode(n *storagev1.CSINode) field.ErrorList {
 	l, names := &check.List{}, sets.Set[string]{}
 	for i, d := range n.Spec.Drivers {
 		at := specPath.Child("drivers").Index(i)
-		core.CheckCSIDriverName(l, at.Child("name"), d.Name)
+		podspec.CheckCSIDriverName(l, at.Child("name"), d.Name)
 		if d.NodeID == "" {
 			l.Required(at.Child("nodeID"), d.NodeID)
 		} else if len(d.NodeID) > maxNodeID {

@@ -16,20 +16,14 @@ import (
 
 var specPath = field.NewPath("spec")
 
-func setIfNil[T any](p **T, v T) {
-	if *p == nil {
-		*p = &v
-	}
-}
-
 func storageClassResource() *api.Resource {
 	doc := storagev1.StorageClass{}.SwaggerDoc()
 	return &api.Resource{
 		Group: Group, Name: "storageclasses", Singular: "storageclass", Kind: "StorageClass",
 		ShortNames: []string{"sc"},
 		Versions: []api.Version{api.Versioned[storagev1.StorageClass, storagev1.StorageClassList]("v1", func(c *storagev1.StorageClass) {
-			setIfNil(&c.ReclaimPolicy, corev1.PersistentVolumeReclaimDelete)
-			setIfNil(&c.VolumeBindingMode, storagev1.VolumeBindingImmediate)
+			api.SetIfNil(&c.ReclaimPolicy, corev1.PersistentVolumeReclaimDelete)
+			api.SetIfNil(&c.VolumeBindingMode, storagev1.VolumeBindingImmediate)
 		})},
 		StoragePrefix: "storageclasses",
 		Strategy: api.Strategy{

@@ -9,6 +9,7 @@ import (
 	"github.com/skiff-project/skiff/api"
 	"github.com/skiff-project/skiff/api/check"
 	"github.com/skiff-project/skiff/api/core"
+	"github.com/skiff-project/skiff/api/core/podspec"
 )
 
 func volumeAttachmentResource() *api.Resource {
@@ -57,7 +58,7 @@ func volumeAttachmentResource() *api.Resource {
 
 func validateAttachment(a *storagev1.VolumeAttachment) field.ErrorList {
 	l, src, at := &check.List{}, &a.Spec.Source, specPath.Child("source")
-	core.CheckCSIDriverName(l, specPath.Child("attacher"), a.Spec.Attacher)
+	podspec.CheckCSIDriverName(l, specPath.Child("attacher"), a.Spec.Attacher)
 	const one = "must specify exactly one of inlineVolumeSpec and persistentVolumeName"
 	switch {
 	case src.InlineVolumeSpec == nil && src.PersistentVolumeName == nil:

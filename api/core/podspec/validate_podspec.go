@@ -1,4 +1,6 @@
-package core
+// Package podspec holds the defaults, validation and warnings of pods and of
+// the pod templates in other resources: what the groups with workloads share.
+package podspec
 
 import (
 	"fmt"
@@ -27,8 +29,8 @@ func CheckPodTemplate(l *check.List, p *field.Path, t *corev1.PodTemplateSpec) {
 	}
 }
 
-// checkPod checks what holds for a pod at any time.
-func checkPod(l *check.List, p *corev1.Pod) {
+// CheckPod checks what holds for a pod at any time.
+func CheckPod(l *check.List, p *corev1.Pod) {
 	spec := field.NewPath("spec")
 	checkPodAnnotations(l, field.NewPath("metadata", "annotations"), &p.ObjectMeta, &p.Spec)
 	checkPodSpec(l, spec, &p.Spec, &p.ObjectMeta)
@@ -48,10 +50,10 @@ func checkPod(l *check.List, p *corev1.Pod) {
 		l.Nonnegative(spec.Child("terminationGracePeriodSeconds"), *t)
 	}
 	for i := range p.Spec.Containers {
-		checkImageSpace(l, spec.Child("containers").Index(i), &p.Spec.Containers[i])
+		CheckImageSpace(l, spec.Child("containers").Index(i), &p.Spec.Containers[i])
 	}
 	for i := range p.Spec.InitContainers {
-		checkImageSpace(l, spec.Child("initContainers").Index(i), &p.Spec.InitContainers[i])
+		CheckImageSpace(l, spec.Child("initContainers").Index(i), &p.Spec.InitContainers[i])
 	}
 }
 
@@ -108,7 +110,7 @@ func checkPodSpec(l *check.List, p *field.Path, s *corev1.PodSpec, meta *metav1.
 			l.Subdomain(at.Child("hostnames").Index(j), h)
 		}
 	}
-	checkRequirements(l, p.Child("overhead"), &corev1.ResourceRequirements{Limits: s.Overhead}, checkContainerResourceName, nil)
+	checkRequirements(l, p.Child("overhead"), &corev1.ResourceRequirements{Limits: s.Overhead}, CheckContainerResourceName, nil)
 	checkOS(l, p, s)
 	checkFileKeyVolumes(l, p, s)
 }
@@ -123,7 +125,7 @@ func checkPodRefs(l *check.List, p *field.Path, s *corev1.PodSpec) {
 	subdomain("serviceAccountName", s.ServiceAccountName)
 	subdomain("nodeName", s.NodeName)
 	if d := s.ActiveDeadlineSeconds; d != nil {
-		checkRange(l, p.Child("activeDeadlineSeconds"), *d, 1, math.MaxInt32)
+		l.Range(p.Child("activeDeadlineSeconds"), *d, 1, math.MaxInt32)
 	}
 	if s.Hostname != "" {
 		l.Label(p.Child("hostname"), s.Hostname)
@@ -239,11 +241,11 @@ func checkHostUsers(l *check.List, p *field.Path, s *corev1.PodSpec) {
 		return
 	}
 	const when = "when `hostUsers` is false"
-	forbid(l, p.Child("hostNetwork"), s.HostNetwork, when)
-	forbid(l, p.Child("HostPID"), s.HostPID, when)
-	forbid(l, p.Child("HostIPC"), s.HostIPC, when)
+	l.ForbidIf(p.Child("hostNetwork"), s.HostNetwork, when)
+	l.ForbidIf(p.Child("HostPID"), s.HostPID, when)
+	l.ForbidIf(p.Child("HostIPC"), s.HostIPC, when)
 	eachContainerPath(s, p, func(c *corev1.Container, at *field.Path) {
-		forbid(l, at.Child("volumeDevices"), len(c.VolumeDevices) > 0, when)
+		l.ForbidIf(at.Child("volumeDevices"), len(c.VolumeDevices) > 0, when)
 	})
 }
 
@@ -252,8 +254,8 @@ func checkHostname(l *check.List, p *field.Path, s *corev1.PodSpec) {
 		return
 	}
 	at := p.Child("hostnameOverride")
-	forbid(l, at, s.SetHostnameAsFQDN != nil && *s.SetHostnameAsFQDN, "may not be specified when setHostnameAsFQDN is true")
-	forbid(l, at, s.HostNetwork, "may not be specified when hostNetwork is true")
+	l.ForbidIf(at, s.SetHostnameAsFQDN != nil && *s.SetHostnameAsFQDN, "may not be specified when setHostnameAsFQDN is true")
+	l.ForbidIf(at, s.HostNetwork, "may not be specified when hostNetwork is true")
 	if len(*s.HostnameOverride) > 64 {
 		l.TooLong(at, 64)
 	}
@@ -268,9 +270,9 @@ func checkOS(l *check.List, p *field.Path, s *corev1.PodSpec) {
 		l.Required(p.Child("os", "name"), "")
 	case s.OS.Name == corev1.Linux:
 		const not = "windows options cannot be set for a linux pod"
-		forbid(l, p.Child("securityContext", "windowsOptions"), s.SecurityContext != nil && s.SecurityContext.WindowsOptions != nil, not)
+		l.ForbidIf(p.Child("securityContext", "windowsOptions"), s.SecurityContext != nil && s.SecurityContext.WindowsOptions != nil, not)
 		eachContainerPath(s, p, func(c *corev1.Container, at *field.Path) {
-			forbid(l, at.Child("securityContext", "windowsOptions"), c.SecurityContext != nil && c.SecurityContext.WindowsOptions != nil, not)
+			l.ForbidIf(at.Child("securityContext", "windowsOptions"), c.SecurityContext != nil && c.SecurityContext.WindowsOptions != nil, not)
 		})
 	case s.OS.Name == corev1.Windows:
 		checkWindows(l, p, s)
@@ -284,10 +286,10 @@ func checkWindows(l *check.List, p *field.Path, s *corev1.PodSpec) {
 	if s.SecurityContext != nil {
 		checkAllowed(l, p.Child("securityContext"), *s.SecurityContext, sets.New("WindowsOptions", "RunAsNonRoot"), not)
 	}
-	forbid(l, p.Child("hostUsers"), s.HostUsers != nil, not)
-	forbid(l, p.Child("hostPID"), s.HostPID, not)
-	forbid(l, p.Child("hostIPC"), s.HostIPC, not)
-	forbid(l, p.Child("shareProcessNamespace"), s.ShareProcessNamespace != nil, not)
+	l.ForbidIf(p.Child("hostUsers"), s.HostUsers != nil, not)
+	l.ForbidIf(p.Child("hostPID"), s.HostPID, not)
+	l.ForbidIf(p.Child("hostIPC"), s.HostIPC, not)
+	l.ForbidIf(p.Child("shareProcessNamespace"), s.ShareProcessNamespace != nil, not)
 	eachContainerPath(s, p, func(c *corev1.Container, at *field.Path) {
 		if c.SecurityContext != nil {
 			checkAllowed(l, at.Child("securityContext"), *c.SecurityContext, sets.New("WindowsOptions", "RunAsNonRoot"), not)

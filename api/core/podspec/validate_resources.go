@@ -1,4 +1,4 @@
-package core
+package podspec
 
 import (
 	"fmt"
@@ -19,8 +19,8 @@ func checkRequirements(l *check.List, p *field.Path, r *corev1.ResourceRequireme
 	for n, q := range check.Sorted(r.Limits) {
 		at := limits.Key(string(n))
 		name(l, at, n)
-		checkQuantity(l, at, n, q)
-		if isHugePages(n) {
+		CheckQuantity(l, at, n, q)
+		if IsHugePages(n) {
 			hugePages = true
 			checkHugePages(l, at, n, q)
 		}
@@ -29,17 +29,17 @@ func checkRequirements(l *check.List, p *field.Path, r *corev1.ResourceRequireme
 	for n, q := range check.Sorted(r.Requests) {
 		at := requests.Key(string(n))
 		name(l, at, n)
-		checkQuantity(l, at, n, q)
+		CheckQuantity(l, at, n, q)
 		limit, limited := r.Limits[n]
 		switch {
-		case limited && !overcommitAllowed(n) && q.Cmp(limit) != 0:
+		case limited && !OvercommitAllowed(n) && q.Cmp(limit) != 0:
 			l.Invalid(requests, q.String(), fmt.Sprintf("must be equal to %s limit of %s", n, limit.String()))
 		case limited && q.Cmp(limit) > 0:
 			l.Invalid(requests, q.String(), fmt.Sprintf("must be less than or equal to %s limit of %s", n, limit.String()))
-		case !limited && !overcommitAllowed(n):
+		case !limited && !OvercommitAllowed(n):
 			l.Required(limits, "Limit must be set for non overcommitable resources")
 		}
-		if isHugePages(n) {
+		if IsHugePages(n) {
 			hugePages = true
 			checkHugePages(l, at, n, q)
 		}
@@ -114,7 +114,7 @@ func checkPodResources(l *check.List, p *field.Path, s *corev1.PodSpec, claims s
 		}
 	}
 	for n, q := range check.Sorted(resourcehelper.AggregateContainerLimits(pod, opts)) {
-		if total, ok := s.Resources.Limits[n]; ok && isHugePages(n) && q.Cmp(total) > 0 {
+		if total, ok := s.Resources.Limits[n]; ok && IsHugePages(n) && q.Cmp(total) > 0 {
 			l.Invalid(at.Child("limits").Key(string(n)), total.String(), "must be greater than or equal to aggregate container limits of "+q.String())
 		}
 	}
@@ -128,7 +128,7 @@ func checkPodResources(l *check.List, p *field.Path, s *corev1.PodSpec, claims s
 }
 
 func checkPodResourceName(l *check.List, p *field.Path, name corev1.ResourceName) {
-	if !checkResourceName(l, p, name) {
+	if !CheckResourceName(l, p, name) {
 		return
 	}
 	if !resourcehelper.IsSupportedPodLevelResource(name) {
@@ -138,5 +138,5 @@ func checkPodResourceName(l *check.List, p *field.Path, name corev1.ResourceName
 
 // CheckOverhead checks what a pod costs beside its containers.
 func CheckOverhead(l *check.List, p *field.Path, list corev1.ResourceList) {
-	checkRequirements(l, p, &corev1.ResourceRequirements{Limits: list}, checkContainerResourceName, nil)
+	checkRequirements(l, p, &corev1.ResourceRequirements{Limits: list}, CheckContainerResourceName, nil)
 }

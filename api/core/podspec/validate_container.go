@@ -1,4 +1,4 @@
-package core
+package podspec
 
 import (
 	"fmt"
@@ -44,7 +44,7 @@ func (s *podScope) check(l *check.List, p *field.Path, c *corev1.Container) {
 	s.checkMounts(l, p.Child("volumeMounts"), c)
 	s.checkDevices(l, p.Child("volumeDevices"), c)
 	check.Choice(l, p.Child("imagePullPolicy"), c.ImagePullPolicy, corev1.PullAlways, corev1.PullIfNotPresent, corev1.PullNever)
-	checkRequirements(l, p.Child("resources"), &c.Resources, checkContainerResourceName, s.claims)
+	checkRequirements(l, p.Child("resources"), &c.Resources, CheckContainerResourceName, s.claims)
 	checkResizePolicy(l, p.Child("resizePolicy"), c.ResizePolicy, s.spec.RestartPolicy)
 	checkSecurityContext(l, p.Child("securityContext"), c.SecurityContext, s.hostUsers())
 }
@@ -101,26 +101,20 @@ func (s *podScope) checkInitContainers(l *check.List, p *field.Path) {
 			names.Insert(c.Name)
 		}
 		checkHostPorts(l, p, s.spec.InitContainers[i:i+1])
-		if isSidecar(c) {
+		if IsSidecar(c) {
 			s.checkRunning(l, at, c)
 			continue
 		}
 		const only = "may not be set for init containers without restartPolicy=Always"
-		forbid(l, at.Child("lifecycle"), c.Lifecycle != nil, only)
-		forbid(l, at.Child("livenessProbe"), c.LivenessProbe != nil, only)
-		forbid(l, at.Child("readinessProbe"), c.ReadinessProbe != nil, only)
-		forbid(l, at.Child("startupProbe"), c.StartupProbe != nil, only)
+		l.ForbidIf(at.Child("lifecycle"), c.Lifecycle != nil, only)
+		l.ForbidIf(at.Child("livenessProbe"), c.LivenessProbe != nil, only)
+		l.ForbidIf(at.Child("readinessProbe"), c.ReadinessProbe != nil, only)
+		l.ForbidIf(at.Child("startupProbe"), c.StartupProbe != nil, only)
 		for j, r := range c.ResizePolicy {
 			if r.RestartPolicy == corev1.RestartContainer {
 				l.Invalid(at.Child("resizePolicy").Index(j).Child("restartPolicy"), r.RestartPolicy, "must not be set to 'RestartContainer' for non-sidecar initContainers")
 			}
 		}
-	}
-}
-
-func forbid(l *check.List, p *field.Path, set bool, detail string) {
-	if set {
-		l.Forbidden(p, detail)
 	}
 }
 
@@ -142,7 +136,7 @@ func (s *podScope) checkEphemeralContainers(l *check.List, p *field.Path) {
 		e, at := &s.spec.EphemeralContainers[i], p.Index(i)
 		c := (*corev1.Container)(&e.EphemeralContainerCommon)
 		s.check(l, at, c)
-		checkImageSpace(l, at, c)
+		CheckImageSpace(l, at, c)
 		if names.Has(e.Name) {
 			l.Duplicate(at.Child("name"), e.Name)
 		}
@@ -152,8 +146,8 @@ func (s *podScope) checkEphemeralContainers(l *check.List, p *field.Path) {
 		}
 		checkAllowed(l, at, e.EphemeralContainerCommon, ephemeralFields, not)
 		for j, m := range e.VolumeMounts {
-			forbid(l, at.Child("volumeMounts").Index(j).Child("subPath"), m.SubPath != "", not)
-			forbid(l, at.Child("volumeMounts").Index(j).Child("subPathExpr"), m.SubPathExpr != "", not)
+			l.ForbidIf(at.Child("volumeMounts").Index(j).Child("subPath"), m.SubPath != "", not)
+			l.ForbidIf(at.Child("volumeMounts").Index(j).Child("subPathExpr"), m.SubPathExpr != "", not)
 		}
 	}
 }
@@ -168,7 +162,8 @@ func checkAllowed(l *check.List, p *field.Path, value any, allowed sets.Set[stri
 	}
 }
 
-func checkImageSpace(l *check.List, p *field.Path, c *corev1.Container) {
+// CheckImageSpace refuses an image with space around its name.
+func CheckImageSpace(l *check.List, p *field.Path, c *corev1.Container) {
 	if c.Image != strings.TrimSpace(c.Image) {
 		l.Invalid(p.Child("image"), c.Image, "must not have leading or trailing whitespace")
 	}
@@ -299,8 +294,8 @@ func checkPropagation(l *check.List, p *field.Path, m *corev1.VolumeMount, c *co
 	if !check.OneOf(l, at, *m.RecursiveReadOnly, corev1.RecursiveReadOnlyDisabled, corev1.RecursiveReadOnlyEnabled, corev1.RecursiveReadOnlyIfPossible) || *m.RecursiveReadOnly == corev1.RecursiveReadOnlyDisabled {
 		return
 	}
-	forbid(l, at, !m.ReadOnly, "may only be specified when readOnly is true")
-	forbid(l, at, m.MountPropagation != nil && *m.MountPropagation != corev1.MountPropagationNone, "may only be specified when mountPropagation is None or not specified")
+	l.ForbidIf(at, !m.ReadOnly, "may only be specified when readOnly is true")
+	l.ForbidIf(at, m.MountPropagation != nil && *m.MountPropagation != corev1.MountPropagationNone, "may only be specified when mountPropagation is None or not specified")
 }
 
 func (s *podScope) checkDevices(l *check.List, p *field.Path, c *corev1.Container) {
@@ -346,13 +341,7 @@ func checkDescending(l *check.List, p *field.Path, s string) {
 	if path.IsAbs(s) {
 		l.Invalid(p, s, "must be a relative path")
 	}
-	checkBacksteps(l, p, s)
-}
-
-func checkBacksteps(l *check.List, p *field.Path, s string) {
-	if slices.Contains(strings.Split(s, "/"), "..") {
-		l.Invalid(p, s, "must not contain '..'")
-	}
+	l.NoBacksteps(p, s)
 }
 
 // checkLocalPath checks the path of a file projected into a volume.
@@ -448,4 +437,9 @@ func checkResizePolicy(l *check.List, p *field.Path, list []corev1.ContainerResi
 			l.Invalid(p, r.RestartPolicy, "must be 'NotRequired' when pod `restartPolicy` is 'Never'")
 		}
 	}
+}
+
+// IsSidecar tells whether an init container keeps running beside the others.
+func IsSidecar(c *corev1.Container) bool {
+	return c.RestartPolicy != nil && *c.RestartPolicy == corev1.ContainerRestartPolicyAlways
 }

@@ -1,4 +1,4 @@
-package core
+package podspec
 
 import (
 	"fmt"
@@ -85,29 +85,29 @@ func checkVolumeSource(l *check.List, p *field.Path, v *corev1.Volume, meta *met
 func checkOneSource(l *check.List, p *field.Path, s *corev1.VolumeSource) {
 	switch {
 	case s.HostPath != nil:
-		checkHostPath(l, p, s.HostPath)
+		CheckHostPath(l, p, s.HostPath)
 	case s.EmptyDir != nil:
 		if q := s.EmptyDir.SizeLimit; q != nil && q.Sign() < 0 {
 			l.Forbidden(p.Child("sizeLimit"), "SizeLimit field must be a valid resource quantity")
 		}
 	case s.GitRepo != nil:
-		requireText(l, p.Child("repository"), s.GitRepo.Repository)
+		l.Text(p.Child("repository"), s.GitRepo.Repository)
 		checkDescending(l, p.Child("directory"), s.GitRepo.Directory)
 	case s.Secret != nil:
-		requireText(l, p.Child("secretName"), s.Secret.SecretName)
+		l.Text(p.Child("secretName"), s.Secret.SecretName)
 		checkMode(l, p.Child("defaultMode"), s.Secret.DefaultMode)
 		checkItems(l, p.Child("items"), s.Secret.Items)
 	case s.NFS != nil:
-		checkNFS(l, p, s.NFS)
+		CheckNFS(l, p, s.NFS)
 	case s.PersistentVolumeClaim != nil:
-		requireText(l, p.Child("claimName"), s.PersistentVolumeClaim.ClaimName)
+		l.Text(p.Child("claimName"), s.PersistentVolumeClaim.ClaimName)
 	case s.DownwardAPI != nil:
 		checkMode(l, p.Child("defaultMode"), s.DownwardAPI.DefaultMode)
 		for i := range s.DownwardAPI.Items {
 			checkDownwardFile(l, p, &s.DownwardAPI.Items[i])
 		}
 	case s.ConfigMap != nil:
-		requireText(l, p.Child("name"), s.ConfigMap.Name)
+		l.Text(p.Child("name"), s.ConfigMap.Name)
 		checkMode(l, p.Child("defaultMode"), s.ConfigMap.DefaultMode)
 		checkItems(l, p.Child("items"), s.ConfigMap.Items)
 	case s.Projected != nil:
@@ -124,7 +124,7 @@ func checkOneSource(l *check.List, p *field.Path, s *corev1.VolumeSource) {
 	case s.Ephemeral != nil:
 		checkEphemeralSource(l, p, s.Ephemeral)
 	case s.Image != nil:
-		requireText(l, p.Child("reference"), s.Image.Reference)
+		l.Text(p.Child("reference"), s.Image.Reference)
 		check.Choice(l, p.Child("pullPolicy"), s.Image.PullPolicy, corev1.PullAlways, corev1.PullIfNotPresent, corev1.PullNever)
 	default:
 		checkNetworkSource(l, p, s)
@@ -135,39 +135,39 @@ func checkOneSource(l *check.List, p *field.Path, s *corev1.VolumeSource) {
 func checkNetworkSource(l *check.List, p *field.Path, s *corev1.VolumeSource) {
 	switch {
 	case s.ISCSI != nil:
-		requireText(l, p.Child("targetPortal"), s.ISCSI.TargetPortal)
-		checkIQN(l, p.Child("iqn"), s.ISCSI.IQN)
-		checkRange(l, p.Child("lun"), int64(s.ISCSI.Lun), 0, 255)
+		l.Text(p.Child("targetPortal"), s.ISCSI.TargetPortal)
+		CheckIQN(l, p.Child("iqn"), s.ISCSI.IQN)
+		l.Range(p.Child("lun"), int64(s.ISCSI.Lun), 0, 255)
 		if (s.ISCSI.DiscoveryCHAPAuth || s.ISCSI.SessionCHAPAuth) && s.ISCSI.SecretRef == nil {
 			l.Required(p.Child("secretRef"), "")
 		}
 	case s.FC != nil:
-		checkFC(l, p, s.FC)
+		CheckFC(l, p, s.FC)
 	case s.RBD != nil:
 		if len(s.RBD.CephMonitors) == 0 {
 			l.Required(p.Child("monitors"), "")
 		}
-		requireText(l, p.Child("image"), s.RBD.RBDImage)
+		l.Text(p.Child("image"), s.RBD.RBDImage)
 	case s.CephFS != nil:
 		if len(s.CephFS.Monitors) == 0 {
 			l.Required(p.Child("monitors"), "")
 		}
 	case s.Glusterfs != nil:
-		requireText(l, p.Child("endpoints"), s.Glusterfs.EndpointsName)
-		requireText(l, p.Child("path"), s.Glusterfs.Path)
+		l.Text(p.Child("endpoints"), s.Glusterfs.EndpointsName)
+		l.Text(p.Child("path"), s.Glusterfs.Path)
 	case s.GCEPersistentDisk != nil:
-		requireText(l, p.Child("pdName"), s.GCEPersistentDisk.PDName)
+		l.Text(p.Child("pdName"), s.GCEPersistentDisk.PDName)
 	case s.AWSElasticBlockStore != nil:
-		requireText(l, p.Child("volumeID"), s.AWSElasticBlockStore.VolumeID)
+		l.Text(p.Child("volumeID"), s.AWSElasticBlockStore.VolumeID)
 	case s.Cinder != nil:
-		requireText(l, p.Child("volumeID"), s.Cinder.VolumeID)
+		l.Text(p.Child("volumeID"), s.Cinder.VolumeID)
 	case s.AzureFile != nil:
-		requireText(l, p.Child("secretName"), s.AzureFile.SecretName)
-		requireText(l, p.Child("shareName"), s.AzureFile.ShareName)
+		l.Text(p.Child("secretName"), s.AzureFile.SecretName)
+		l.Text(p.Child("shareName"), s.AzureFile.ShareName)
 	case s.VsphereVolume != nil:
-		requireText(l, p.Child("volumePath"), s.VsphereVolume.VolumePath)
+		l.Text(p.Child("volumePath"), s.VsphereVolume.VolumePath)
 	case s.FlexVolume != nil:
-		requireText(l, p.Child("driver"), s.FlexVolume.Driver)
+		l.Text(p.Child("driver"), s.FlexVolume.Driver)
 	}
 }
 
@@ -178,7 +178,8 @@ var iqnForms = map[string]*regexp.Regexp{
 	"naa": regexp.MustCompile(`^naa.[[:alnum:]]{32}$`),
 }
 
-func checkIQN(l *check.List, p *field.Path, name string) {
+// CheckIQN checks an iSCSI qualified name.
+func CheckIQN(l *check.List, p *field.Path, name string) {
 	if name == "" {
 		l.Required(p, "")
 		return
@@ -191,7 +192,8 @@ func checkIQN(l *check.List, p *field.Path, name string) {
 	}
 }
 
-func checkFC(l *check.List, p *field.Path, fc *corev1.FCVolumeSource) {
+// CheckFC checks a fibre channel volume.
+func CheckFC(l *check.List, p *field.Path, fc *corev1.FCVolumeSource) {
 	switch {
 	case len(fc.TargetWWNs) == 0 && len(fc.WWIDs) == 0:
 		l.Required(p.Child("targetWWNs"), "must specify either targetWWNs or wwids, but not both")
@@ -202,20 +204,8 @@ func checkFC(l *check.List, p *field.Path, fc *corev1.FCVolumeSource) {
 		if fc.Lun == nil {
 			l.Required(p.Child("lun"), "lun is required if targetWWNs is specified")
 		} else {
-			checkRange(l, p.Child("lun"), int64(*fc.Lun), 0, 255)
+			l.Range(p.Child("lun"), int64(*fc.Lun), 0, 255)
 		}
-	}
-}
-
-func requireText(l *check.List, p *field.Path, s string) {
-	if s == "" {
-		l.Required(p, "")
-	}
-}
-
-func checkRange(l *check.List, p *field.Path, v, low, high int64) {
-	if v < low || v > high {
-		l.Invalid(p, v, validation.InclusiveRangeError(int(low), int(high)))
 	}
 }
 
@@ -225,21 +215,23 @@ func checkMode(l *check.List, p *field.Path, mode *int32) {
 	}
 }
 
-func checkHostPath(l *check.List, p *field.Path, h *corev1.HostPathVolumeSource) {
+// CheckHostPath checks a volume that is a path of the node.
+func CheckHostPath(l *check.List, p *field.Path, h *corev1.HostPathVolumeSource) {
 	if h.Path == "" {
 		l.Required(p.Child("path"), "")
 		return
 	}
-	checkBacksteps(l, p.Child("path"), h.Path)
+	l.NoBacksteps(p.Child("path"), h.Path)
 	if h.Type != nil {
 		check.OneOf(l, p.Child("type"), *h.Type, corev1.HostPathUnset, corev1.HostPathBlockDev, corev1.HostPathCharDev,
 			corev1.HostPathDirectory, corev1.HostPathDirectoryOrCreate, corev1.HostPathFile, corev1.HostPathFileOrCreate, corev1.HostPathSocket)
 	}
 }
 
-func checkNFS(l *check.List, p *field.Path, n *corev1.NFSVolumeSource) {
-	requireText(l, p.Child("server"), n.Server)
-	requireText(l, p.Child("path"), n.Path)
+// CheckNFS checks a volume served by NFS.
+func CheckNFS(l *check.List, p *field.Path, n *corev1.NFSVolumeSource) {
+	l.Text(p.Child("server"), n.Server)
+	l.Text(p.Child("path"), n.Path)
 	if !path.IsAbs(n.Path) {
 		l.Invalid(p.Child("path"), n.Path, "must be an absolute path")
 	}
@@ -248,15 +240,15 @@ func checkNFS(l *check.List, p *field.Path, n *corev1.NFSVolumeSource) {
 func checkItems(l *check.List, p *field.Path, items []corev1.KeyToPath) {
 	for i, it := range items {
 		at := p.Index(i)
-		requireText(l, at.Child("key"), it.Key)
-		requireText(l, at.Child("path"), it.Path)
+		l.Text(at.Child("key"), it.Key)
+		l.Text(at.Child("path"), it.Path)
 		checkLocalPath(l, at.Child("path"), it.Path)
 		checkMode(l, at.Child("mode"), it.Mode)
 	}
 }
 
 func checkDownwardFile(l *check.List, p *field.Path, f *corev1.DownwardAPIVolumeFile) {
-	requireText(l, p.Child("path"), f.Path)
+	l.Text(p.Child("path"), f.Path)
 	checkLocalPath(l, p.Child("path"), f.Path)
 	switch {
 	case f.FieldRef != nil:

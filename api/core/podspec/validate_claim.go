@@ -1,4 +1,4 @@
-package core
+package podspec
 
 import (
 	"slices"
@@ -18,7 +18,7 @@ func CheckClaimSpec(l *check.List, p *field.Path, s *corev1.PersistentVolumeClai
 		l.Required(p.Child("accessModes"), "at least 1 access mode is required")
 	}
 	l.Selector(p.Child("selector"), s.Selector)
-	checkAccessModes(l, p.Child("accessModes"), s.AccessModes)
+	CheckAccessModes(l, p.Child("accessModes"), s.AccessModes)
 	at := p.Child("resources").Key(string(corev1.ResourceStorage))
 	if q, ok := s.Resources.Requests[corev1.ResourceStorage]; !ok {
 		l.Required(at, "")
@@ -54,18 +54,19 @@ func CheckClaimSpec(l *check.List, p *field.Path, s *corev1.PersistentVolumeClai
 	}
 }
 
-func checkAccessModes(l *check.List, p *field.Path, modes []corev1.PersistentVolumeAccessMode) {
+// CheckAccessModes checks the access modes of a volume or claim.
+func CheckAccessModes(l *check.List, p *field.Path, modes []corev1.PersistentVolumeAccessMode) {
 	others := false
 	for _, m := range modes {
 		ok := check.OneOf(l, p, m, corev1.ReadOnlyMany, corev1.ReadWriteMany, corev1.ReadWriteOnce, corev1.ReadWriteOncePod)
 		others = others || ok && m != corev1.ReadWriteOncePod
 	}
-	forbid(l, p, others && slices.Contains(modes, corev1.ReadWriteOncePod), "may not use ReadWriteOncePod with other access modes")
+	l.ForbidIf(p, others && slices.Contains(modes, corev1.ReadWriteOncePod), "may not use ReadWriteOncePod with other access modes")
 }
 
 func checkDataSource(l *check.List, p *field.Path, name, kind string, group *string) {
-	requireText(l, p.Child("name"), name)
-	requireText(l, p.Child("kind"), kind)
+	l.Text(p.Child("name"), name)
+	l.Text(p.Child("kind"), kind)
 	if group == nil || *group == "" {
 		if kind != "PersistentVolumeClaim" {
 			l.Invalid(p, kind, "must be 'PersistentVolumeClaim' when referencing the default apiGroup")

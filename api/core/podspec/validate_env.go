@@ -1,4 +1,4 @@
-package core
+package podspec
 
 import (
 	"fmt"
@@ -96,7 +96,7 @@ func checkFileKeyRef(l *check.List, p *field.Path, r *corev1.FileKeySelector) {
 	if r.Path == "" {
 		l.Required(p.Child("path"), "")
 	} else {
-		checkBacksteps(l, p.Child("path"), r.Path)
+		l.NoBacksteps(p.Child("path"), r.Path)
 	}
 }
 

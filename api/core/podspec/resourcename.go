@@ -1,4 +1,4 @@
-package core
+package podspec
 
 import (
 	"strings"
@@ -14,13 +14,14 @@ import (
 const requestsPrefix = "requests."
 
 // countedObjects are the quota names of objects, which have whole counts.
-var countedObjects = nameSet("pods", "resourcequotas", "services", "replicationcontrollers", "secrets",
+var countedObjects = NameSet("pods", "resourcequotas", "services", "replicationcontrollers", "secrets",
 	"configmaps", "persistentvolumeclaims", "services.nodeports", "services.loadbalancers")
 
-var quantityNames = nameSet("cpu", "memory", "ephemeral-storage", "requests.cpu", "requests.memory",
+var quantityNames = NameSet("cpu", "memory", "ephemeral-storage", "requests.cpu", "requests.memory",
 	"requests.ephemeral-storage", "limits.cpu", "limits.memory", "limits.ephemeral-storage", "requests.storage")
 
-func nameSet(names ...corev1.ResourceName) map[corev1.ResourceName]bool {
+// NameSet is a set of resource names.
+func NameSet(names ...corev1.ResourceName) map[corev1.ResourceName]bool {
 	m := make(map[corev1.ResourceName]bool, len(names))
 	for _, n := range names {
 		m[n] = true
@@ -37,35 +38,38 @@ func isExtended(name corev1.ResourceName) bool {
 		len(validation.IsQualifiedName(requestsPrefix+string(name))) == 0
 }
 
-func overcommitAllowed(name corev1.ResourceName) bool { return isNative(name) && !isHugePages(name) }
+// OvercommitAllowed tells whether limits of a resource may exceed its requests.
+func OvercommitAllowed(name corev1.ResourceName) bool { return isNative(name) && !IsHugePages(name) }
 
 func isQuotaHugePages(name corev1.ResourceName) bool {
-	return isHugePages(name) || strings.HasPrefix(string(name), requestsPrefix+corev1.ResourceHugePagesPrefix)
+	return IsHugePages(name) || strings.HasPrefix(string(name), requestsPrefix+corev1.ResourceHugePagesPrefix)
 }
 
-func isStandardQuota(name corev1.ResourceName) bool {
+// IsStandardQuota tells the names a quota may bound without a domain in them.
+func IsStandardQuota(name corev1.ResourceName) bool {
 	return countedObjects[name] || quantityNames[name] || isQuotaHugePages(name)
 }
 
 func isStandardContainer(name corev1.ResourceName) bool {
-	return name == corev1.ResourceCPU || name == corev1.ResourceMemory || name == corev1.ResourceEphemeralStorage || isHugePages(name)
+	return name == corev1.ResourceCPU || name == corev1.ResourceMemory || name == corev1.ResourceEphemeralStorage || IsHugePages(name)
 }
 
-// checkResourceName checks what every resource name must satisfy.
-func checkResourceName(l *check.List, p *field.Path, name corev1.ResourceName) bool {
+// CheckResourceName checks what every resource name must satisfy.
+func CheckResourceName(l *check.List, p *field.Path, name corev1.ResourceName) bool {
 	if msgs := validation.IsQualifiedName(string(name)); len(msgs) > 0 {
 		l.Messages(p, name, msgs)
 		return false
 	}
-	if !strings.Contains(string(name), "/") && !isStandardQuota(name) && name != corev1.ResourceStorage {
+	if !strings.Contains(string(name), "/") && !IsStandardQuota(name) && name != corev1.ResourceStorage {
 		l.Invalid(p, name, "must be a standard resource type or fully qualified")
 		return false
 	}
 	return true
 }
 
-func checkContainerResourceName(l *check.List, p *field.Path, name corev1.ResourceName) {
-	checkResourceName(l, p, name)
+// CheckContainerResourceName checks a resource name in a container's requests or limits.
+func CheckContainerResourceName(l *check.List, p *field.Path, name corev1.ResourceName) {
+	CheckResourceName(l, p, name)
 	switch {
 	case !strings.Contains(string(name), "/"):
 		if !isStandardContainer(name) {
@@ -76,9 +80,9 @@ func checkContainerResourceName(l *check.List, p *field.Path, name corev1.Resour
 	}
 }
 
-// checkQuantity checks an amount of a resource: not negative, and whole where
+// CheckQuantity checks an amount of a resource: not negative, and whole where
 // the resource is counted.
-func checkQuantity(l *check.List, p *field.Path, name corev1.ResourceName, q resource.Quantity) {
+func CheckQuantity(l *check.List, p *field.Path, name corev1.ResourceName, q resource.Quantity) {
 	l.NonnegativeQuantity(p, q)
 	if (countedObjects[name] || isExtended(name)) && q.MilliValue()%1000 != 0 {
 		l.Invalid(p, q, "must be an integer")
@@ -90,4 +94,9 @@ func checkHugePages(l *check.List, p *field.Path, name corev1.ResourceName, q re
 	if err != nil || size.Sign() <= 0 || size.MilliValue()%1000 != 0 || q.Value()%size.Value() != 0 {
 		l.Invalid(p, q.String(), q.String()+" is not positive integer multiple of "+string(name))
 	}
+}
+
+// IsHugePages tells the names of huge pages, whatever their size.
+func IsHugePages(name corev1.ResourceName) bool {
+	return strings.HasPrefix(string(name), corev1.ResourceHugePagesPrefix)
 }

@@ -1,4 +1,4 @@
-package core
+package podspec
 
 import (
 	"strings"
@@ -6,6 +6,8 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/api/resource"
 	"k8s.io/utils/ptr"
+
+	"github.com/skiff-project/skiff/api"
 )
 
 // DefaultPodTemplate fills the unset fields of a pod template as upstream does
@@ -19,13 +21,13 @@ func DefaultPodSpec(s *corev1.PodSpec) {
 		s.ServiceAccountName = s.DeprecatedServiceAccount
 	}
 	s.DeprecatedServiceAccount = s.ServiceAccountName
-	setIfEmpty(&s.DNSPolicy, corev1.DNSClusterFirst)
-	setIfEmpty(&s.RestartPolicy, corev1.RestartPolicyAlways)
-	setIfEmpty(&s.SchedulerName, corev1.DefaultSchedulerName)
+	api.SetIfEmpty(&s.DNSPolicy, corev1.DNSClusterFirst)
+	api.SetIfEmpty(&s.RestartPolicy, corev1.RestartPolicyAlways)
+	api.SetIfEmpty(&s.SchedulerName, corev1.DefaultSchedulerName)
 	if s.SecurityContext == nil {
 		s.SecurityContext = &corev1.PodSecurityContext{}
 	}
-	setIfNil(&s.TerminationGracePeriodSeconds, corev1.DefaultTerminationGracePeriodSeconds)
+	api.SetIfNil(&s.TerminationGracePeriodSeconds, corev1.DefaultTerminationGracePeriodSeconds)
 	for i := range s.Volumes {
 		defaultVolume(&s.Volumes[i])
 	}
@@ -45,8 +47,8 @@ func DefaultPodSpec(s *corev1.PodSpec) {
 	}
 }
 
-// defaultPod fills the fields defaulted in pods only.
-func defaultPod(p *corev1.Pod) {
+// DefaultPod fills the fields defaulted in pods only.
+func DefaultPod(p *corev1.Pod) {
 	DefaultPodSpec(&p.Spec)
 	s := &p.Spec
 	if *s.TerminationGracePeriodSeconds < 0 {
@@ -60,7 +62,7 @@ func defaultPod(p *corev1.Pod) {
 			}
 		}
 	}
-	setIfNil(&s.EnableServiceLinks, corev1.DefaultEnableServiceLinks)
+	api.SetIfNil(&s.EnableServiceLinks, corev1.DefaultEnableServiceLinks)
 	defaultPodIPs(&p.Status)
 	for _, list := range [][]corev1.ContainerStatus{
 		p.Status.InitContainerStatuses, p.Status.ContainerStatuses, p.Status.EphemeralContainerStatuses,
@@ -82,11 +84,11 @@ func defaultRequests(r *corev1.ResourceRequirements) {
 	if r.Requests == nil {
 		r.Requests = corev1.ResourceList{}
 	}
-	fillFrom(r.Requests, r.Limits)
+	FillFrom(r.Requests, r.Limits)
 }
 
-// fillFrom adds to dst what only src has.
-func fillFrom(dst, src corev1.ResourceList) {
+// FillFrom adds to dst what only src has.
+func FillFrom(dst, src corev1.ResourceList) {
 	for name, q := range src {
 		if _, ok := dst[name]; !ok {
 			dst[name] = q.DeepCopy()
@@ -113,13 +115,13 @@ func defaultPodIPs(s *corev1.PodStatus) {
 }
 
 func defaultContainer(c *corev1.Container) {
-	setIfEmpty(&c.ImagePullPolicy, pullPolicy(c.Image))
-	setIfEmpty(&c.TerminationMessagePath, corev1.TerminationMessagePathDefault)
-	setIfEmpty(&c.TerminationMessagePolicy, corev1.TerminationMessageReadFile)
+	api.SetIfEmpty(&c.ImagePullPolicy, pullPolicy(c.Image))
+	api.SetIfEmpty(&c.TerminationMessagePath, corev1.TerminationMessagePathDefault)
+	api.SetIfEmpty(&c.TerminationMessagePolicy, corev1.TerminationMessageReadFile)
 	RoundResources(c.Resources.Limits)
 	RoundResources(c.Resources.Requests)
 	for i := range c.Ports {
-		setIfEmpty(&c.Ports[i].Protocol, corev1.ProtocolTCP)
+		api.SetIfEmpty(&c.Ports[i].Protocol, corev1.ProtocolTCP)
 	}
 	for i := range c.Env {
 		from := c.Env[i].ValueFrom
@@ -127,10 +129,10 @@ func defaultContainer(c *corev1.Container) {
 			continue
 		}
 		if from.FieldRef != nil {
-			setIfEmpty(&from.FieldRef.APIVersion, "v1")
+			api.SetIfEmpty(&from.FieldRef.APIVersion, "v1")
 		}
 		if from.FileKeyRef != nil {
-			setIfNil(&from.FileKeyRef.Optional, false)
+			api.SetIfNil(&from.FileKeyRef.Optional, false)
 		}
 	}
 	for _, p := range []*corev1.Probe{c.LivenessProbe, c.ReadinessProbe, c.StartupProbe} {
@@ -149,13 +151,13 @@ func defaultContainer(c *corev1.Container) {
 }
 
 func defaultProbe(p *corev1.Probe) {
-	setIfEmpty(&p.TimeoutSeconds, 1)
-	setIfEmpty(&p.PeriodSeconds, 10)
-	setIfEmpty(&p.SuccessThreshold, 1)
-	setIfEmpty(&p.FailureThreshold, 3)
+	api.SetIfEmpty(&p.TimeoutSeconds, 1)
+	api.SetIfEmpty(&p.PeriodSeconds, 10)
+	api.SetIfEmpty(&p.SuccessThreshold, 1)
+	api.SetIfEmpty(&p.FailureThreshold, 3)
 	defaultHTTPGet(p.HTTPGet)
 	if p.GRPC != nil {
-		setIfNil(&p.GRPC.Service, "")
+		api.SetIfNil(&p.GRPC.Service, "")
 	}
 }
 
@@ -163,8 +165,8 @@ func defaultHTTPGet(h *corev1.HTTPGetAction) {
 	if h == nil {
 		return
 	}
-	setIfEmpty(&h.Path, "/")
-	setIfEmpty(&h.Scheme, corev1.URISchemeHTTP)
+	api.SetIfEmpty(&h.Path, "/")
+	api.SetIfEmpty(&h.Scheme, corev1.URISchemeHTTP)
 }
 
 // pullPolicy is Always for images tagged latest or not tagged at all.
@@ -201,19 +203,19 @@ func defaultVolume(v *corev1.Volume) {
 		v.EmptyDir = &corev1.EmptyDirVolumeSource{}
 	}
 	if v.Image != nil {
-		setIfEmpty(&v.Image.PullPolicy, pullPolicy(v.Image.Reference))
+		api.SetIfEmpty(&v.Image.PullPolicy, pullPolicy(v.Image.Reference))
 	}
 	if v.HostPath != nil {
-		setIfNil(&v.HostPath.Type, corev1.HostPathUnset)
+		api.SetIfNil(&v.HostPath.Type, corev1.HostPathUnset)
 	}
 	if v.Secret != nil {
-		setIfNil(&v.Secret.DefaultMode, corev1.SecretVolumeSourceDefaultMode)
+		api.SetIfNil(&v.Secret.DefaultMode, corev1.SecretVolumeSourceDefaultMode)
 	}
 	if v.ConfigMap != nil {
-		setIfNil(&v.ConfigMap.DefaultMode, corev1.ConfigMapVolumeSourceDefaultMode)
+		api.SetIfNil(&v.ConfigMap.DefaultMode, corev1.ConfigMapVolumeSourceDefaultMode)
 	}
 	if v.DownwardAPI != nil {
-		setIfNil(&v.DownwardAPI.DefaultMode, corev1.DownwardAPIVolumeSourceDefaultMode)
+		api.SetIfNil(&v.DownwardAPI.DefaultMode, corev1.DownwardAPIVolumeSourceDefaultMode)
 		defaultDownwardItems(v.DownwardAPI.Items)
 	}
 	if v.Projected != nil {
@@ -228,30 +230,30 @@ func defaultVolume(v *corev1.Volume) {
 // defaultNetworkVolume defaults the sources that old in-tree drivers serve.
 func defaultNetworkVolume(v *corev1.Volume) {
 	if v.ISCSI != nil {
-		setIfEmpty(&v.ISCSI.ISCSIInterface, "default")
+		api.SetIfEmpty(&v.ISCSI.ISCSIInterface, "default")
 	}
 	if v.RBD != nil {
-		setIfEmpty(&v.RBD.RBDPool, "rbd")
-		setIfEmpty(&v.RBD.RadosUser, "admin")
-		setIfEmpty(&v.RBD.Keyring, "/etc/ceph/keyring")
+		api.SetIfEmpty(&v.RBD.RBDPool, "rbd")
+		api.SetIfEmpty(&v.RBD.RadosUser, "admin")
+		api.SetIfEmpty(&v.RBD.Keyring, "/etc/ceph/keyring")
 	}
 	if v.AzureDisk != nil {
-		defaultAzureDisk(v.AzureDisk)
+		DefaultAzureDisk(v.AzureDisk)
 	}
 	if v.ScaleIO != nil {
-		setIfEmpty(&v.ScaleIO.StorageMode, "ThinProvisioned")
-		setIfEmpty(&v.ScaleIO.FSType, "xfs")
+		api.SetIfEmpty(&v.ScaleIO.StorageMode, "ThinProvisioned")
+		api.SetIfEmpty(&v.ScaleIO.FSType, "xfs")
 	}
 }
 
 func defaultProjected(p *corev1.ProjectedVolumeSource) {
-	setIfNil(&p.DefaultMode, corev1.ProjectedVolumeSourceDefaultMode)
+	api.SetIfNil(&p.DefaultMode, corev1.ProjectedVolumeSourceDefaultMode)
 	for i := range p.Sources {
 		if d := p.Sources[i].DownwardAPI; d != nil {
 			defaultDownwardItems(d.Items)
 		}
 		if t := p.Sources[i].ServiceAccountToken; t != nil {
-			setIfNil(&t.ExpirationSeconds, 60*60)
+			api.SetIfNil(&t.ExpirationSeconds, 60*60)
 		}
 	}
 }
@@ -259,21 +261,22 @@ func defaultProjected(p *corev1.ProjectedVolumeSource) {
 func defaultDownwardItems(items []corev1.DownwardAPIVolumeFile) {
 	for i := range items {
 		if items[i].FieldRef != nil {
-			setIfEmpty(&items[i].FieldRef.APIVersion, "v1")
+			api.SetIfEmpty(&items[i].FieldRef.APIVersion, "v1")
 		}
 	}
 }
 
-func defaultAzureDisk(d *corev1.AzureDiskVolumeSource) {
-	setIfNil(&d.CachingMode, corev1.AzureDataDiskCachingReadWrite)
-	setIfNil(&d.FSType, "ext4")
-	setIfNil(&d.ReadOnly, false)
-	setIfNil(&d.Kind, corev1.AzureSharedBlobDisk)
+// DefaultAzureDisk fills the fields of a volume on an Azure disk.
+func DefaultAzureDisk(d *corev1.AzureDiskVolumeSource) {
+	api.SetIfNil(&d.CachingMode, corev1.AzureDataDiskCachingReadWrite)
+	api.SetIfNil(&d.FSType, "ext4")
+	api.SetIfNil(&d.ReadOnly, false)
+	api.SetIfNil(&d.Kind, corev1.AzureSharedBlobDisk)
 }
 
 // DefaultClaimSpec fills the unset fields of a volume claim's spec.
 func DefaultClaimSpec(s *corev1.PersistentVolumeClaimSpec) {
-	setIfNil(&s.VolumeMode, corev1.PersistentVolumeFilesystem)
+	api.SetIfNil(&s.VolumeMode, corev1.PersistentVolumeFilesystem)
 	RoundResources(s.Resources.Limits)
 	RoundResources(s.Resources.Requests)
 }
@@ -285,18 +288,5 @@ func RoundResources(list corev1.ResourceList) {
 			continue
 		}
 		list[name] = q
-	}
-}
-
-func setIfNil[T any](p **T, v T) {
-	if *p == nil {
-		*p = &v
-	}
-}
-
-func setIfEmpty[T comparable](p *T, v T) {
-	var zero T
-	if *p == zero {
-		*p = v
 	}
 }

@@ -1,7 +1,8 @@
-package core
+package podspec
 
 import (
 	"fmt"
+	"strings"
 
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -79,7 +80,7 @@ func (w *warner) env(p *field.Path, vars []corev1.EnvVar) {
 	for i, v := range vars {
 		ref := "$(" + v.Name + ")"
 		// Extending the former value is fine; replacing it is not.
-		hides := seen.Has(v.Name) && (v.ValueFrom != nil || v.Value == ref || !contains(v.Value, ref))
+		hides := seen.Has(v.Name) && (v.ValueFrom != nil || v.Value == ref || !strings.Contains(v.Value, ref))
 		w.when(hides, p.Index(i), fmt.Sprintf("hides previous definition of %q, which may be dropped when using apply", v.Name))
 		seen.Insert(v.Name)
 	}

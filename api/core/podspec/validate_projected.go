@@ -1,4 +1,4 @@
-package core
+package podspec
 
 import (
 	"fmt"
@@ -73,7 +73,7 @@ func (c *projection) claim(path, shown string) {
 }
 
 func (c *projection) object(p *field.Path, name string, items []corev1.KeyToPath) {
-	requireText(c.List, p.Child("name"), name)
+	c.Text(p.Child("name"), name)
 	checkItems(c.List, p.Child("items"), items)
 	for _, it := range items {
 		c.claim(it.Path, name)
@@ -123,7 +123,7 @@ func (c *projection) trustBundle(p *field.Path, b *corev1.ClusterTrustBundleProj
 	default:
 		c.Required(p, "either name or signerName must be specified")
 	}
-	requireText(c.List, p.Child("path"), b.Path)
+	c.Text(p.Child("path"), b.Path)
 	checkLocalPath(c.List, p.Child("path"), b.Path)
 	c.claim(b.Path, b.Path)
 }

@@ -1,7 +1,8 @@
-package core
+package podspec
 
 import (
 	"fmt"
+	"strings"
 
 	corev1 "k8s.io/api/core/v1"
 	apivalidation "k8s.io/apimachinery/pkg/api/validation"
@@ -214,7 +215,7 @@ func CheckTolerations(l *check.List, p *field.Path, tolerations []corev1.Tolerat
 		switch t.Operator {
 		case corev1.TolerationOpEqual, "":
 			if msgs := validation.IsValidLabelValue(t.Value); len(msgs) != 0 {
-				l.Invalid(at.Child("operator"), t.Value, join(msgs, ";"))
+				l.Invalid(at.Child("operator"), t.Value, strings.Join(msgs, ";"))
 			}
 		case corev1.TolerationOpExists:
 			if t.Value != "" {
@@ -227,11 +228,12 @@ func CheckTolerations(l *check.List, p *field.Path, tolerations []corev1.Tolerat
 			check.OneOf(l, at.Child("operator"), t.Operator, corev1.TolerationOpEqual, corev1.TolerationOpExists)
 		}
 		if t.Effect != "" {
-			checkTaintEffect(l, at.Child("effect"), t.Effect)
+			CheckTaintEffect(l, at.Child("effect"), t.Effect)
 		}
 	}
 }
 
-func checkTaintEffect(l *check.List, p *field.Path, e corev1.TaintEffect) {
+// CheckTaintEffect checks that an effect is one of the three.
+func CheckTaintEffect(l *check.List, p *field.Path, e corev1.TaintEffect) {
 	check.OneOf(l, p, e, corev1.TaintEffectNoSchedule, corev1.TaintEffectPreferNoSchedule, corev1.TaintEffectNoExecute)
 }
