@@ -12,6 +12,7 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
+	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"github.com/skiff-project/skiff/auth"
 	"github.com/skiff-project/skiff/dns"
@@ -34,8 +35,27 @@ func (c *Cluster) startRuntime(ctx context.Context) (string, error) {
 	if c.runtime, err = runtime.New(runtimeConfig(c.opts, podNetwork{c.network}, log)); err != nil {
 		return "", err
 	}
+	if err := freeDeadPods(ctx, c.runtime, c.network); err != nil {
+		return "", err
+	}
 	c.start(c.servers, "runtime", c.runtime.Run)
 	return c.ensureImage(ctx)
+}
+
+// freeDeadPods takes back addresses and interfaces of sandboxes the runtime does not
+// know: what a crash left between the two.
+func freeDeadPods(ctx context.Context, r *runtime.Runtime, n *network.Network) error {
+	ready := &runtimeapi.PodSandboxFilter{State: &runtimeapi.PodSandboxStateValue{State: runtimeapi.PodSandboxState_SANDBOX_READY}}
+	sandboxes, err := r.ListPodSandbox(ctx, ready)
+	if err != nil {
+		return err
+	}
+	var live []string
+	for _, s := range sandboxes {
+		live = append(live, s.Id)
+	}
+	_, err = n.Reconcile(live)
+	return err
 }
 
 func networkConfig(o Options, log *slog.Logger) network.Config {

@@ -267,8 +267,12 @@ func (n *Network) forget(id string) error {
 		return fmt.Errorf("release addresses of sandbox %s: %w", id, err)
 	}
 	if len(rec.HostPorts) > 0 {
-		if err := n.applyTables(n.pool.cidrs); err != nil {
-			return err
+		// Before the ranges are known the tables are an earlier process's: SetPodCIDRs
+		// makes them anew.
+		if len(n.pool.cidrs) > 0 {
+			if err := n.applyTables(n.pool.cidrs); err != nil {
+				return err
+			}
 		}
 		n.forgetFlows(rec)
 	}
@@ -276,7 +280,8 @@ func (n *Network) forget(id string) error {
 }
 
 // Reconcile frees what belongs to sandboxes that are not in live: addresses, interfaces
-// and host ports left by a crash. It returns the IDs it freed.
+// and host ports left by a crash. It returns the IDs it freed. It may come before
+// SetPodCIDRs.
 func (n *Network) Reconcile(live []string) ([]string, error) {
 	n.mu.Lock()
 	defer n.mu.Unlock()

@@ -163,6 +163,36 @@ func checkPurge(t *testing.T, host *netnstest.NS, n *Network) {
 	}
 }
 
+// After a crash the agent compares records and live sandboxes before it knows the ranges:
+// the tables stay the crashed process's until then.
+func TestReconcileBeforeTheRangesAreKnown(t *testing.T) {
+	host, outside, podA, podB := netnstest.New(t), netnstest.New(t), netnstest.New(t), netnstest.New(t)
+	netnstest.Join(host, "eth0", "198.51.100.1/24", outside, "eth0", "198.51.100.2/24")
+	n := newNetwork(t, host, t.TempDir())
+	if err := n.SetPodCIDRs([]netip.Prefix{podCIDR}); err != nil {
+		t.Fatal(err)
+	}
+	setup(t, n, "a", podA, PortMapping{Protocol: "TCP", HostPort: 8080, ContainerPort: 80})
+	setup(t, n, "b", podB, PortMapping{Protocol: "TCP", HostPort: 8081, ContainerPort: 80})
+	podA.Serve("a", ":80")
+	podB.Serve("b", ":80")
+	n.Close()
+
+	n = newNetwork(t, host, n.cfg.DataDir)
+	freed, err := n.Reconcile([]string{"a"})
+	if err != nil || fmt.Sprint(freed) != "[b]" {
+		t.Errorf("Reconcile freed %v, %v; want [b]", freed, err)
+	}
+	wantAnswer(t, outside, "tcp", "198.51.100.1:8080", "a", "198.51.100.2")
+	if err := n.SetPodCIDRs([]netip.Prefix{podCIDR}); err != nil {
+		t.Fatal(err)
+	}
+	wantAnswer(t, outside, "tcp", "198.51.100.1:8080", "a", "198.51.100.2")
+	if _, _, err := outside.Ask("tcp", "198.51.100.1:8081"); err == nil {
+		t.Error("the host port of a freed sandbox answers")
+	}
+}
+
 // Both families at once: pods get an address of each, and IPv6 works as IPv4 does.
 func TestDualStack(t *testing.T) {
 	host, outside, podA, podB := netnstest.New(t), netnstest.New(t), netnstest.New(t), netnstest.New(t)
