@@ -5,6 +5,7 @@ package main
 import (
 	"os"
 	"os/signal"
+	"strings"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -36,24 +37,32 @@ func pause() error {
 	return nil
 }
 
-// followPoll is how often follow looks for news: inotify does not cross overlay and
-// bind mounts reliably, and a log reader can wait.
-const followPoll = 500 * time.Millisecond
+// Inotify tells of news; what it cannot see, a file below another mount or a lost
+// event, is found by looking every followSlow, or followPoll where there is no inotify
+// to be had (the user's instances are used up).
+const (
+	followSlow = 30 * time.Second
+	followPoll = time.Second
+)
 
 // follow copies path to standard output as it grows. A shrunk or replaced file is
-// read from its start; a missing one is waited for.
+// read from its start; a missing one is waited for. It ends at TERM.
 func follow(path string) error {
 	sig := make(chan os.Signal, 1)
 	signal.Notify(sig, unix.SIGTERM, unix.SIGINT)
+	go func() {
+		<-sig
+		unix.Exit(0)
+	}()
+	news := newsOf(path)
 	var f *os.File
 	var off int64
 	buf := make([]byte, 16<<10)
-	tick := time.NewTicker(followPoll)
-	defer tick.Stop()
 	for {
 		if f == nil {
 			f, _ = os.Open(path)
 			off = 0
+			unix.InotifyAddWatch(news, path, unix.IN_MODIFY)
 		}
 		if f != nil {
 			for {
@@ -72,10 +81,35 @@ func follow(path string) error {
 				continue
 			}
 		}
-		select {
-		case <-sig:
-			return nil
-		case <-tick.C:
+		await(news, buf)
+	}
+}
+
+// newsOf watches the folder of path for files that come, as path is made or replaced;
+// the file itself is watched once open. It returns an inotify descriptor, or -1.
+func newsOf(path string) int {
+	fd, err := unix.InotifyInit1(unix.IN_CLOEXEC | unix.IN_NONBLOCK)
+	if err != nil {
+		return -1
+	}
+	dir := path[:strings.LastIndexByte(path, '/')+1]
+	if _, err := unix.InotifyAddWatch(fd, dir+".", unix.IN_CREATE|unix.IN_MOVED_TO); err != nil {
+		unix.Close(fd)
+		return -1
+	}
+	return fd
+}
+
+// await sleeps until there may be news, whose text is of no interest.
+func await(news int, buf []byte) {
+	if news < 0 {
+		time.Sleep(followPoll)
+		return
+	}
+	unix.Poll([]unix.PollFd{{Fd: int32(news), Events: unix.POLLIN}}, int(followSlow.Milliseconds()))
+	for {
+		if n, err := unix.Read(news, buf); n <= 0 || err != nil {
+			return
 		}
 	}
 }
