@@ -12,6 +12,7 @@ import (
 
 	"github.com/skiff-project/skiff/cli"
 	"github.com/skiff-project/skiff/cli/box"
+	"github.com/skiff-project/skiff/cli/etcd"
 	"github.com/skiff-project/skiff/cli/etcdctl"
 	"github.com/skiff-project/skiff/cli/kubectl"
 	"github.com/skiff-project/skiff/cli/slim"
@@ -64,6 +65,8 @@ func frontEnd(name string, args []string) (code int, ok bool) {
 	switch name {
 	case "kubectl":
 		return kubectl.Main(args), true
+	case "etcd":
+		return etcd.Main(args), true
 	case "etcdctl":
 		return etcdctl.Main(args), true
 	case "skiff":

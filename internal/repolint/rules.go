@@ -18,7 +18,7 @@ func Rules() []Rule {
 			Why: "the server half of apiserver is what Skiff implements",
 		},
 		{
-			From: "", Deny: []string{"/store"}, Except: []string{"store", "apiserver", "cluster", "cmd"},
+			From: "", Deny: []string{"/store"}, Except: []string{"store", "apiserver", "cluster", "cmd", "cli/etcd", "cli/etcdutl"},
 			Why: "only the API server talks to the store; everyone else goes through the API",
 		},
 		{

@@ -87,7 +87,7 @@ type clusterServer struct {
 func (c *clusterServer) MemberList(ctx context.Context, r *pb.MemberListRequest) (*pb.MemberListResponse, error) {
 	cfg := c.s.cfg
 	return &pb.MemberListResponse{Header: c.s.now(), Members: []*pb.Member{{
-		ID: cfg.MemberID, Name: cfg.Name, ClientURLs: cfg.ClientURLs, PeerURLs: cfg.PeerURLs,
+		ID: cfg.MemberID, Name: cfg.Name, ClientURLs: c.s.clientURLs(), PeerURLs: cfg.PeerURLs,
 	}}}, nil
 }
 
@@ -106,10 +106,25 @@ func (a *authServer) Authenticate(ctx context.Context, r *pb.AuthenticateRequest
 	return nil, rpctypes.ErrGRPCAuthNotEnabled
 }
 
-// Handler serves /health, /livez, /readyz and /version, as etcd does on its
-// client and metrics listeners.
+// Handler serves what clients reach over HTTP.
 func (s *Server) Handler() http.Handler {
 	mux := http.NewServeMux()
+	s.registerHealth(mux)
+	if s.v2 != nil {
+		s.v2.Register(mux)
+	}
+	return mux
+}
+
+// MetricsHandler serves /health, /livez, /readyz, /version and /metrics, as
+// etcd does on its metrics listeners.
+func (s *Server) MetricsHandler() http.Handler {
+	mux := http.NewServeMux()
+	s.registerHealth(mux)
+	return mux
+}
+
+func (s *Server) registerHealth(mux *http.ServeMux) {
 	mux.HandleFunc("GET /health", func(w http.ResponseWriter, r *http.Request) {
 		health := map[string]string{"health": "true", "reason": ""}
 		if _, err := s.cfg.Store.Snapshot(r.Context(), 0); err != nil {
@@ -129,7 +144,6 @@ func (s *Server) Handler() http.Handler {
 	mux.HandleFunc("GET /version", func(w http.ResponseWriter, r *http.Request) {
 		writeJSON(w, true, map[string]string{"etcdserver": Version, "etcdcluster": "3.7.0", "storage": "3.7.0"})
 	})
-	return mux
 }
 
 func writeJSON(w http.ResponseWriter, ok bool, body any) {

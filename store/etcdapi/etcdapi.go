@@ -18,6 +18,7 @@ import (
 	"net"
 	"net/http"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
@@ -26,6 +27,7 @@ import (
 	"k8s.io/utils/clock"
 
 	"github.com/skiff-project/skiff/store"
+	"github.com/skiff-project/skiff/store/etcdapi/v2"
 )
 
 // Version is the etcd version whose API is served.
@@ -34,12 +36,18 @@ const Version = "3.7.3"
 // Config configures a Server.
 type Config struct {
 	Store store.Store // required
+	// Side keeps what is not among the v3 keys: the v2 keys, users and roles,
+	// alarms. Default none: then these are not served. Nobody else writes to it.
+	Side store.Store
+	// NoV2 leaves out the v2 keys.
+	NoV2 bool
 	// TLS, if set, is the listener's; set ClientAuth and ClientCAs in it to
 	// demand client certificates. Default plain text.
 	TLS *tls.Config
 	// Name is the member's name. Default "default".
 	Name string
-	// ClientURLs and PeerURLs are what MemberList reports.
+	// ClientURLs and PeerURLs are what MemberList reports. Default for clients
+	// the address served.
 	ClientURLs, PeerURLs []string
 	// ClusterID and MemberID go into every response. Default etcd's for a
 	// single default member.
@@ -93,6 +101,11 @@ type Server struct {
 	cfg  Config
 	grpc *grpc.Server
 	http *http.Server
+	urls atomic.Pointer[[]string]
+	v2   *v2.Keys   // nil without a side store
+	side sync.Mutex // held around writes to the side store
+
+	background sync.Once
 }
 
 // New returns a server that Serve starts.
@@ -101,6 +114,10 @@ func New(cfg Config) (*Server, error) {
 		return nil, err
 	}
 	s := &Server{cfg: cfg}
+	s.urls.Store(&cfg.ClientURLs)
+	if err := s.openSide(); err != nil {
+		return nil, err
+	}
 	s.grpc = grpc.NewServer(
 		grpc.MaxRecvMsgSize(cfg.MaxRequestBytes+messageOverhead),
 		grpc.MaxSendMsgSize(math.MaxInt32),
@@ -123,10 +140,28 @@ func New(cfg Config) (*Server, error) {
 	return s, nil
 }
 
-// Serve serves clients of lis until ctx ends. It closes lis.
+// Serve serves clients of lis until ctx ends, over TLS if that is configured.
+// It closes lis. A server may serve several listeners, all until one context
+// ends: when one stops, all do.
 func (s *Server) Serve(ctx context.Context, lis net.Listener) error {
-	m := newMux(lis, s.cfg.TLS)
+	return s.ServeTLS(ctx, lis, s.cfg.TLS)
+}
+
+// ServeTLS is Serve with the listener's own TLS configuration, nil for none.
+func (s *Server) ServeTLS(ctx context.Context, lis net.Listener, conf *tls.Config) error {
+	if len(s.cfg.ClientURLs) == 0 {
+		scheme := "http://"
+		if conf != nil {
+			scheme = "https://"
+		}
+		s.urls.Store(&[]string{scheme + lis.Addr().String()})
+	}
+	m := newMux(lis, conf)
 	var wg sync.WaitGroup
+	background, cancel := context.WithCancel(ctx)
+	defer wg.Wait()
+	defer cancel()
+	s.background.Do(func() { s.run(background, &wg) })
 	errs := make(chan error, 3)
 	wg.Go(func() { errs <- s.grpc.Serve(m.grpc) })
 	wg.Go(func() { errs <- s.http.Serve(m.http) })
@@ -139,12 +174,33 @@ func (s *Server) Serve(ctx context.Context, lis net.Listener) error {
 	m.close()
 	s.grpc.Stop()
 	s.http.Close()
-	wg.Wait()
 	if ctx.Err() != nil {
 		return nil
 	}
 	return fmt.Errorf("etcd API on %s: %w", lis.Addr(), err)
 }
+
+// run starts what works beside the requests.
+func (s *Server) run(ctx context.Context, wg *sync.WaitGroup) {
+	if s.v2 != nil {
+		wg.Go(func() { s.v2.Run(ctx) })
+	}
+}
+
+// openSide opens what the side store keeps.
+func (s *Server) openSide() (err error) {
+	if s.cfg.Side == nil || s.cfg.NoV2 {
+		return nil
+	}
+	s.v2, err = v2.New(v2.Config{
+		Store: s.cfg.Side, Write: &s.side, Clock: s.cfg.Clock, Log: s.cfg.Log, MaxRequestBytes: int64(s.cfg.MaxRequestBytes),
+		Member: v2.Member{ID: s.cfg.MemberID, ClusterID: s.cfg.ClusterID, Name: s.cfg.Name, PeerURLs: s.cfg.PeerURLs,
+			ClientURLs: s.clientURLs},
+	})
+	return err
+}
+
+func (s *Server) clientURLs() []string { return *s.urls.Load() }
 
 // header is the header of a response at revision rev.
 func (s *Server) header(rev int64) *pb.ResponseHeader {
