@@ -9,6 +9,7 @@ import (
 	"time"
 
 	v1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/api/equality"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
@@ -169,6 +170,9 @@ func (s *statusWriter) write(ctx context.Context, uid types.UID, p *pending) {
 // patch sends the difference between the API's status and ours; nil, nil when there is none.
 func (s *statusWriter) patch(ctx context.Context, base *v1.Pod, want v1.PodStatus) (*v1.Pod, error) {
 	merged := merge(base.Status, want)
+	if equality.Semantic.DeepEqual(base.Status, merged) {
+		return nil, nil // most steps change nothing: the patch would be computed for nothing
+	}
 	from, err := json.Marshal(v1.Pod{Status: base.Status})
 	if err != nil {
 		return nil, err
