@@ -2,6 +2,7 @@ package kubelet
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"os"
@@ -516,4 +517,19 @@ func (w *worker) purge(ctx context.Context) error {
 func (k *Kubelet) execSync(ctx context.Context, id string, cmd []string, timeout time.Duration) ([]byte, error) {
 	out, errOut, err := k.cfg.Runtime.ExecSync(ctx, id, cmd, timeout)
 	return append(out, errOut...), err
+}
+
+// containerPID asks the runtime for a container's first process; 0 if it does not tell.
+func (k *Kubelet) containerPID(ctx context.Context, id string) int {
+	resp, err := k.cfg.Runtime.ContainerStatus(ctx, id, true)
+	if err != nil {
+		return 0
+	}
+	var info struct {
+		PID int `json:"pid"`
+	}
+	if json.Unmarshal([]byte(resp.GetInfo()["info"]), &info) != nil {
+		return 0
+	}
+	return info.PID
 }

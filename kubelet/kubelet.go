@@ -68,7 +68,7 @@ func New(cfg Config) (*Kubelet, error) {
 	}
 	k := &Kubelet{cfg: cfg, inspector: cri.Inspector{Runtime: cfg.Runtime},
 		workers: map[types.UID]*worker{}, static: map[types.UID]*v1.Pod{}, kick: make(chan struct{}, 1)}
-	k.prober = &probe.Runner{Exec: k.execSync, Version: minor(cfg.Version)}
+	k.prober = &probe.Runner{Exec: k.execSync, Version: minor(cfg.Version), PID: k.containerPID}
 	k.pulls = &puller{k: k}
 	k.statuses = newStatusWriter(k)
 	k.watchers()

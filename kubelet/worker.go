@@ -219,7 +219,7 @@ func (w *worker) step(ctx context.Context) (wake time.Time, finished bool) {
 		w.machine.Retry()
 	}
 	out := w.machine.Step(podworker.Input{Pod: pod, Runtime: w.runtime(), Probes: w.prober.Results(), Removed: removed,
-		NodeIPs: k.cfg.NodeIPs, Scheme: k.runtimeName, RRO: k.rro.Load(), Now: now})
+		NodeIPs: k.cfg.NodeIPs, Scheme: k.runtimeName, RRO: k.rro.Load(), Settle: k.prober.PID != nil, Now: now})
 	for _, e := range out.Events {
 		w.event(e)
 	}

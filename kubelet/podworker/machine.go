@@ -69,6 +69,7 @@ type Input struct {
 	NodeIPs []string
 	Scheme  string
 	RRO     bool
+	Settle  bool // see status.Input
 	Now     time.Time
 }
 
@@ -202,7 +203,7 @@ func (m *Machine) generate(in *Input, rt *podstate.Runtime) v1.PodStatus {
 	return status.Generate(status.Input{
 		Pod: in.Pod, Old: m.old, Runtime: rt, Waiting: m.waiting, Probes: in.Probes,
 		Terminal: m.terminating && !in.Runtime.AnyRunning(), Forced: m.verdict,
-		NodeIPs: in.NodeIPs, Scheme: in.Scheme, RRO: in.RRO, Now: in.Now,
+		NodeIPs: in.NodeIPs, Scheme: in.Scheme, RRO: in.RRO, Settle: in.Settle, Now: in.Now,
 	})
 }
 

@@ -12,6 +12,11 @@ import (
 // minGrace is the shortest time, in seconds, a container gets between TERM and KILL.
 const minGrace = 2
 
+// drain is how long the containers of a deleted pod go on before their stop signal, so that the
+// Service rules of all nodes have let go of the pod when it stops listening. Upstream's own
+// latency leaves that time by accident.
+const drain = 100 * time.Millisecond
+
 // kill follows one container on its way down: hook first, then the stop signal.
 type kill struct {
 	since    time.Time
@@ -69,6 +74,10 @@ func (m *Machine) kill(in *Input, o *Output, c *podstate.Container, why killWhy)
 	end := k.since.Add(time.Duration(k.grace) * time.Second)
 	if (!k.hookDone || why.wait) && in.Now.Before(end) {
 		o.wake(end)
+		return
+	}
+	if drained := k.since.Add(drain); in.Pod.DeletionTimestamp != nil && k.grace >= minGrace && in.Now.Before(drained) {
+		o.wake(drained)
 		return
 	}
 	if k.sent >= 0 && k.sent <= max(k.grace, minGrace) && !k.failed {

@@ -93,8 +93,11 @@ func (p *Pod) Sync(ctx context.Context, pod *v1.Pod, podIP string, running []Run
 		if r.Container.LivenessProbe != nil && !deleting {
 			p.ensure(ctx, want, Liveness, r.Container.LivenessProbe, t, r.StartedAt)
 		}
-		if r.Container.ReadinessProbe != nil {
+		switch {
+		case r.Container.ReadinessProbe != nil:
 			p.ensure(ctx, want, Readiness, r.Container.ReadinessProbe, t, r.StartedAt)
+		case p.cfg.Runner.PID != nil && status.Settles(r.Container) && p.results[r.ID].Readiness == nil:
+			p.settle(ctx, want, t, r.StartedAt)
 		}
 	}
 	for k, cancel := range p.workers {
@@ -141,6 +144,23 @@ func (p *Pod) ensure(ctx context.Context, want map[key]bool, kind Kind, spec *v1
 		defer cancel()
 		w.run(ctx)
 	}()
+}
+
+// settle waits until the container listens, and then calls it ready.
+func (p *Pod) settle(ctx context.Context, want map[key]bool, t Target, started time.Time) {
+	k := key{t.ContainerID, Readiness}
+	want[k] = true
+	if _, on := p.workers[k]; on || p.done[k] {
+		return
+	}
+	ctx, cancel := context.WithCancel(ctx)
+	p.workers[k] = cancel
+	p.wg.Go(func() {
+		defer cancel()
+		if p.cfg.Runner.waitListening(ctx, p.cfg.Clock, t, started.Add(status.SettleTime)) {
+			p.set(k, true)
+		}
+	})
 }
 
 type worker struct {

@@ -56,6 +56,9 @@ type Target struct {
 type Runner struct {
 	Exec    Exec
 	Version string // minor version for the user agent, e.g. "1.37"
+	// PID returns a container's first process, 0 if the runtime does not tell. With it, containers
+	// without a readiness probe count as ready once they listen on the ports they declare.
+	PID func(ctx context.Context, id string) int
 }
 
 // Probe runs a probe once. err is set when the probe itself could not be carried out.

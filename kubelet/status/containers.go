@@ -254,6 +254,9 @@ func verdict(in *Input, c *v1.Container, st, old *v1.ContainerStatus) (started, 
 		return false, false
 	}
 	switch {
+	case in.Settle && Settles(c):
+		late := in.Now.Sub(st.State.Running.StartedAt.Time) >= SettleTime
+		return true, p.Readiness != nil || late || same && old.Ready
 	case c.ReadinessProbe == nil:
 		return true, true
 	case p.Readiness != nil:

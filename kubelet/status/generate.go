@@ -4,6 +4,7 @@ package status
 
 import (
 	"net/netip"
+	"slices"
 	"time"
 
 	v1 "k8s.io/api/core/v1"
@@ -11,6 +12,20 @@ import (
 
 	"github.com/skiff-project/skiff/kubelet/podstate"
 )
+
+// SettleTime bounds how long a container without a readiness probe may take to listen on the TCP
+// ports it declares before it counts as ready all the same, as upstream would count it at once.
+// Upstream's own latency, from start to Service rules, hides the time a server needs to bind; ours
+// would send it the first connections too early.
+const SettleTime = time.Second
+
+// Settles says whether a container's readiness waits for its ports.
+func Settles(c *v1.Container) bool {
+	if c.ReadinessProbe != nil {
+		return false
+	}
+	return slices.ContainsFunc(c.Ports, func(p v1.ContainerPort) bool { return p.Protocol == v1.ProtocolTCP || p.Protocol == "" })
+}
 
 // Waiting is why a container is not running although it should.
 type Waiting struct{ Reason, Message string }
@@ -34,7 +49,10 @@ type Input struct {
 	NodeIPs []string
 	Scheme  string // the runtime's name, prefix of container ids
 	RRO     bool   // the runtime can make mounts recursively read-only
-	Now     time.Time
+	// Settle: a container without a readiness probe is ready once a probe verdict says that it
+	// listens on the ports it declares, or SettleTime after its start.
+	Settle bool
+	Now    time.Time
 }
 
 // Verdict forces a pod's phase to Failed.
