@@ -97,6 +97,8 @@ var list = []entry{
 		build: plain(volumeprotection.NewClaims)},
 	{name: "persistentvolume-protection-controller", alias: "pv-protection", account: "pv-protection-controller",
 		build: plain(volumeprotection.NewVolumes)},
+	{name: "volumeattributesclass-protection-controller", account: "volumeattributesclass-protection-controller",
+		build: plain(volumeprotection.NewClasses)},
 	{name: "pod-garbage-collector-controller", alias: "podgc", account: "pod-garbage-collector",
 		build: func(env engine.Env, cfg Config) (*engine.Controller, error) {
 			return podgc.New(env, cfg.TerminatedPodLimit)

@@ -1,5 +1,6 @@
-// Package volumeprotection keeps a deleted claim while Pods use it, and a deleted volume while a
-// claim is bound to it: it gives and takes the finalizers that hold them.
+// Package volumeprotection keeps a deleted claim while Pods use it, a deleted volume while a claim
+// is bound to it, and a deleted attributes class while either names it: it gives and takes the
+// finalizers that hold them.
 package volumeprotection
 
 import (

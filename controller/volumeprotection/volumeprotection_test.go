@@ -5,6 +5,7 @@ import (
 	"testing"
 
 	corev1 "k8s.io/api/core/v1"
+	storagev1 "k8s.io/api/storage/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
 	"github.com/skiff-project/skiff/controller/enginetest"
@@ -67,5 +68,23 @@ func TestVolumeStaysWhileBound(t *testing.T) {
 	got, err := w.Client.CoreV1().PersistentVolumes().Get(t.Context(), "v", metav1.GetOptions{})
 	if err != nil || len(got.Finalizers) > 0 {
 		t.Errorf("released: %v %v", got.Finalizers, err)
+	}
+}
+
+func TestClassStaysWhileAsked(t *testing.T) {
+	at, gold := metav1.NewTime(enginetest.Epoch), "gold"
+	class := &storagev1.VolumeAttributesClass{ObjectMeta: metav1.ObjectMeta{Name: gold, DeletionTimestamp: &at, Finalizers: []string{"kubernetes.io/vac-protection"}}}
+	claim := &corev1.PersistentVolumeClaim{ObjectMeta: metav1.ObjectMeta{Namespace: "a", Name: "c"}}
+	claim.Status.ModifyVolumeStatus = &corev1.ModifyVolumeStatus{TargetVolumeAttributesClassName: gold}
+	w := enginetest.New(t, class, claim)
+	w.Build(volumeprotection.NewClasses(w.Env)).Settle()
+	if writes := w.Writes(); len(writes) > 0 {
+		t.Errorf("class in use written: %v", writes)
+	}
+	w.Remove(claim)
+	w.Settle()
+	got, err := w.Client.StorageV1().VolumeAttributesClasses().Get(t.Context(), gold, metav1.GetOptions{})
+	if err != nil || len(got.Finalizers) > 0 {
+		t.Errorf("free class: %v %v", got.Finalizers, err)
 	}
 }
