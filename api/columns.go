@@ -34,7 +34,7 @@ func Age(t, now metav1.Time) string {
 
 // MicroAge is Age for a MicroTime.
 func MicroAge(t metav1.MicroTime, now metav1.Time) string {
-	return Age(metav1.Time{Time: t.Time}, now)
+	return Age(metav1.Time(t), now)
 }
 
 // Elapsed tells a duration in words: "5d3h".

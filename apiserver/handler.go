@@ -33,7 +33,6 @@ type call struct {
 	info     *request.Info
 	user     caller
 	ep       *endpoint // for resource requests
-	body     []byte
 	warnings []string
 	warned   int
 }

@@ -1,7 +1,6 @@
 package core
 
 import (
-	"fmt"
 
 	corev1 "k8s.io/api/core/v1"
 	apivalidation "k8s.io/apimachinery/pkg/api/validation"
@@ -260,6 +259,6 @@ func checkPodIPs(l *check.List, s *corev1.PodStatus) {
 		l.IP(statusPath.Child("hostIPs").Index(i), ip.IP)
 	}
 	if len(s.HostIPs) > 0 && s.HostIP != s.HostIPs[0].IP {
-		l.Invalid(statusPath.Child("hostIPs").Index(0).Child("ip"), s.HostIPs[0].IP, fmt.Sprintf("must be equal to `hostIP`"))
+		l.Invalid(statusPath.Child("hostIPs").Index(0).Child("ip"), s.HostIPs[0].IP, "must be equal to `hostIP`")
 	}
 }

@@ -38,7 +38,7 @@ const (
 	tagListItems    = 2<<3 | 2 // field 2 of every list
 	tagListVersion  = 2<<3 | 2 // ListMeta.resourceVersion
 	tagListContinue = 3<<3 | 2 // ListMeta.continue
-	tagListRemain   = 4<<3 | 0 // ListMeta.remainingItemCount
+	tagListRemain   = 4 << 3   // ListMeta.remainingItemCount
 	tagEventType    = 1<<3 | 2 // WatchEvent.type
 	tagEventObject  = 2<<3 | 2 // WatchEvent.object
 	tagExtensionRaw = 1<<3 | 2 // RawExtension.raw

@@ -16,10 +16,6 @@ type requests struct {
 // when nodes are scored.
 var defaultRequests = requests{cpu: 100, memory: 200 << 20}
 
-func (r *requests) none() bool {
-	return r.cpu == 0 && r.memory == 0 && r.ephemeral == 0 && len(r.scalars) == 0
-}
-
 func fromList(list v1.ResourceList) requests {
 	r := requests{cpu: milli(*list.Cpu()), memory: list.Memory().Value(), ephemeral: list.StorageEphemeral().Value()}
 	for name, q := range list {
