@@ -2,10 +2,10 @@ package apiserver
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"net/netip"
+	"slices"
 	"sync"
 	"time"
 
@@ -13,15 +13,16 @@ import (
 	discoveryv1 "k8s.io/api/discovery/v1"
 	networkingv1 "k8s.io/api/networking/v1"
 	rbacv1 "k8s.io/api/rbac/v1"
-	schedulingv1 "k8s.io/api/scheduling/v1"
 	apiequality "k8s.io/apimachinery/pkg/api/equality"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	"k8s.io/apimachinery/pkg/api/meta"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
-	"k8s.io/apimachinery/pkg/util/intstr"
 
 	"golang.org/x/sync/errgroup"
 
 	"github.com/skiff-project/skiff/api"
+	"github.com/skiff-project/skiff/apiserver/alloc"
+	"github.com/skiff-project/skiff/apiserver/initial"
 	"github.com/skiff-project/skiff/apiserver/registry"
 	"github.com/skiff-project/skiff/auth/rbac/policy"
 )
@@ -78,20 +79,22 @@ func (t *tasks) wait() error {
 func (s *Server) bootstrap(ctx context.Context) error {
 	g := &tasks{}
 	g.SetLimit(bootstrapParallel)
-	for _, name := range []string{"default", "kube-system", "kube-public", "kube-node-lease"} {
+	for _, name := range initial.Namespaces() {
 		g.do(func() error {
 			return s.ensure(ctx, "/namespaces", &corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: name}}, nil)
 		})
 	}
-	for _, pc := range priorityClasses() {
+	for _, pc := range initial.PriorityClasses() {
 		g.do(func() error { return s.ensure(ctx, "scheduling.k8s.io/priorityclasses", pc, nil) })
 	}
-	g.do(func() error { return s.ensureKubernetesService(ctx) })
+	for _, pl := range initial.PriorityLevels() {
+		g.do(func() error { return s.ensureFlow(ctx, "flowcontrol.apiserver.k8s.io/prioritylevelconfigurations", pl) })
+	}
+	for _, fs := range initial.FlowSchemas() {
+		g.do(func() error { return s.ensureFlow(ctx, "flowcontrol.apiserver.k8s.io/flowschemas", fs) })
+	}
+	g.do(func() error { return s.ensureServices(ctx) })
 	g.do(func() error { return s.ensureAuthConfig(ctx) })
-	g.do(func() error {
-		cidr := &networkingv1.ServiceCIDR{ObjectMeta: metav1.ObjectMeta{Name: "kubernetes"}, Spec: networkingv1.ServiceCIDRSpec{CIDRs: []string{s.cfg.ServiceCIDR.String()}}}
-		return s.ensure(ctx, "networking.k8s.io/servicecidrs", cidr, nil)
-	})
 	if s.cfg.Policy != nil {
 		s.ensurePolicy(ctx, g, s.cfg.Policy)
 	}
@@ -132,58 +135,74 @@ func (s *Server) ensure(ctx context.Context, gr string, want api.Object, change 
 	return nil
 }
 
-func priorityClasses() []*schedulingv1.PriorityClass {
-	return []*schedulingv1.PriorityClass{
-		{
-			ObjectMeta: metav1.ObjectMeta{Name: "system-node-critical"}, Value: 2000001000,
-			Description: "Used for system critical pods that must not be moved from their current node.",
-		},
-		{
-			ObjectMeta: metav1.ObjectMeta{Name: "system-cluster-critical"}, Value: 2000000000,
-			Description: "Used for system critical pods that must run in the cluster, but can be moved to another node if necessary.",
-		},
-	}
-}
-
 // kubernetesIP is the first address of the service range.
 func (s *Server) kubernetesIP() netip.Addr { return s.cfg.ServiceCIDR.Masked().Addr().Next() }
 
-// ensureKubernetesService publishes this server as default/kubernetes.
-func (s *Server) ensureKubernetesService(ctx context.Context) error {
-	meta := metav1.ObjectMeta{Name: "kubernetes", Namespace: "default"}
-	ip := s.kubernetesIP().String()
-	port := s.cfg.AdvertisePort
+// ensureFlow keeps a priority level or flow schema as it should be.
+func (s *Server) ensureFlow(ctx context.Context, gr string, want api.Object) error {
+	return s.ensure(ctx, gr, want, func(have api.Object) bool { return initial.UpdateFlowControl(have, want) })
+}
+
+// ensureServices publishes the service range, and this server as
+// default/kubernetes in it.
+func (s *Server) ensureServices(ctx context.Context) error {
+	if err := s.ensureServiceCIDR(ctx); err != nil {
+		return err
+	}
+	port := int32(s.cfg.AdvertisePort)
 	if port == 0 {
 		port = 6443
 	}
-	svc := &corev1.Service{ObjectMeta: meta, Spec: corev1.ServiceSpec{
-		Type: corev1.ServiceTypeClusterIP, ClusterIP: ip, ClusterIPs: []string{ip}, SessionAffinity: corev1.ServiceAffinityNone,
-		Ports: []corev1.ServicePort{{Name: "https", Protocol: corev1.ProtocolTCP, Port: 443, TargetPort: intstr.FromInt32(int32(port))}},
-	}}
-	svc.Labels = map[string]string{"provider": "kubernetes", "component": "apiserver"}
-	err := s.ensure(ctx, "/services", svc, func(o api.Object) bool {
+	want := initial.Service(s.kubernetesIP(), port)
+	err := s.ensure(ctx, "/services", want, func(o api.Object) bool {
 		have := o.(*corev1.Service)
-		if len(have.Spec.Ports) == 1 && have.Spec.Ports[0].TargetPort == svc.Spec.Ports[0].TargetPort {
+		if len(have.Spec.Ports) == 1 && have.Spec.Ports[0].TargetPort == want.Spec.Ports[0].TargetPort {
 			return false
 		}
-		have.Spec.Ports = svc.Spec.Ports
+		have.Spec.Ports = want.Spec.Ports
 		return true
 	})
 	if err != nil || !s.cfg.AdvertiseAddress.IsValid() {
 		return err
 	}
-	return s.ensureKubernetesEndpoints(ctx, meta, int32(port))
+	return s.ensureEndpoints(ctx, s.cfg.AdvertiseAddress.Unmap(), port)
 }
 
-func (s *Server) ensureKubernetesEndpoints(ctx context.Context, meta metav1.ObjectMeta, port int32) error {
-	address := s.cfg.AdvertiseAddress.Unmap()
-	eps := &corev1.Endpoints{ObjectMeta: meta, Subsets: []corev1.EndpointSubset{{ //nolint:staticcheck // served as long as upstream serves it
-		Addresses: []corev1.EndpointAddress{{IP: address.String()}},                                 //nolint:staticcheck // as above
-		Ports:     []corev1.EndpointPort{{Name: "https", Port: port, Protocol: corev1.ProtocolTCP}}, //nolint:staticcheck // as above
-	}}}
-	eps.Labels = map[string]string{discoveryv1.LabelSkipMirror: "true"}
+// ensureServiceCIDR creates the ServiceCIDR of the configured range and says
+// that it is ready, unless somebody says otherwise.
+func (s *Server) ensureServiceCIDR(ctx context.Context) error {
+	const gr = "networking.k8s.io/servicecidrs"
+	if s.stores[gr] == nil {
+		return nil
+	}
+	want := initial.ServiceCIDR(alloc.DefaultCIDR, s.cfg.ServiceCIDR)
+	if err := s.ensure(ctx, gr, want, nil); err != nil {
+		return err
+	}
+	have, err := policyObject[*networkingv1.ServiceCIDR](s.reader.Get("networking.k8s.io", "servicecidrs", "", want.Name))
+	if err != nil {
+		return err
+	}
+	if !slices.Equal(have.Spec.CIDRs, want.Spec.CIDRs) {
+		s.cfg.Log.Warn("the ServiceCIDR kubernetes differs from the configured range", "stored", have.Spec.CIDRs, "configured", want.Spec.CIDRs)
+		return nil
+	}
+	if c := meta.FindStatusCondition(have.Status.Conditions, networkingv1.ServiceCIDRConditionReady); c != nil && c.Status != metav1.ConditionUnknown || have.DeletionTimestamp != nil {
+		return nil
+	}
+	return s.patchStored(ctx, gr, "", want.Name, func(o api.Object) error {
+		meta.SetStatusCondition(&o.(*networkingv1.ServiceCIDR).Status.Conditions, metav1.Condition{
+			Type: networkingv1.ServiceCIDRConditionReady, Status: metav1.ConditionTrue,
+			Message: "Kubernetes default Service CIDR is ready", LastTransitionTime: metav1.NewTime(s.cfg.Clock.Now()),
+		})
+		return nil
+	})
+}
+
+func (s *Server) ensureEndpoints(ctx context.Context, address netip.Addr, port int32) error {
+	eps := initial.Endpoints(address, port)
 	err := s.ensure(ctx, "/endpoints", eps, func(o api.Object) bool {
-		have := o.(*corev1.Endpoints) //nolint:staticcheck // as above
+		have := o.(*corev1.Endpoints) //nolint:staticcheck // served as long as upstream serves it
 		same := apiequality.Semantic.DeepEqual(have.Subsets, eps.Subsets)
 		have.Subsets = eps.Subsets
 		return !same
@@ -191,17 +210,7 @@ func (s *Server) ensureKubernetesEndpoints(ctx context.Context, meta metav1.Obje
 	if err != nil {
 		return err
 	}
-	family := discoveryv1.AddressTypeIPv4
-	if address.Is6() {
-		family = discoveryv1.AddressTypeIPv6
-	}
-	name, proto, ready := "https", corev1.ProtocolTCP, true
-	slice := &discoveryv1.EndpointSlice{
-		ObjectMeta: meta, AddressType: family,
-		Endpoints: []discoveryv1.Endpoint{{Addresses: []string{address.String()}, Conditions: discoveryv1.EndpointConditions{Ready: &ready}}},
-		Ports:     []discoveryv1.EndpointPort{{Name: &name, Port: &port, Protocol: &proto}},
-	}
-	slice.Labels = map[string]string{discoveryv1.LabelServiceName: "kubernetes"}
+	slice := initial.EndpointSlice(address, port)
 	return s.ensure(ctx, "discovery.k8s.io/endpointslices", slice, func(o api.Object) bool {
 		have := o.(*discoveryv1.EndpointSlice)
 		same := apiequality.Semantic.DeepEqual(have.Endpoints, slice.Endpoints) && apiequality.Semantic.DeepEqual(have.Ports, slice.Ports)
@@ -212,27 +221,14 @@ func (s *Server) ensureKubernetesEndpoints(ctx context.Context, meta metav1.Obje
 
 // ensureAuthConfig publishes how aggregated servers authenticate users.
 func (s *Server) ensureAuthConfig(ctx context.Context) error {
-	data := map[string]string{}
-	if len(s.cfg.ClientCA) > 0 {
-		data["client-ca-file"] = string(s.cfg.ClientCA)
-	}
-	if len(s.cfg.RequestHeaderCA) > 0 {
-		list := func(v ...string) string { b, _ := json.Marshal(v); return string(b) }
-		data["requestheader-client-ca-file"] = string(s.cfg.RequestHeaderCA)
-		data["requestheader-username-headers"] = list("X-Remote-User")
-		data["requestheader-uid-headers"] = list("X-Remote-Uid")
-		data["requestheader-group-headers"] = list("X-Remote-Group")
-		data["requestheader-extra-headers-prefix"] = list("X-Remote-Extra-")
-		data["requestheader-allowed-names"] = list(append([]string{}, s.cfg.RequestHeaderNames...)...)
-	}
-	if len(data) == 0 {
+	cm := initial.AuthConfig(s.cfg.ClientCA, s.cfg.RequestHeaderCA, s.cfg.RequestHeaderNames)
+	if cm == nil {
 		return nil
 	}
-	cm := &corev1.ConfigMap{ObjectMeta: metav1.ObjectMeta{Name: "extension-apiserver-authentication", Namespace: "kube-system"}, Data: data}
 	return s.ensure(ctx, "/configmaps", cm, func(o api.Object) bool {
 		have := o.(*corev1.ConfigMap)
-		same := apiequality.Semantic.DeepEqual(have.Data, data)
-		have.Data = data
+		same := apiequality.Semantic.DeepEqual(have.Data, cm.Data)
+		have.Data = cm.Data
 		return !same
 	})
 }

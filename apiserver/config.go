@@ -10,7 +10,6 @@ package apiserver
 
 import (
 	"crypto/tls"
-	"crypto/x509"
 	"errors"
 	"log/slog"
 	"net"
@@ -198,7 +197,7 @@ func New(cfg Config) (*Server, error) {
 	s.proxy = &connect.Proxy{Dial: cfg.Dial, Log: cfg.Log, Stopping: s.stopping}
 	s.managed = managed.New()
 	s.metrics = metrics.New(s.inFlight, s.longRunning, cfg.Store)
-	services, err := alloc.NewServices(cfg.ServiceCIDR, cfg.NodePorts, cfg.Log.Warn)
+	services, err := alloc.NewServices(cfg.NodePorts)
 	if err != nil {
 		return nil, err
 	}
@@ -210,18 +209,8 @@ func New(cfg Config) (*Server, error) {
 		return nil, err
 	}
 	s.discovery = discovery.New(s.cfg.Resources)
-	if list, err := s.reader.List("", "services", ""); err == nil { // else Services are not served
-		s.services.Rebuild(list)
-	}
-	return s, nil
+	return s, s.openAllocator()
 }
 
 // Reader reads stored objects; admission plugins and authorizers use it.
 func (s *Server) Reader() *Reader { return s.reader }
-
-// certPool parses PEM certificates.
-func certPool(pem []byte) *x509.CertPool {
-	p := x509.NewCertPool()
-	p.AppendCertsFromPEM(pem)
-	return p
-}

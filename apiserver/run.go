@@ -27,6 +27,7 @@ func (s *Server) Run(ctx context.Context) error {
 	defer cancel()
 	wg.Go(func() { s.bootstrapLoop(ctx) })
 	wg.Go(func() { s.compactLoop(ctx) })
+	wg.Go(func() { s.repairLoop(ctx) })
 	if s.cfg.TLS == nil {
 		s.ready.Store(true)
 		<-ctx.Done()

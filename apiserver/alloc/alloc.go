@@ -1,15 +1,14 @@
-// Package alloc hands out service addresses and node ports. Allocators hold a
-// bitmap in memory, rebuilt from the stored Services at start; they are safe
-// for concurrent use.
+// Package alloc hands out service addresses and node ports. Who has an address
+// is kept as an IPAddress object; who has a port in a bitmap in memory, made
+// from the stored Services at start. Both are repaired from time to time.
+// Allocators are safe for concurrent use.
 package alloc
 
 import (
 	"errors"
 	"fmt"
-	"math/big"
 	"math/bits"
 	"math/rand/v2"
-	"net/netip"
 	"sync"
 )
 
@@ -90,86 +89,11 @@ func (b *bitmap) scan(from, to int) (int, bool) {
 	return 0, false
 }
 
-// maxAddresses bounds the bitmap of a CIDR (IPv6 ranges are larger).
-const maxAddresses = 1 << 20
-
-// IPs allocates addresses of one CIDR. The network address and, for IPv4, the
-// broadcast address are never used.
-type IPs struct {
-	prefix netip.Prefix
-	first  netip.Addr
-	low    int // addresses below this offset are left for those who ask for one by name
-	set    *bitmap
-}
-
-// NewIPs returns an allocator for prefix.
-func NewIPs(prefix netip.Prefix) (*IPs, error) {
-	prefix = prefix.Masked()
-	host := prefix.Addr().BitLen() - prefix.Bits()
-	if host < 3 {
-		return nil, fmt.Errorf("service CIDR %s is too small: use at least 8 addresses", prefix)
-	}
-	size := maxAddresses
-	if host < 20 {
-		size = 1 << host
-	}
-	size-- // the network address
-	if prefix.Addr().Is4() && host <= 20 {
-		size-- // the broadcast address
-	}
-	return &IPs{prefix: prefix, first: prefix.Addr().Next(), low: min(max(16, size/16), 256), set: newBitmap(size)}, nil
-}
-
-// Prefix returns the range.
-func (a *IPs) Prefix() netip.Prefix { return a.prefix }
-
-// offset returns the number of an address, or false when outside the range.
-func (a *IPs) offset(ip netip.Addr) (int, bool) {
-	if !a.prefix.Contains(ip) {
-		return 0, false
-	}
-	x, y := new(big.Int).SetBytes(ip.AsSlice()), new(big.Int).SetBytes(a.first.AsSlice())
-	d := x.Sub(x, y)
-	if !d.IsInt64() || d.Sign() < 0 || d.Int64() >= int64(a.set.size) {
-		return 0, false
-	}
-	return int(d.Int64()), true
-}
-
-// Take allocates a given address.
-func (a *IPs) Take(ip netip.Addr) error {
-	i, ok := a.offset(ip)
-	if !ok {
-		return fmt.Errorf("the provided network does not match the current range: the IP must be in %s", a.prefix)
-	}
-	if !a.set.take(i) {
-		return ErrAllocated
-	}
-	return nil
-}
-
-// Next allocates any free address.
-func (a *IPs) Next() (netip.Addr, error) {
-	i, ok := a.set.next(min(a.low, a.set.size-1))
-	if !ok {
-		return netip.Addr{}, ErrFull
-	}
-	raw := new(big.Int).SetBytes(a.first.AsSlice())
-	raw.Add(raw, big.NewInt(int64(i)))
-	buf := make([]byte, len(a.first.AsSlice()))
-	ip, _ := netip.AddrFromSlice(raw.FillBytes(buf))
-	return ip, nil
-}
-
-// Free gives an address back; one outside the range is ignored.
-func (a *IPs) Free(ip netip.Addr) {
-	if i, ok := a.offset(ip); ok {
-		a.set.free(i)
-	}
-}
-
 // PortRange is a range of ports, both ends included.
 type PortRange struct{ First, Last int }
+
+// String writes the range as "first-last".
+func (r PortRange) String() string { return fmt.Sprintf("%d-%d", r.First, r.Last) }
 
 // Ports allocates node ports.
 type Ports struct {
@@ -190,7 +114,7 @@ var ErrPortAllocated = errors.New("provided port is already allocated")
 
 // Take allocates a given port.
 func (p *Ports) Take(port int) error {
-	if port < p.r.First || port > p.r.Last {
+	if !p.holds(port) {
 		return fmt.Errorf("provided port is not in the valid range. The range of valid ports is %d-%d", p.r.First, p.r.Last)
 	}
 	if !p.set.take(port - p.r.First) {
@@ -211,7 +135,22 @@ func (p *Ports) Next() (int, error) {
 
 // Free gives a port back.
 func (p *Ports) Free(port int) {
-	if port >= p.r.First && port <= p.r.Last {
+	if p.holds(port) {
 		p.set.free(port - p.r.First)
 	}
+}
+
+func (p *Ports) holds(port int) bool { return port >= p.r.First && port <= p.r.Last }
+
+// taken lists the allocated ports.
+func (p *Ports) taken() []int {
+	p.set.mu.Lock()
+	defer p.set.mu.Unlock()
+	var out []int
+	for w, word := range p.set.words {
+		for ; word != 0; word &= word - 1 {
+			out = append(out, p.r.First+w*64+bits.TrailingZeros64(word))
+		}
+	}
+	return out
 }

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net/netip"
 	"slices"
+	"sync"
 
 	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
@@ -17,47 +18,26 @@ import (
 
 // Services allocates cluster IPs and node ports as Services are written.
 type Services struct {
-	ips *IPs
-	// Ports are a number space per protocol.
+	// Addresses must be set before the first Service is written.
+	Addresses Addresses
+	// ports are a number space per protocol.
 	ports map[corev1.Protocol]*Ports
-	log   func(msg string, args ...any)
+
+	repair   sync.Mutex // one repair of ports at a time
+	repaired bool       // the stored ports have been seen once
+	leaks    map[nodePort]bool
 }
 
-// NewServices returns an allocator with nothing allocated. warn is told of
-// stored Services whose addresses or ports clash.
-func NewServices(cidr netip.Prefix, ports PortRange, warn func(msg string, args ...any)) (*Services, error) {
-	ips, err := NewIPs(cidr)
-	if err != nil {
-		return nil, err
-	}
-	s := &Services{ips: ips, ports: map[corev1.Protocol]*Ports{}, log: warn}
+// NewServices returns an allocator with no port allocated: see RepairPorts.
+func NewServices(ports PortRange) (*Services, error) {
+	s := &Services{ports: map[corev1.Protocol]*Ports{}}
 	for _, p := range []corev1.Protocol{corev1.ProtocolTCP, corev1.ProtocolUDP, corev1.ProtocolSCTP} {
+		var err error
 		if s.ports[p], err = NewPorts(ports); err != nil {
 			return nil, err
 		}
 	}
 	return s, nil
-}
-
-// Rebuild marks what stored Services hold as allocated.
-func (s *Services) Rebuild(stored []api.Object) {
-	for _, o := range stored {
-		svc, ok := o.(*corev1.Service)
-		if !ok {
-			continue
-		}
-		name := svc.Namespace + "/" + svc.Name
-		for _, ip := range heldIPs(svc) {
-			if err := s.ips.Take(ip); err != nil {
-				s.log("a stored Service's cluster IP cannot be reserved", "service", name, "ip", ip, "error", err)
-			}
-		}
-		for _, p := range heldPorts(svc) {
-			if err := s.take(p); err != nil {
-				s.log("a stored Service's node port cannot be reserved", "service", name, "port", p.port, "error", err)
-			}
-		}
-	}
 }
 
 type nodePort struct {
@@ -116,6 +96,8 @@ func (s *Services) free(p nodePort) {
 // it stops using, to be given back if it succeeds.
 type allocation struct {
 	s         *Services
+	ctx       context.Context // outlives the request: what was taken must be given back
+	dryRun    bool
 	takenIPs  []netip.Addr
 	takenPort []nodePort
 	oldIPs    []netip.Addr
@@ -128,7 +110,9 @@ func (a *allocation) finish(done bool) {
 		ips, ports = a.oldIPs, a.oldPorts
 	}
 	for _, ip := range ips {
-		a.s.ips.Free(ip)
+		if !a.dryRun {
+			a.s.Addresses.Delete(a.ctx, ip) //nolint:errcheck // the repair finds what is left over
+		}
 	}
 	for _, p := range ports {
 		a.s.free(p)
@@ -136,7 +120,7 @@ func (a *allocation) finish(done bool) {
 }
 
 // Begin allocates for a Service about to be written (registry.Config.Begin).
-func (s *Services) Begin(_ context.Context, obj, old api.Object, dryRun bool) (func(bool), error) {
+func (s *Services) Begin(ctx context.Context, obj, old api.Object, dryRun bool) (func(bool), error) {
 	svc, ok := obj.(*corev1.Service)
 	if !ok {
 		return nil, nil
@@ -147,8 +131,13 @@ func (s *Services) Begin(_ context.Context, obj, old api.Object, dryRun bool) (f
 		keepAllocated(svc, before)
 	}
 	defaultFamilies(svc)
-	a := &allocation{s: s}
-	if err := a.addresses(svc, before); err != nil {
+	if before == nil || !slices.Equal(before.Spec.IPFamilies, svc.Spec.IPFamilies) {
+		if err := s.checkFamilies(svc); err != nil {
+			return nil, err
+		}
+	}
+	a := &allocation{s: s, ctx: context.WithoutCancel(ctx), dryRun: dryRun}
+	if err := a.addresses(ctx, svc, before); err != nil {
 		a.finish(false)
 		return nil, err
 	}
@@ -169,7 +158,7 @@ func (s *Services) Deleted(obj api.Object) {
 	if !ok {
 		return
 	}
-	a := &allocation{s: s, oldIPs: heldIPs(svc), oldPorts: heldPorts(svc)}
+	a := &allocation{s: s, ctx: context.Background(), oldIPs: heldIPs(svc), oldPorts: heldPorts(svc)}
 	a.finish(true)
 }
 
@@ -263,11 +252,36 @@ func defaultFamilies(svc *corev1.Service) {
 	}
 }
 
+// checkFamilies refuses families there is no range of.
+func (s *Services) checkFamilies(svc *corev1.Service) error {
+	if svc.Spec.Type == corev1.ServiceTypeExternalName || svc.Spec.ClusterIP == corev1.ClusterIPNone && len(svc.Spec.Selector) == 0 {
+		return nil
+	}
+	families := map[corev1.IPFamily]bool{}
+	for _, p := range s.Addresses.Ranges() {
+		if p.Addr().Is4() {
+			families[corev1.IPv4Protocol] = true
+		} else {
+			families[corev1.IPv6Protocol] = true
+		}
+	}
+	spec := field.NewPath("spec")
+	if p := svc.Spec.IPFamilyPolicy; p != nil && *p == corev1.IPFamilyPolicyRequireDualStack && len(families) < 2 {
+		return invalidService(svc, field.Invalid(spec.Child("ipFamilyPolicy"), *p, "this cluster is not configured for dual-stack services"))
+	}
+	for i, f := range svc.Spec.IPFamilies {
+		if !families[f] {
+			return invalidService(svc, field.Invalid(spec.Child("ipFamilies").Index(i), f, "not configured on this cluster"))
+		}
+	}
+	return nil
+}
+
 func invalidService(svc *corev1.Service, err *field.Error) error {
 	return apierrors.NewInvalid(schema.GroupKind{Kind: "Service"}, svc.Name, field.ErrorList{err})
 }
 
-func (a *allocation) addresses(svc, before *corev1.Service) error {
+func (a *allocation) addresses(ctx context.Context, svc, before *corev1.Service) error {
 	if !wantsIP(svc) {
 		return nil
 	}
@@ -277,7 +291,8 @@ func (a *allocation) addresses(svc, before *corev1.Service) error {
 	}
 	path := field.NewPath("spec", "clusterIPs")
 	if svc.Spec.ClusterIP == "" {
-		ip, err := a.s.ips.Next()
+		v4 := svc.Spec.IPFamilies[0] == corev1.IPv4Protocol
+		ip, err := nextIP(ctx, a.s.Addresses, v4, svc, a.dryRun)
 		if err != nil {
 			return apierrors.NewInternalError(fmt.Errorf("failed to allocate a serviceIP: %w", err))
 		}
@@ -289,7 +304,7 @@ func (a *allocation) addresses(svc, before *corev1.Service) error {
 		if slices.Contains(have, ip) {
 			continue
 		}
-		if err := a.s.ips.Take(ip); err != nil {
+		if err := takeIP(ctx, a.s.Addresses, ip, svc, a.dryRun); err != nil {
 			return invalidService(svc, field.Invalid(path, svc.Spec.ClusterIPs, fmt.Sprintf("failed to allocate IP %s: %v", ip, err)))
 		}
 		a.takenIPs = append(a.takenIPs, ip)

@@ -1,0 +1,121 @@
+package apiserver_test
+
+import (
+	"strings"
+	"testing"
+
+	corev1 "k8s.io/api/core/v1"
+	networkingv1 "k8s.io/api/networking/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	"k8s.io/apimachinery/pkg/api/meta"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+)
+
+func service(name string, edit func(*corev1.ServiceSpec)) *corev1.Service {
+	svc := &corev1.Service{ObjectMeta: metav1.ObjectMeta{Name: name}, Spec: corev1.ServiceSpec{Ports: []corev1.ServicePort{{Port: 80}}}}
+	if edit != nil {
+		edit(&svc.Spec)
+	}
+	return svc
+}
+
+func TestAddressesAreObjects(t *testing.T) {
+	s := newServer(t, nil)
+	c, ctx := typed(t, s), t.Context()
+	svcs, ips := c.CoreV1().Services("default"), c.NetworkingV1().IPAddresses()
+	own, err := ips.Get(ctx, "10.96.0.1", metav1.GetOptions{})
+	if err != nil || own.Spec.ParentRef.Name != "kubernetes" {
+		t.Errorf("the address of default/kubernetes: %+v %v", own, err)
+	}
+	cidr, err := c.NetworkingV1().ServiceCIDRs().Get(ctx, "kubernetes", metav1.GetOptions{})
+	if err != nil || cidr.Spec.CIDRs[0] != "10.96.0.0/12" || !meta.IsStatusConditionTrue(cidr.Status.Conditions, "Ready") {
+		t.Errorf("the configured range: %+v %v", cidr, err)
+	}
+	a, err := svcs.Create(ctx, service("a", nil), metav1.CreateOptions{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	ip, err := ips.Get(ctx, a.Spec.ClusterIP, metav1.GetOptions{})
+	if err != nil || *ip.Spec.ParentRef != (networkingv1.ParentReference{Resource: "services", Namespace: "default", Name: "a"}) ||
+		ip.Labels["ipaddress.kubernetes.io/managed-by"] != "ipallocator.k8s.io" || ip.Labels["ipaddress.kubernetes.io/ip-family"] != "IPv4" {
+		t.Errorf("the Service's address: %+v %v", ip, err)
+	}
+	// A create that fails, and a dry run, leave nothing behind.
+	if _, err := svcs.Create(ctx, service("a", func(sp *corev1.ServiceSpec) { sp.ClusterIP = "10.96.0.77" }), metav1.CreateOptions{}); !apierrors.IsAlreadyExists(err) {
+		t.Errorf("second create: %v", err)
+	}
+	if _, err := svcs.Create(ctx, service("dry", func(sp *corev1.ServiceSpec) { sp.ClusterIP = "10.96.0.77" }), metav1.CreateOptions{DryRun: []string{"All"}}); err != nil {
+		t.Errorf("dry run: %v", err)
+	}
+	if list, err := ips.List(ctx, metav1.ListOptions{}); err != nil || len(list.Items) != 2 {
+		t.Errorf("addresses: %+v %v", list.Items, err)
+	}
+	// Somebody else's address is respected.
+	theirs := &networkingv1.IPAddress{ObjectMeta: metav1.ObjectMeta{Name: "10.96.0.88"}, Spec: networkingv1.IPAddressSpec{
+		ParentRef: &networkingv1.ParentReference{Group: "gateway.networking.k8s.io", Resource: "gateways", Namespace: "default", Name: "g"},
+	}}
+	if _, err := ips.Create(ctx, theirs, metav1.CreateOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	_, err = svcs.Create(ctx, service("b", func(sp *corev1.ServiceSpec) { sp.ClusterIP = "10.96.0.88" }), metav1.CreateOptions{})
+	if !apierrors.IsInvalid(err) || !strings.Contains(err.Error(), "failed to allocate IP 10.96.0.88: provided IP is already allocated") {
+		t.Errorf("a gateway's address: %v", err)
+	}
+	if err := svcs.Delete(ctx, "a", metav1.DeleteOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := ips.Get(ctx, a.Spec.ClusterIP, metav1.GetOptions{}); !apierrors.IsNotFound(err) {
+		t.Errorf("the address of a deleted Service: %v", err)
+	}
+}
+
+func TestSecondServiceCIDR(t *testing.T) {
+	s := newServer(t, nil)
+	c, ctx := typed(t, s), t.Context()
+	want := func(text string) {
+		t.Helper()
+		_, err := c.CoreV1().Services("default").Create(ctx, service("far", func(sp *corev1.ServiceSpec) { sp.ClusterIP = "10.9.0.5" }), metav1.CreateOptions{})
+		if text == "" && err != nil || text != "" && (err == nil || !strings.Contains(err.Error(), text)) {
+			t.Errorf("got %v, want %q", err, text)
+		}
+	}
+	want("failed to allocate IP 10.9.0.5: the provided network does not match the current range")
+	cidr, err := c.NetworkingV1().ServiceCIDRs().Create(ctx, &networkingv1.ServiceCIDR{
+		ObjectMeta: metav1.ObjectMeta{Name: "more"}, Spec: networkingv1.ServiceCIDRSpec{CIDRs: []string{"10.9.0.0/24"}},
+	}, metav1.CreateOptions{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	want("the provided network does not match the current range") // until it is ready
+	meta.SetStatusCondition(&cidr.Status.Conditions, metav1.Condition{Type: "Ready", Status: "True", Reason: "Test"})
+	if _, err := c.NetworkingV1().ServiceCIDRs().UpdateStatus(ctx, cidr, metav1.UpdateOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	want("")
+	for name, tc := range map[string]struct {
+		edit func(*corev1.ServiceSpec)
+		want string
+	}{
+		"six": {func(sp *corev1.ServiceSpec) { sp.IPFamilies = []corev1.IPFamily{"IPv6"} }, `spec.ipFamilies[0]: Invalid value: "IPv6": not configured on this cluster`},
+		"dual": {func(sp *corev1.ServiceSpec) {
+			both := corev1.IPFamilyPolicyRequireDualStack
+			sp.IPFamilyPolicy = &both
+		}, `spec.ipFamilyPolicy: Invalid value: "RequireDualStack": this cluster is not configured for dual-stack services`},
+	} {
+		if _, err := c.CoreV1().Services("default").Create(ctx, service(name, tc.edit), metav1.CreateOptions{}); !apierrors.IsInvalid(err) || !strings.Contains(err.Error(), tc.want) {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+}
+
+func TestFlowControlIsShown(t *testing.T) {
+	c := typed(t, newServer(t, nil)).FlowcontrolV1()
+	schemas, err := c.FlowSchemas().List(t.Context(), metav1.ListOptions{})
+	if err != nil || len(schemas.Items) != 11 {
+		t.Errorf("%d flow schemas, %v", len(schemas.Items), err)
+	}
+	levels, err := c.PriorityLevelConfigurations().List(t.Context(), metav1.ListOptions{})
+	if err != nil || len(levels.Items) != 8 {
+		t.Errorf("%d priority levels, %v", len(levels.Items), err)
+	}
+}
