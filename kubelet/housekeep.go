@@ -24,7 +24,7 @@ func (k *Kubelet) housekeep(ctx context.Context) {
 	first := true
 	var last time.Time
 	for {
-		if k.pods.HasSynced() && (first || k.cfg.Clock.Since(last) >= k.cfg.HousekeepPeriod) {
+		if k.sourcesRead() && (first || k.cfg.Clock.Since(last) >= k.cfg.HousekeepPeriod) {
 			first, last = false, k.cfg.Clock.Now()
 			k.adoptOrphans(ctx)
 			k.reconcileMirrors(ctx)

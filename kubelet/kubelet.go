@@ -55,6 +55,7 @@ type Kubelet struct {
 	mu      sync.Mutex
 	workers map[types.UID]*worker
 	static  map[types.UID]*v1.Pod // static pods wanted, by their own UID
+	read    bool                  // the static pods have been read once
 	closing bool
 	wg      sync.WaitGroup
 	ctx     context.Context

@@ -420,6 +420,36 @@ func TestStaticPodHasMirror(t *testing.T) {
 	r.eventually("the pod is gone", func() bool { return len(r.rt.Containers()) == 0 })
 }
 
+// A kubelet that starts must not take running static pods for orphans, or their mirrors for
+// left-overs, before it has read the manifests.
+func TestRestartKeepsStaticPods(t *testing.T) {
+	r := newRig(t)
+	manifest := "apiVersion: v1\nkind: Pod\nmetadata: {name: web}\nspec: {containers: [{name: c, image: busybox, imagePullPolicy: IfNotPresent}]}\n"
+	if err := os.WriteFile(filepath.Join(r.dir, "manifests", "web.yaml"), []byte(manifest), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	r.phase("web-n1", v1.PodRunning)
+	r.stop()
+	k, err := New(r.config())
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	defer cancel()
+	k.ctx = ctx
+	go k.pods.Run(ctx.Done())
+	r.eventually("the API's pods are known", k.pods.HasSynced)
+	k.node.Store(&v1.Node{})
+	k.adoptOrphans(ctx)
+	k.reconcileMirrors(ctx)
+	if n := len(k.allWorkers()); n != 0 {
+		t.Errorf("%d pods taken for orphans", n)
+	}
+	if r.get("web-n1") == nil {
+		t.Error("the mirror was deleted")
+	}
+}
+
 func TestOrphanIsRemoved(t *testing.T) {
 	r := newRig(t)
 	r.create(pod("a"))

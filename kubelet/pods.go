@@ -162,6 +162,7 @@ func (k *Kubelet) setStatic(ctx context.Context, pods []*v1.Pod) {
 		want[p.UID] = p
 	}
 	k.mu.Lock()
+	k.read = true
 	var gone, added []*v1.Pod
 	for uid, p := range k.static {
 		if want[uid] == nil {
@@ -251,9 +252,17 @@ func (k *Kubelet) mirrorSeen(m *v1.Pod) {
 	}
 }
 
+// sourcesRead says whether every source of pods has been read once: before, a pod that is not
+// wanted may only not be known yet.
+func (k *Kubelet) sourcesRead() bool {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	return k.pods.HasSynced() && (k.read || k.cfg.StaticPodPath == "")
+}
+
 // reconcileMirrors makes the mirrors at the API fit the static pods.
 func (k *Kubelet) reconcileMirrors(ctx context.Context) {
-	if !k.pods.HasSynced() {
+	if !k.sourcesRead() {
 		return
 	}
 	for _, o := range k.pods.GetStore().List() {

@@ -123,7 +123,7 @@ func (k *Kubelet) relist(ctx context.Context, seen map[string]string) {
 // adoptOrphans starts workers for pods that have sandboxes here but are wanted by nobody: they are
 // stopped with their grace period and removed.
 func (k *Kubelet) adoptOrphans(ctx context.Context) {
-	if !k.pods.HasSynced() {
+	if !k.sourcesRead() {
 		return
 	}
 	sandboxes, err := k.cfg.Runtime.ListPodSandbox(ctx, nil)

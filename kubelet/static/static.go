@@ -38,6 +38,9 @@ type Source struct {
 
 const maxManifest = 4 << 20
 
+// unreadable is the fingerprint of a folder that is there but cannot be read.
+const unreadable = "unreadable"
+
 // Run reads and watches until ctx ends.
 func (s *Source) Run(ctx context.Context) error {
 	poll := s.Poll
@@ -48,7 +51,7 @@ func (s *Source) Run(ctx context.Context) error {
 	for {
 		w := newWatch(s.Path) // before reading: nothing that happens meanwhile is missed
 		pods, finger := s.read()
-		if finger != last {
+		if finger != last && finger != unreadable { // a folder that fails for a moment ends no pods
 			last = finger
 			s.Update(pods)
 		}
@@ -67,7 +70,7 @@ func (s *Source) read() ([]*v1.Pod, string) {
 		entries, err := os.ReadDir(s.Path)
 		if err != nil {
 			s.Log.Error("cannot read the static pod folder", "path", s.Path, "err", err)
-			return nil, "unreadable"
+			return nil, unreadable
 		}
 		files = files[:0]
 		for _, e := range entries {
