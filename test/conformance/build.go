@@ -29,6 +29,7 @@ var programs = []struct{ name, verb, pkg string }{
 	{"agnhost", "build", "k8s.io/kubernetes/test/images/agnhost"},
 	{"nnp", "build", "k8s.io/kubernetes/test/images/nonewprivs"},
 	{"pause", "build", "./pause"},
+	{"busyboxsh", "build", "./busyboxsh"},
 	{"sample-apiserver", "build", "k8s.io/sample-apiserver"},
 	{"etcd", "build", "go.etcd.io/etcd/server/v3"},
 }

@@ -87,9 +87,8 @@ func images() []image {
 		agnhost, previous, nginx, next,
 		derived("nautilus:1.8", "test/images/nautilus/html"), derived("kitten:1.8", "test/images/kitten/html"),
 		{
-			// Debian's busybox shell drops environment variables with odd names: dash is sh.
-			name: e2eImages + "busybox:1.37.0-2", packages: []string{"busybox-static", "dash"}, applets: true,
-			texts: users, links: map[string]string{"/bin/sh": "dash"}, dirs: []string{"/tmp", "/root"}, cmd: []string{"sh"},
+			name: e2eImages + "busybox:1.37.0-2", packages: []string{"busybox-static", "bash"}, applets: true, programs: map[string]string{"busyboxsh": "/bin/sh"},
+			texts: users, dirs: []string{"/tmp", "/root"}, cmd: []string{"sh"},
 		},
 		{name: "registry.k8s.io/pause:3.10.2", programs: map[string]string{"pause": "/pause"}, entrypoint: []string{"/pause"}},
 		{
@@ -97,9 +96,8 @@ func images() []image {
 			texts: with(users, "/etc/nsswitch.conf", "hosts: files dns\n"), links: map[string]string{"/bin/sh": "dash"}, dirs: []string{"/tmp"}, cmd: []string{"bash"},
 		},
 		{
-			name: e2eImages + "nonewprivs:1.4", packages: []string{"busybox-static", "dash"}, applets: true, texts: users,
-			programs: map[string]string{"nnp": "/usr/local/bin/nnp"}, setuid: []string{"/usr/local/bin/nnp"},
-			links: map[string]string{"/bin/sh": "dash"}, cmd: []string{"nnp"},
+			name: e2eImages + "nonewprivs:1.4", packages: []string{"busybox-static"}, applets: true, texts: users,
+			programs: map[string]string{"nnp": "/usr/local/bin/nnp"}, setuid: []string{"/usr/local/bin/nnp"}, cmd: []string{"nnp"},
 		},
 		{name: e2eImages + "sample-apiserver:1.29.2", programs: map[string]string{"sample-apiserver": "/kube-sample-apiserver"}, dirs: []string{"/tmp"}, entrypoint: []string{"/kube-sample-apiserver"}},
 		{name: "registry.k8s.io/etcd:3.7.0-0", programs: map[string]string{"etcd": "/usr/local/bin/etcd"}, dirs: []string{"/tmp"}, cmd: []string{"/usr/local/bin/etcd"}},
