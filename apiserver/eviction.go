@@ -9,17 +9,14 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	policyv1 "k8s.io/api/policy/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
-	"k8s.io/apimachinery/pkg/api/meta"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/labels"
 	"k8s.io/apimachinery/pkg/runtime/schema"
 
 	"github.com/skiff-project/skiff/api"
+	"github.com/skiff-project/skiff/apiserver/disruption"
 	"github.com/skiff-project/skiff/apiserver/registry"
 )
-
-// maxDisruptedPods bounds evictions the disruption controller has not confirmed yet.
-const maxDisruptedPods = 2000
 
 // evictionAttempts bounds retries after conflicts.
 const evictionAttempts = 20
@@ -68,7 +65,7 @@ func (s *Server) evictOnce(ctx context.Context, namespace, name string, opts *me
 		return apierrors.NewInternalError(fmt.Errorf("pods are stored as %T", obj))
 	}
 	opts = opts.DeepCopy()
-	if noBudget(pod) {
+	if disruption.Free(pod) {
 		return s.deleteEvicted(ctx, pod, opts)
 	}
 	budget, err := s.budgetOf(pod)
@@ -78,7 +75,7 @@ func (s *Server) evictOnce(ctx context.Context, namespace, name string, opts *me
 	if budget == nil {
 		return s.deleteEvicted(ctx, pod, opts)
 	}
-	if unhealthyMayGo(pod, budget) {
+	if disruption.UnhealthyMayGo(pod, budget) {
 		// Only if it is still as it was judged.
 		if opts.Preconditions == nil {
 			opts.Preconditions = &metav1.Preconditions{}
@@ -92,15 +89,6 @@ func (s *Server) evictOnce(ctx context.Context, namespace, name string, opts *me
 		return err
 	}
 	return s.deleteEvicted(ctx, pod, opts)
-}
-
-// noBudget: pods that cannot be disrupted any more are deleted outright.
-func noBudget(pod *corev1.Pod) bool {
-	switch pod.Status.Phase {
-	case corev1.PodSucceeded, corev1.PodFailed, corev1.PodPending:
-		return true
-	}
-	return pod.DeletionTimestamp != nil
 }
 
 func (s *Server) budgetOf(pod *corev1.Pod) (*policyv1.PodDisruptionBudget, error) {
@@ -126,81 +114,14 @@ func (s *Server) budgetOf(pod *corev1.Pod) (*policyv1.PodDisruptionBudget, error
 	return found, nil
 }
 
-// unhealthyMayGo: a pod that is not ready does not count towards its budget.
-func unhealthyMayGo(pod *corev1.Pod, pdb *policyv1.PodDisruptionBudget) bool {
-	for _, cond := range pod.Status.Conditions {
-		if cond.Type == corev1.PodReady && cond.Status == corev1.ConditionTrue {
-			return false
-		}
-	}
-	if p := pdb.Spec.UnhealthyPodEvictionPolicy; p != nil && *p == policyv1.AlwaysAllow {
-		return true
-	}
-	return pdb.Status.CurrentHealthy >= pdb.Status.DesiredHealthy && pdb.Status.DesiredHealthy > 0
-}
-
-func tooManyEvictions(retryAfter int, cause string) error {
-	err := apierrors.NewTooManyRequests("Cannot evict pod as it would violate the pod's disruption budget.", retryAfter)
-	err.ErrStatus.Details.Causes = append(err.ErrStatus.Details.Causes, metav1.StatusCause{Type: policyv1.DisruptionBudgetCause, Message: cause})
-	return err
-}
-
 // charge takes one disruption from the budget.
 func (s *Server) charge(ctx context.Context, pdb *policyv1.PodDisruptionBudget, pod string, dryRun bool) error {
-	if err := mayDisrupt(pdb); err != nil || dryRun {
+	if err := disruption.Allowed(pdb); err != nil || dryRun {
 		return err
 	}
 	return s.patchStored(ctx, "policy/poddisruptionbudgets", pdb.Namespace, pdb.Name, func(obj api.Object) error {
-		b := obj.(*policyv1.PodDisruptionBudget)
-		if err := mayDisrupt(b); err != nil {
-			return err
-		}
-		if b.Status.DisruptionsAllowed--; b.Status.DisruptionsAllowed == 0 {
-			meta.SetStatusCondition(&b.Status.Conditions, metav1.Condition{
-				Type: policyv1.DisruptionAllowedCondition, Reason: policyv1.InsufficientPodsReason, Status: metav1.ConditionFalse, ObservedGeneration: b.Status.ObservedGeneration,
-			})
-		}
-		if b.Status.DisruptedPods == nil {
-			b.Status.DisruptedPods = map[string]metav1.Time{}
-		}
-		b.Status.DisruptedPods[pod] = metav1.NewTime(s.cfg.Clock.Now())
-		return nil
+		return disruption.Charge(obj.(*policyv1.PodDisruptionBudget), pod, metav1.NewTime(s.cfg.Clock.Now()))
 	})
-}
-
-// mayDisrupt says why a budget allows no disruption now.
-func mayDisrupt(b *policyv1.PodDisruptionBudget) error {
-	st := &b.Status
-	switch {
-	case st.ObservedGeneration < b.Generation:
-		return tooManyEvictions(10, fmt.Sprintf("The disruption budget %s is still being processed by the server.", b.Name))
-	case st.DisruptionsAllowed < 0:
-		return budgetForbidden(b, "pdb disruptions allowed is negative", "pdb disruptions allowed is negative")
-	case len(st.DisruptedPods) > maxDisruptedPods:
-		return budgetForbidden(b, "DisruptedPods map too big - too many evictions not confirmed by PDB controller", "too many pending evictions not confirmed by PDB controller")
-	case st.DisruptionsAllowed > 0:
-		return nil
-	}
-	cond := meta.FindStatusCondition(st.Conditions, policyv1.DisruptionAllowedCondition)
-	told := cond != nil && cond.Status == metav1.ConditionFalse && cond.Message != ""
-	msg := fmt.Sprintf("The disruption budget %s does not allow evicting pods currently", b.Name)
-	switch {
-	case told && cond.Reason == policyv1.SyncFailedReason:
-		msg += " because it failed sync: " + cond.Message
-	case st.CurrentHealthy <= st.DesiredHealthy:
-		msg = fmt.Sprintf("The disruption budget %s needs %d healthy pods and has %d currently", b.Name, st.DesiredHealthy, st.CurrentHealthy)
-	case told:
-		msg += fmt.Sprintf(" (%s): %s", cond.Reason, cond.Message)
-	}
-	return tooManyEvictions(0, msg)
-}
-
-func budgetForbidden(b *policyv1.PodDisruptionBudget, reason, cause string) error {
-	err := apierrors.NewForbidden(schema.GroupResource{Group: "policy", Resource: "poddisruptionbudget"}, b.Name, errors.New(reason))
-	err.ErrStatus.Details.Causes = append(err.ErrStatus.Details.Causes, metav1.StatusCause{
-		Type: policyv1.DisruptionBudgetCause, Message: fmt.Sprintf("The disruption budget %s does not allow evicting pods currently: %s", b.Name, cause),
-	})
-	return err
 }
 
 // deleteEvicted marks the pod as disrupted and deletes it.

@@ -60,33 +60,6 @@ func (s *Server) getPod(c *call) (*corev1.Pod, error) {
 	return pod, nil
 }
 
-// containerOf picks the container a request is about.
-func containerOf(pod *corev1.Pod, asked string) (string, error) {
-	var names []string
-	for i := range pod.Spec.InitContainers {
-		names = append(names, pod.Spec.InitContainers[i].Name)
-	}
-	for i := range pod.Spec.Containers {
-		names = append(names, pod.Spec.Containers[i].Name)
-	}
-	for i := range pod.Spec.EphemeralContainers {
-		names = append(names, pod.Spec.EphemeralContainers[i].Name)
-	}
-	if asked != "" {
-		if !contains(names, asked) {
-			return "", apierrors.NewBadRequest(fmt.Sprintf("container %s is not valid for pod %s", asked, pod.Name))
-		}
-		return asked, nil
-	}
-	switch len(pod.Spec.Containers) {
-	case 1:
-		return pod.Spec.Containers[0].Name, nil
-	case 0:
-		return "", apierrors.NewBadRequest("a container name must be specified for pod " + pod.Name)
-	}
-	return "", apierrors.NewBadRequest(fmt.Sprintf("a container name must be specified for pod %s, choose one of: %s", pod.Name, names))
-}
-
 // podLog serves pods/log from the kubelet's containerLogs.
 func (s *Server) podLog(c *call) {
 	pod, err := s.getPod(c)
@@ -99,7 +72,7 @@ func (s *Server) podLog(c *call) {
 		s.fail(c, err)
 		return
 	}
-	container, err := containerOf(pod, c.query.Get("container"))
+	container, err := connect.Container(pod, c.query.Get("container"))
 	if err != nil {
 		s.fail(c, err)
 		return
@@ -156,7 +129,7 @@ func (s *Server) podStream(c *call, what string) {
 	}
 	var path string
 	if err == nil {
-		path, err = streamPath(pod, what, c.query)
+		path, err = connect.StreamPath(pod, what, c.query)
 	}
 	if err == nil && pod.Spec.NodeName == "" {
 		err = apierrors.NewBadRequest(fmt.Sprintf("pod %s does not have a host assigned", pod.Name))
@@ -183,20 +156,6 @@ func (s *Server) podStream(c *call, what string) {
 	default:
 		s.proxy.Upgrade(s.via(c), t)
 	}
-}
-
-func streamPath(pod *corev1.Pod, what string, q url.Values) (string, error) {
-	if what == "portforward" {
-		return fmt.Sprintf("/portForward/%s/%s", pod.Namespace, pod.Name), nil
-	}
-	container, err := containerOf(pod, q.Get("container"))
-	if err != nil {
-		return "", err
-	}
-	if what == "exec" && len(q["command"]) == 0 {
-		return "", apierrors.NewBadRequest("you must specify at least 1 command")
-	}
-	return fmt.Sprintf("/%s/%s/%s/%s", what, pod.Namespace, pod.Name, container), nil
 }
 
 // proxyResource serves the proxy subresource of pods, services and nodes.
@@ -255,13 +214,11 @@ func (s *Server) nodeTarget(scheme, name, port string) (connect.Target, error) {
 	if port == "" || port == t.URL.Port() {
 		return t, nil
 	}
-	if ip, err := netip.ParseAddr(host); err != nil || !proxyable(ip) {
+	if ip, err := netip.ParseAddr(host); err != nil || !connect.Proxyable(ip) {
 		return t, apierrors.NewBadRequest("address not allowed")
 	}
 	return connect.Target{URL: &url.URL{Scheme: scheme, Host: net.JoinHostPort(host, port)}, TLS: s.cfg.ProxyTLS}, nil
 }
-
-func proxyable(ip netip.Addr) bool { return ip.Unmap().IsGlobalUnicast() }
 
 func (s *Server) podTarget(c *call, scheme, name, port string) (connect.Target, error) {
 	obj, err := s.reader.Get("", "pods", c.info.Namespace, name)
@@ -275,7 +232,7 @@ func (s *Server) podTarget(c *call, scheme, name, port string) (connect.Target, 
 		}
 	}
 	ip, err := netip.ParseAddr(pod.Status.PodIP)
-	if err != nil || !proxyable(ip) {
+	if err != nil || !connect.Proxyable(ip) {
 		return connect.Target{}, apierrors.NewBadRequest("address not allowed")
 	}
 	host := ip.String()
@@ -315,33 +272,11 @@ func (s *Server) serviceTarget(c *call, scheme, name, port string) (connect.Targ
 	for _, o := range list {
 		slice := o.(*discoveryv1.EndpointSlice)
 		if slice.Labels[discoveryv1.LabelServiceName] == name {
-			hosts = append(hosts, readyHosts(slice, port)...)
+			hosts = append(hosts, connect.ReadyHosts(slice, port)...)
 		}
 	}
 	if len(hosts) == 0 {
 		return connect.Target{}, apierrors.NewServiceUnavailable(fmt.Sprintf("no endpoints available for service %q", name))
 	}
 	return connect.Target{URL: &url.URL{Scheme: scheme, Host: hosts[rand.IntN(len(hosts))]}, TLS: s.cfg.ProxyTLS}, nil
-}
-
-// readyHosts are the host:port of a slice's ready endpoints on a named port;
-// an empty name means the only or unnamed one.
-func readyHosts(slice *discoveryv1.EndpointSlice, port string) []string {
-	var out []string
-	for i := range slice.Ports {
-		p := &slice.Ports[i]
-		if p.Port == nil || p.Name != nil && *p.Name != port && !(port == "" && len(slice.Ports) == 1) {
-			continue
-		}
-		for j := range slice.Endpoints {
-			e := &slice.Endpoints[j]
-			if e.Conditions.Ready != nil && !*e.Conditions.Ready || len(e.Addresses) == 0 {
-				continue
-			}
-			if ip, err := netip.ParseAddr(e.Addresses[0]); err == nil && proxyable(ip) {
-				out = append(out, net.JoinHostPort(ip.String(), strconv.Itoa(int(*p.Port))))
-			}
-		}
-	}
-	return out
 }

@@ -113,8 +113,8 @@ func (p *Proxy) transport(conf *tls.Config) *http.Transport {
 }
 
 // Forward proxies one plain request. base is the path the proxied server's
-// root has at the API server: redirects go back to the client, rewritten to
-// lead through the proxy again.
+// root has at the API server: redirects and the links in pages go back to the
+// client rewritten to lead through the proxy again.
 func (p *Proxy) Forward(c Call, t Target, base string) {
 	tr := p.transport(t.TLS)
 	defer tr.CloseIdleConnections()
@@ -130,7 +130,7 @@ func (p *Proxy) Forward(c Call, t Target, base string) {
 				r.Out.Header.Del(h)
 			}
 		},
-		ModifyResponse: func(resp *http.Response) error { return rewriteResponse(resp, t.URL, base) },
+		ModifyResponse: mount{base, []string{t.URL.Host, c.Req.Host}}.rewrite,
 		ErrorHandler: func(_ http.ResponseWriter, _ *http.Request, err error) {
 			c.Fail(apierrors.NewServiceUnavailable("error trying to reach service: " + err.Error()))
 		},

@@ -158,19 +158,3 @@ func (p *Proxy) join(a net.Conn, ar io.Reader, b net.Conn, br io.Reader) {
 	}
 	closeBoth()
 }
-
-// rewriteResponse makes a proxied redirect lead through the proxy again.
-func rewriteResponse(resp *http.Response, to *url.URL, base string) error {
-	loc := resp.Header.Get("Location")
-	if loc == "" {
-		return nil
-	}
-	u, err := url.Parse(loc)
-	if err != nil || u.Host != "" && u.Host != to.Host || !strings.HasPrefix(u.Path, "/") {
-		return nil //nolint:nilerr // a redirect elsewhere is the client's to follow
-	}
-	u.Scheme, u.Host = "", ""
-	u.Path = strings.TrimSuffix(base, "/") + u.Path
-	resp.Header.Set("Location", u.String())
-	return nil
-}
