@@ -5,6 +5,8 @@ import (
 	"crypto/tls"
 	"fmt"
 	"net"
+	"net/netip"
+	"slices"
 	"strconv"
 	"time"
 
@@ -152,6 +154,7 @@ func (c *Cluster) apiConfig() (apiserver.Config, error) {
 		Store:     c.store,
 		Resources: resources,
 		Address:   net.JoinHostPort("", strconv.Itoa(c.opts.APIPort)),
+		Listener:  c.listener,
 		TLS: &tls.Config{
 			Certificates: []tls.Certificate{c.assets.APIServer.TLS()},
 			MinVersion:   tls.VersionTLS12,
@@ -164,21 +167,38 @@ func (c *Cluster) apiConfig() (apiserver.Config, error) {
 		ServiceAccounts:    c.tokens,
 		Authorizer:         authorizer,
 		Rules:              roles,
-		Admission:          admission.New(admission.Config{Reader: reader, Authorizer: authorizer}),
+		Admission:          c.admission(admission.Config{Reader: reader, Authorizer: authorizer}),
 		Policy:             policy.Bootstrap(),
 		KubeletTLS: &tls.Config{
 			Certificates: []tls.Certificate{c.assets.APIServerKubeletClient.TLS()},
 			RootCAs:      c.assets.CA.Pool(),
 			MinVersion:   tls.VersionTLS12,
 		},
+		ShutdownGrace:    c.shutdownGrace,
 		ServiceCIDR:      c.opts.ServiceCIDR,
-		AdvertiseAddress: c.opts.NodeIP,
+		AdvertiseAddress: c.advertised(),
 		AdvertisePort:    c.opts.APIPort,
 		Version: version.Info{
 			Major: "1", Minor: "37", GitVersion: gitVersion(), GitTreeState: "clean", Compiler: "gc", Platform: platform(),
 			EmulationMajor: "1", EmulationMinor: "37", MinCompatibilityMajor: "1", MinCompatibilityMinor: "36",
 		},
 	}, nil
+}
+
+// admission lists upstream's plugins but those this cluster leaves out.
+func (c *Cluster) admission(cfg admission.Config) []admission.Plugin {
+	return slices.DeleteFunc(admission.New(cfg), func(p admission.Plugin) bool {
+		return slices.Contains(c.notAdmitted, p.Name())
+	})
+}
+
+// advertised is the endpoint of the kubernetes Service; none where only this
+// machine can reach the server.
+func (c *Cluster) advertised() netip.Addr {
+	if c.opts.NodeIP.IsLoopback() {
+		return netip.Addr{}
+	}
+	return c.opts.NodeIP
 }
 
 var frontProxyNames = []string{"front-proxy-client"}

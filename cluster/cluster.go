@@ -9,6 +9,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"net"
 	"os"
 	"runtime/debug"
 	"slices"
@@ -35,14 +36,19 @@ type Cluster struct {
 	logs     *logs
 	log      *slog.Logger
 
-	assets    *bootstrap.Assets
-	store     *embedded.Store
-	api       *apiserver.Server
-	tokens    *serviceaccount.Tokens
-	client    kubernetes.Interface // as the cluster's own administrator
-	informers informers.SharedInformerFactory
-	network   *network.Network
-	runtime   *runtime.Runtime
+	assets   *bootstrap.Assets
+	store    *embedded.Store
+	api      *apiserver.Server
+	listener net.Listener // the API server's, if it is open already; nil: it listens on APIPort
+	// notAdmitted names the admission plugins this cluster leaves out.
+	notAdmitted []string
+	// shutdownGrace is the API server's; 0: its default.
+	shutdownGrace time.Duration
+	tokens        *serviceaccount.Tokens
+	client        kubernetes.Interface // as the cluster's own administrator
+	informers     informers.SharedInformerFactory
+	network       *network.Network
+	runtime       *runtime.Runtime
 
 	// Two layers, stopped in turn: the agents that use the API, then what serves it.
 	agents, servers *layer
@@ -76,10 +82,7 @@ func (l *layer) stop() {
 // stopped again on an error; pods that already ran are left running.
 func Up(ctx context.Context, opts Options, timeout time.Duration, progress Progress) (_ *Cluster, err error) {
 	tuneMemory()
-	c := &Cluster{
-		progress: progress, begun: time.Now(), agents: newLayer(), servers: newLayer(),
-		health: map[string]string{}, failed: make(chan error, 1),
-	}
+	c := newCluster(progress)
 	defer func() {
 		if err != nil {
 			c.stop()
@@ -110,6 +113,13 @@ func Up(ctx context.Context, opts Options, timeout time.Duration, progress Progr
 	return c, nil
 }
 
+func newCluster(progress Progress) *Cluster {
+	return &Cluster{
+		progress: progress, begun: time.Now(), agents: newLayer(), servers: newLayer(),
+		health: map[string]string{}, failed: make(chan error, 1), abort: func(error) {},
+	}
+}
+
 // tuneMemory trades a little CPU for a small heap, unless the user has said
 // otherwise: an idle cluster's working set matters more than its throughput.
 func tuneMemory() {
@@ -138,6 +148,7 @@ func (c *Cluster) prepare(opts Options) (string, error) {
 	if c.log, err = c.logs.logger("cluster"); err != nil {
 		return "", err
 	}
+	routeKlog(c.log)
 	return fmt.Sprintf("node %s at %s", o.NodeName, o.NodeIP), o.save()
 }
 
@@ -156,7 +167,13 @@ func (c *Cluster) Wait(ctx context.Context) error {
 // stop ends the components, users of the API first.
 func (c *Cluster) stop() {
 	c.agents.stop()
+	if c.informers != nil {
+		c.informers.Shutdown()
+	}
 	c.servers.stop()
+	if c.api == nil && c.listener != nil { // nobody else closes it
+		c.listener.Close()
+	}
 	var errs []error
 	if c.runtime != nil {
 		errs = append(errs, c.runtime.Close(context.Background()))

@@ -40,16 +40,28 @@ func slim(obj any) (any, error) {
 	return obj, nil
 }
 
-// startControlPlane runs the controllers and the scheduler, each under its
-// upstream identity, and makes what they and the node expect to find.
+// startControlPlane runs the controllers and the scheduler, and makes what
+// the node expects to find.
 func (c *Cluster) startControlPlane(ctx context.Context) (string, error) {
+	if err := errors.Join(c.startControllers(nil), c.startScheduler()); err != nil {
+		return "", err
+	}
+	if err := errors.Join(c.ensureDNSService(ctx), c.writeStaticPods()); err != nil {
+		return "", err
+	}
+	return "controllers and scheduler started", nil
+}
+
+// startControllers runs the controllers of upstream's --controllers list (nil:
+// those on by default), each under its upstream identity.
+func (c *Cluster) startControllers(enabled []string) error {
 	log, err := c.logs.logger("kube-controller-manager")
 	if err != nil {
-		return "", err
+		return err
 	}
 	meta, err := metadata.NewForConfig(c.config(userControllerManager))
 	if err != nil {
-		return "", err
+		return err
 	}
 	controllers, err := controller.New(controller.Config{
 		Client: c.clientFor(userControllerManager),
@@ -67,24 +79,27 @@ func (c *Cluster) startControlPlane(ctx context.Context) (string, error) {
 		SignToken: func(_ context.Context, sa *corev1.ServiceAccount, secret *corev1.Secret) (string, error) {
 			return c.tokens.Legacy(sa, secret.Name)
 		},
-		Log: log,
+		Enabled: enabled,
+		Log:     log,
 	})
 	if err != nil {
-		return "", err
+		return err
 	}
-	if log, err = c.logs.logger("kube-scheduler"); err != nil {
-		return "", err
+	c.start(c.agents, "controllers", controllers.Run)
+	return nil
+}
+
+func (c *Cluster) startScheduler() error {
+	log, err := c.logs.logger("kube-scheduler")
+	if err != nil {
+		return err
 	}
 	sched, err := scheduler.New(scheduler.Config{Client: c.clientFor(userScheduler), Informers: c.informers, Log: log})
 	if err != nil {
-		return "", err
+		return err
 	}
-	c.start(c.agents, "controllers", controllers.Run)
 	c.start(c.agents, "scheduler", sched.Run)
-	if err := errors.Join(c.ensureDNSService(ctx), c.writeStaticPods()); err != nil {
-		return "", err
-	}
-	return "controllers and scheduler started", nil
+	return nil
 }
 
 // accountConfig is a connection as a service account of kube-system, as
