@@ -61,8 +61,10 @@ func TestBadInput(t *testing.T) {
 		{"stale resourceVersion", "PUT", cmPath + "/a", "application/json", []byte(`{"metadata":{"name":"a","resourceVersion":"1"}}`), 409, "the object has been modified"},
 		{"wrong uid", "PUT", cmPath + "/a", "application/json", []byte(`{"metadata":{"name":"a","uid":"x"}}`), 409, "UID in precondition"},
 		{"other name", "PUT", cmPath + "/a", "application/json", []byte(`{"metadata":{"name":"b"}}`), 400, "the name of the object (b) does not match the name on the URL (a)"},
-		{"list rv", "GET", cmPath + "?resourceVersion=-1", "", nil, 400, "-1"},
-		{"list rv text", "GET", cmPath + "?resourceVersion=abc", "", nil, 400, "abc"},
+		{"list rv", "GET", cmPath + "?resourceVersion=-1", "", nil, 500, `resourceVersion: Invalid value: \"-1\": strconv.ParseUint: parsing \"-1\": invalid syntax`},
+		{"list rv text", "GET", cmPath + "?resourceVersion=forged", "", nil, 500, `"message":"resourceVersion: Invalid value: \"forged\": strconv.ParseUint: parsing \"forged\": invalid syntax","code":500`},
+		{"watch rv text", "GET", cmPath + "?watch=1&resourceVersion=forged", "", nil, 500, `parsing \"forged\": invalid syntax`},
+		{"get rv text", "GET", cmPath + "/a?resourceVersion=forged", "", nil, 500, `parsing \"forged\": invalid syntax`},
 		{"list rv future", "GET", cmPath + "?resourceVersion=99999", "", nil, 504, "Too large resource version"},
 		{"rv match without rv", "GET", cmPath + "?resourceVersionMatch=Exact", "", nil, 422, "resourceVersionMatch is forbidden unless resourceVersion is provided"},
 		{"bad match", "GET", cmPath + "?resourceVersionMatch=Foo&resourceVersion=1", "", nil, 422, "Unsupported value"},
@@ -75,14 +77,17 @@ func TestBadInput(t *testing.T) {
 		{"bad field selector", "GET", cmPath + "?fieldSelector=spec.foo%3Dx", "", nil, 400, "spec.foo"},
 		{"bad limit", "GET", cmPath + "?limit=x", "", nil, 400, "limit"},
 		{"sendInitialEvents on list", "GET", cmPath + "?sendInitialEvents=true", "", nil, 422, "sendInitialEvents is forbidden for list"},
+		{"watch in YAML", "GET", cmPath + "?watch=1", "application/yaml", nil, 406, "application/json;stream=watch"},
+		{"table in protobuf", "GET", cmPath + "", "application/vnd.kubernetes.protobuf;as=Table;v=v1;g=meta.k8s.io", nil, 406, "only the following media types are accepted: application/json, application/yaml, application/vnd.kubernetes.protobuf"},
+		{"create in text", "POST", cmPath, "text/plain", []byte("x"), 415, "the body of the request was in an unknown format - accepted media types include: application/json, application/yaml, application/vnd.kubernetes.protobuf"},
 		{"patch media type", "PATCH", cmPath + "/a", "application/json", []byte(`{}`), 415, "application/json-patch+json, application/merge-patch+json, application/strategic-merge-patch+json, application/apply-patch+yaml"},
 		{"patch not JSON", "PATCH", cmPath + "/a", "application/merge-patch+json", []byte(`{`), 400, ""},
 		{"patch copy bomb", "PATCH", cmPath + "/a", "application/json-patch+json", []byte(copies), 422, ""},
 		{"patch too many operations", "PATCH", cmPath + "/a", "application/json-patch+json", []byte(ops), 413, "The allowed maximum operations in a JSON patch is 10000, got 10001"},
 		{"patch to bad type", "PATCH", cmPath + "/a", "application/merge-patch+json", []byte(`{"data":[1]}`), 422, ""},
 		{"apply without manager", "PATCH", cmPath + "/a", "application/apply-patch+yaml", []byte(`{"apiVersion":"v1","kind":"ConfigMap"}`), 422, "fieldManager"},
-		{"apply unknown field", "PATCH", cmPath + "/a?fieldManager=x", "application/apply-patch+yaml", []byte(`{"apiVersion":"v1","kind":"ConfigMap","unknownField":1}`), 400, ".unknownField: field not declared in schema"},
-		{"apply garbage", "PATCH", cmPath + "/a?fieldManager=x", "application/apply-patch+yaml", []byte("\t\x00"), 400, "error decoding YAML"},
+		{"apply unknown field", "PATCH", cmPath + "/a?fieldManager=x", "application/apply-patch+yaml", []byte(`{"apiVersion":"v1","kind":"ConfigMap","unknownField":1}`), 500, "failed to create typed patch object (/; /v1, Kind=ConfigMap): .unknownField: field not declared in schema"},
+		{"apply garbage", "PATCH", cmPath + "/a?fieldManager=x", "application/apply-patch+yaml", []byte("\t\x00"), 400, "error decoding patch"},
 		{"delete options", "DELETE", cmPath + "/a", "application/json", []byte(`{"kind":"Pod","apiVersion":"v1"}`), 400, ""},
 		{"delete policy", "DELETE", cmPath + "/a?propagationPolicy=Maybe", "", nil, 422, "propagationPolicy"},
 		{"both policies", "DELETE", cmPath + "/a", "application/json", []byte(`{"propagationPolicy":"Orphan","orphanDependents":true}`), 422, ""},
@@ -99,6 +104,9 @@ func TestBadInput(t *testing.T) {
 			headers := []string{}
 			if tc.name == "not acceptable" {
 				headers = append(headers, "Accept", "application/xml")
+			}
+			if tc.method == "GET" && tc.media != "" {
+				headers = append(headers, "Accept", tc.media)
 			}
 			code, body := c.do(t, tc.method, tc.path, tc.media, tc.body, headers...)
 			if code != tc.code || !strings.Contains(body, tc.text) {

@@ -41,7 +41,7 @@ func negotiate(req *http.Request, query url.Values, transforms bool) (output, er
 		return output{media: codec.Protobuf}, nil
 	}
 	if len(header) > 4096 {
-		return output{}, notAcceptable("")
+		return output{}, notAcceptable(acceptedMedia...)
 	}
 	for _, clause := range goautoneg.ParseAccept(header) {
 		media := acceptMedia(clause.Type, clause.SubType)
@@ -55,7 +55,7 @@ func negotiate(req *http.Request, query url.Values, transforms bool) (output, er
 		o.pretty = o.pretty || o.media == codec.JSON && wantsPretty(req, query)
 		return o, nil
 	}
-	return output{}, notAcceptable("")
+	return output{}, notAcceptable(acceptedMedia...)
 }
 
 func acceptMedia(typ, sub string) string {
@@ -99,10 +99,10 @@ func wantsPretty(req *http.Request, query url.Values) bool {
 	return strings.HasPrefix(agent, "curl") || strings.HasPrefix(agent, "Wget") || strings.HasPrefix(agent, "Mozilla/5.0")
 }
 
-const acceptedMedia = codec.JSON + ", " + codec.YAML + ", " + codec.Protobuf
+var acceptedMedia = []string{codec.JSON, codec.YAML, codec.Protobuf}
 
-func notAcceptable(string) error {
-	return statusError(http.StatusNotAcceptable, metav1.StatusReasonNotAcceptable, "only the following media types are accepted: "+acceptedMedia)
+func notAcceptable(accepted ...string) error {
+	return statusError(http.StatusNotAcceptable, metav1.StatusReasonNotAcceptable, "only the following media types are accepted: "+strings.Join(accepted, ", "))
 }
 
 // inputMedia is the media type of a request body.
@@ -121,5 +121,5 @@ func inputMedia(req *http.Request) (string, error) {
 		}
 	}
 	return "", statusError(http.StatusUnsupportedMediaType, metav1.StatusReasonUnsupportedMediaType,
-		"the body of the request was in an unknown format - accepted media types include: "+acceptedMedia)
+		"the body of the request was in an unknown format - accepted media types include: "+strings.Join(acceptedMedia, ", "))
 }

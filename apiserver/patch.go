@@ -3,6 +3,7 @@ package apiserver
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"mime"
 	"net/http"
@@ -80,7 +81,7 @@ func (p *patchRequest) options() *metav1.PatchOptions {
 func (p *patchRequest) parseApply() error {
 	p.config = map[string]any{}
 	if err := yaml.Unmarshal(p.body, &p.config); err != nil {
-		return apierrors.NewBadRequest(fmt.Sprintf("error decoding YAML: %v", err))
+		return apierrors.NewBadRequest(fmt.Sprintf("error decoding patch: %v", err))
 	}
 	// Numbers must be int64 or float64, as everywhere in unstructured content.
 	data, err := json.Marshal(p.config)
@@ -89,7 +90,7 @@ func (p *patchRequest) parseApply() error {
 		err = kjson.UnmarshalCaseSensitivePreserveInts(data, &p.config)
 	}
 	if err != nil {
-		return apierrors.NewBadRequest(fmt.Sprintf("error decoding YAML: %v", err))
+		return apierrors.NewBadRequest(fmt.Sprintf("error decoding patch: %v", err))
 	}
 	if p.strict() {
 		p.strictError = yaml.UnmarshalStrict(p.body, &map[string]any{})
@@ -223,12 +224,15 @@ func (s *Server) applied(c *call, p *patchRequest, sub string, old api.Object) (
 		}
 	}
 	obj, err := s.managed.Apply(c.ep.fields, sub, old, config, managed.Apply{Manager: p.manager, Force: p.force != nil && *p.force})
+	if status := apierrors.APIStatus(nil); err != nil && !errors.As(err, &status) {
+		err = &registry.ClientFault{Message: err.Error()} // a field the schema does not have, for one
+	}
 	if err != nil {
 		return nil, err
 	}
 	if p.strictError != nil {
 		if p.validation == metav1.FieldValidationStrict {
-			return nil, apierrors.NewBadRequest(fmt.Sprintf("error strict decoding YAML: %v", p.strictError))
+			return nil, apierrors.NewBadRequest(fmt.Sprintf("error strict decoding patch: %v", p.strictError))
 		}
 		warnStrict(c, []error{p.strictError})
 	}

@@ -31,8 +31,8 @@ func streamType(media string) string {
 
 func (s *Server) watch(c *call) {
 	out, err := negotiate(c.req, c.query, true)
-	if err == nil && out.media == codec.YAML {
-		err = notAcceptable("")
+	if err != nil || out.media == codec.YAML {
+		err = notAcceptable(codec.JSON+";stream=watch", codec.Protobuf+";stream=watch")
 	}
 	if err != nil {
 		s.fail(c, err)
@@ -51,7 +51,7 @@ func (s *Server) watch(c *call) {
 	w, err := c.ep.reg.Watch(c.ctx(), registry.WatchOptions{Selection: o.Selection, ResourceVersion: o.ResourceVersion, SendInitial: initial})
 	st := &stream{s: s, c: c, out: out, bookmarks: o.bookmarks}
 	if err != nil {
-		if apierrors.IsBadRequest(err) {
+		if fault := (*registry.ClientFault)(nil); apierrors.IsBadRequest(err) || errors.As(err, &fault) {
 			s.fail(c, err)
 			return
 		}

@@ -3,7 +3,6 @@
 package managed
 
 import (
-	"errors"
 	"fmt"
 	"reflect"
 	"slices"
@@ -131,7 +130,9 @@ func (f *Fields) Update(typ *Type, sub string, old, obj api.Object, manager stri
 	return obj
 }
 
-// Apply merges an apply configuration into old and returns the new stored object.
+// Apply merges an apply configuration into old and returns the new stored
+// object. What is wrong with the configuration is told by an error that is no
+// API status, as upstream does; conflicts and versions are API statuses.
 func (f *Fields) Apply(typ *Type, sub string, old api.Object, config *unstructured.Unstructured, p Apply) (api.Object, error) {
 	m, err := f.get(typ, sub)
 	if err != nil {
@@ -140,9 +141,6 @@ func (f *Fields) Apply(typ *Type, sub string, old api.Object, config *unstructur
 	old.GetObjectKind().SetGroupVersionKind(typ.Stored)
 	out, err := m.Apply(old, config, p.Manager, p.Force)
 	if err != nil {
-		if status := apierrors.APIStatus(nil); !errors.As(err, &status) {
-			err = apierrors.NewBadRequest(err.Error()) // upstream answers 500, but it is the configuration that is wrong
-		}
 		return nil, err
 	}
 	obj, ok := out.(api.Object)

@@ -188,7 +188,7 @@ func (r *Registry) listSnapshot(ctx context.Context, o ListOptions, key string) 
 	}
 	rv, err := ParseResourceVersion(o.ResourceVersion)
 	if err != nil {
-		return nil, "", apierrors.NewBadRequest(err.Error())
+		return nil, "", err
 	}
 	exact := o.Match == metav1.ResourceVersionMatchExact || o.Match == "" && o.Limit > 0 && rv > 0
 	if rv == 0 || !exact {

@@ -9,6 +9,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net/http"
 	"strconv"
 	"strings"
 	"sync"
@@ -17,6 +18,7 @@ import (
 	"k8s.io/apimachinery/pkg/api/validate/content"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime/schema"
+	"k8s.io/apimachinery/pkg/util/validation/field"
 	"k8s.io/utils/clock"
 
 	"github.com/skiff-project/skiff/api"
@@ -201,7 +203,7 @@ func (r *Registry) Get(ctx context.Context, namespace, name, resourceVersion str
 	}
 	rv, err := ParseResourceVersion(resourceVersion)
 	if err != nil {
-		return Item{}, apierrors.NewBadRequest(err.Error())
+		return Item{}, err
 	}
 	snap, err := r.snapshot(ctx, rv)
 	if err != nil {
@@ -226,17 +228,26 @@ func (r *Registry) snapshot(ctx context.Context, atLeast int64) (store.Snapshot,
 	return snap, nil
 }
 
-// ParseResourceVersion parses a resource version from a request; "" is 0.
+// ClientFault is an error that is the client's, but that upstream answers with
+// code 500 and no reason; clients have come to know it so.
+type ClientFault struct{ Message string }
+
+func (e *ClientFault) Error() string { return e.Message }
+
+// Status implements apierrors.APIStatus.
+func (e *ClientFault) Status() metav1.Status {
+	return metav1.Status{Status: metav1.StatusFailure, Code: http.StatusInternalServerError, Message: e.Message}
+}
+
+// ParseResourceVersion parses a resource version from a request; "" is 0. Its
+// error is a ClientFault.
 func ParseResourceVersion(s string) (int64, error) {
 	if s == "" || s == "0" {
 		return 0, nil
 	}
 	v, err := strconv.ParseUint(s, 10, 63)
 	if err != nil {
-		if ne := (*strconv.NumError)(nil); errors.As(err, &ne) {
-			ne.Func = "ParseUint"
-		}
-		return 0, fmt.Errorf("Invalid value: %q: %v", s, err) //nolint:staticcheck // upstream's text
+		return 0, &ClientFault{field.Invalid(field.NewPath("resourceVersion"), s, err.Error()).Error()}
 	}
 	return int64(v), nil
 }

@@ -44,7 +44,7 @@ func (r *Registry) Watch(ctx context.Context, o WatchOptions) (*Watch, error) {
 	}
 	rv, err := ParseResourceVersion(o.ResourceVersion)
 	if err != nil {
-		return nil, apierrors.NewBadRequest(err.Error())
+		return nil, err
 	}
 	w := &Watch{m: r.matcher(o.Selection), rev: rv}
 	if rv == 0 || o.SendInitial {

@@ -361,7 +361,7 @@ func (r *Registry) checkVersion(u Update, obj, old api.Object) error {
 	rv, err := ParseResourceVersion(obj.GetResourceVersion())
 	switch {
 	case err != nil:
-		return apierrors.NewInvalid(r.groupKind(), u.Name, field.ErrorList{field.Invalid(field.NewPath("metadata", "resourceVersion"), obj.GetResourceVersion(), err.Error())})
+		return apierrors.NewInvalid(r.groupKind(), u.Name, field.ErrorList{field.Invalid(field.NewPath("metadata", "resourceVersion"), obj.GetResourceVersion(), "must be one the server has given")})
 	case rv == 0 && (u.Unconditional || !r.Resource.Strategy.DenyUnconditionalUpdate):
 	case rv == 0:
 		return apierrors.NewInvalid(schema.GroupKind{Group: r.gr.Group, Kind: r.gr.Resource}, u.Name,
