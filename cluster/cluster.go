@@ -109,7 +109,7 @@ func Up(ctx context.Context, opts Options, timeout time.Duration, progress Progr
 			return nil, err
 		}
 	}
-	debug.FreeOSMemory()
+	c.servers.wg.Go(func() { c.rest(c.servers.ctx) })
 	return c, nil
 }
 

@@ -55,6 +55,7 @@ func follow(path string) error {
 		unix.Exit(0)
 	}()
 	news := newsOf(path)
+	trim := true
 	var f *os.File
 	var off int64
 	buf := make([]byte, 16<<10)
@@ -81,7 +82,17 @@ func follow(path string) error {
 				continue
 			}
 		}
-		await(news, buf)
+		wait := int(followSlow.Milliseconds())
+		if trim {
+			wait = trimAfter
+		}
+		switch news := await(news, buf, wait); {
+		case news:
+			trim = true
+		case trim:
+			trim = false
+			rest()
+		}
 	}
 }
 
@@ -100,18 +111,19 @@ func newsOf(path string) int {
 	return fd
 }
 
-// await sleeps until there may be news, whose text is of no interest.
-func await(news int, buf []byte) {
+// await sleeps for some milliseconds, or until there may be news, and says whether there
+// is; what the news is shows in the file.
+func await(news int, buf []byte, ms int) bool {
 	if news < 0 {
 		time.Sleep(followPoll)
-		return
+		return false
 	}
-	unix.Poll([]unix.PollFd{{Fd: int32(news), Events: unix.POLLIN}}, int(followSlow.Milliseconds()))
-	for {
-		if n, err := unix.Read(news, buf); n <= 0 || err != nil {
-			return
-		}
+	n, _ := unix.Poll([]unix.PollFd{{Fd: int32(news), Events: unix.POLLIN}}, ms)
+	for more := n > 0; more; {
+		read, err := unix.Read(news, buf)
+		more = read > 0 && err == nil
 	}
+	return n > 0
 }
 
 func replaced(f *os.File, path string, off int64) bool {

@@ -1,5 +1,9 @@
 //go:build linux
 
+// One CPU is all a pod's helper uses: nothing need ask, now or later, how many there are.
+//go:debug containermaxprocs=0
+//go:debug updatemaxprocs=0
+
 // Command shim is the small static helper embedded in Skiff.
 //
 // A separate program, not a re-exec of the big binary: package initialisation of
@@ -16,7 +20,9 @@ package main
 import (
 	"os"
 	"runtime"
+	"runtime/debug"
 
+	"github.com/skiff-project/skiff/internal/ownpages"
 	"golang.org/x/sys/unix"
 )
 
@@ -30,6 +36,7 @@ func main() {
 	}
 	switch mode {
 	case "monitor":
+		runtime.GOMAXPROCS(1)
 		exit(runMonitor())
 	case "init":
 		exit(runInit())
@@ -37,11 +44,19 @@ func main() {
 		if len(os.Args) != 3 {
 			fail("usage: skiff-shim follow FILE")
 		}
+		runtime.GOMAXPROCS(1)
 		exit(follow(os.Args[2]))
 	case "pause":
 		exit(pause())
 	}
 	fail("usage: skiff-shim monitor|init|follow FILE|pause")
+}
+
+// rest gives back the memory that an idle helper does not need: most of what it took to
+// start. There are two helpers to a pod of Skiff's own, one to any other.
+func rest() {
+	debug.FreeOSMemory()
+	_ = ownpages.Release() // no worse than before
 }
 
 // failure is an error with its context, without fmt.

@@ -67,7 +67,7 @@ func runMonitor() error {
 		}
 		if n == 0 && m.trim {
 			m.trim, m.pack, m.buf, m.line = false, nil, nil, nil
-			debug.FreeOSMemory()
+			rest()
 		}
 		for _, e := range events[:max(n, 0)] {
 			if f := m.fds[int(e.Fd)]; f != nil {
