@@ -81,7 +81,11 @@ func stopPods(ctx context.Context, o Options) (string, error) {
 	if err != nil {
 		return "", err
 	}
-	return "stopped; images stay", errors.Join(r.StopAll(ctx), r.Close(ctx))
+	err = errors.Join(r.StopAll(ctx), r.Close(ctx))
+	if err == nil { // volumes in memory, tokens among them
+		err = unmountBelow(o.path("kubelet"))
+	}
+	return "stopped; images stay", err
 }
 
 // removeNetwork takes bridge, veths, routes and nftables tables away; the next
@@ -105,7 +109,11 @@ func removeData(ctx context.Context, o Options) (string, error) {
 	if err := removeCgroups(o.CgroupRoot()); err != nil {
 		return "", err
 	}
-	return o.DataDir + " removed", os.RemoveAll(o.DataDir)
+	err = os.RemoveAll(o.DataDir)
+	if errors.Is(err, syscall.EBUSY) {
+		return o.DataDir + " emptied; it is a disk of its own", nil
+	}
+	return o.DataDir + " removed", err
 }
 
 func nodeIPs(o Options) []netip.Addr { return []netip.Addr{o.NodeIP} }

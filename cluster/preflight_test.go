@@ -7,6 +7,7 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 )
@@ -141,9 +142,9 @@ func TestRangesDoNotOverlap(t *testing.T) {
 }
 
 func TestUnmountListsOnlyBelow(t *testing.T) {
-	points, err := mountsBelow("/proc")
-	if err != nil || len(points) == 0 || points[len(points)-1] != "/proc" {
-		t.Errorf("mounts at and below /proc: %v, %v; want /proc last", points, err)
+	points, err := mountsBelow("/sys") // control groups are mounted below, and it is a mount itself
+	if err != nil || len(points) == 0 || slices.Contains(points, "/sys") {
+		t.Errorf("mounts below /sys: %v, %v", points, err)
 	}
 	if got := unescapeMount(`/a\040b\134c`); got != `/a b\c` {
 		t.Errorf("unescaped %q", got)

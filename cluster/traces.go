@@ -27,7 +27,8 @@ func unmountBelow(dir string) error {
 	return errors.Join(errs...)
 }
 
-// mountsBelow lists mount points at or below dir, the last mounted first.
+// mountsBelow lists mount points below dir, the last mounted first. dir itself may be a
+// disk of its own: it stays.
 func mountsBelow(dir string) ([]string, error) {
 	f, err := os.Open("/proc/self/mountinfo")
 	if err != nil {
@@ -43,7 +44,7 @@ func mountsBelow(dir string) ([]string, error) {
 			continue
 		}
 		point := unescapeMount(fields[4])
-		if point == dir || strings.HasPrefix(point, dir+"/") {
+		if strings.HasPrefix(point, dir+"/") {
 			points = append(points, point)
 		}
 	}
