@@ -6,7 +6,7 @@ DATA_DIR   ?= /var/lib/skiff
 VERSION    := $(shell cat VERSION)
 # Reproducible: no paths, no build id, no VCS stamp, no cgo.
 # cli/slim says what the overlay is for; it makes the binary a quarter smaller.
-SLIM        = $(shell GO="$(GO)" sh cli/slim/overlay.sh bin/slim)
+SLIM        = $(shell GO="$(GO)" sh cli/slim/overlay.sh bin/.slim)
 BUILD       = CGO_ENABLED=0 $(GO) build -trimpath -buildvcs=false $(SLIM)
 KUBEVERSION := k8s.io/component-base/version
 # Code off the 2 MB grid: else the kernel maps it by huge pages, and an idle
