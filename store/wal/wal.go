@@ -213,13 +213,28 @@ func (l *Log) Reserve(n int, spare int64) error {
 	}
 	if short := l.cur.off + need + spare - l.cur.size; short > 0 {
 		grow := (short + l.opt.ExtendBytes - 1) / l.opt.ExtendBytes * l.opt.ExtendBytes
-		if _, err := l.cur.f.WriteAt(make([]byte, grow), l.cur.size); err != nil {
+		if err := writePages(l.cur.f, make([]byte, grow), l.cur.size); err != nil {
 			return full(err)
 		}
 		l.cur.size += grow
 		l.mu.Lock()
 		l.curSize = l.cur.size
 		l.mu.Unlock()
+	}
+	return nil
+}
+
+// writePages writes space ahead a page at a time. Written at once, the kernel
+// keeps it as one piece of up to a megabyte, and accounts (on some file
+// systems writes) all of it for each small frame that is put there later.
+func writePages(f vfs.File, p []byte, off int64) error {
+	const page = 4096
+	for len(p) > 0 {
+		n, err := f.WriteAt(p[:min(page, len(p))], off)
+		if err != nil {
+			return err
+		}
+		p, off = p[n:], off+int64(n)
 	}
 	return nil
 }
@@ -283,7 +298,7 @@ func (l *Log) create(num uint64) (*segment, error) {
 	}
 	head := make([]byte, l.opt.ExtendBytes)
 	appendHeader(head[:0], kindSegment, num, seg.salt)
-	_, err = f.WriteAt(head, 0)
+	err = writePages(f, head, 0)
 	if err == nil {
 		err = l.sync(f)
 	}
