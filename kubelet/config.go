@@ -80,6 +80,7 @@ type Config struct {
 	LeaseSeconds    int32         // default 40; renewed every quarter
 	RelistPeriod    time.Duration // safety net for lost container events; default 60 s
 	HousekeepPeriod time.Duration // garbage collection; default 60 s
+	EvictionPeriod  time.Duration // check of disk limits; default 10 s
 
 	Log   *slog.Logger // default: discards
 	Clock clock.Clock  // default: the real one
@@ -108,6 +109,7 @@ func (c *Config) complete() error {
 	setDefault(&c.LeaseSeconds, 40)
 	setDefault(&c.RelistPeriod, time.Minute)
 	setDefault(&c.HousekeepPeriod, time.Minute)
+	setDefault(&c.EvictionPeriod, defaultEvictionPeriod)
 	setDefault(&c.SeccompRoot, filepath.Join(c.RootDir, "seccomp"))
 	if c.ResolvConf == nil {
 		path := "/etc/resolv.conf"

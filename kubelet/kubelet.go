@@ -137,7 +137,7 @@ func (k *Kubelet) Run(ctx context.Context) error {
 			fail <- err
 		}
 	})
-	for _, f := range []func(context.Context){k.watchRuntime, k.runNode, k.runLease, k.housekeep, k.runStatic} {
+	for _, f := range []func(context.Context){k.watchRuntime, k.runNode, k.runLease, k.housekeep, k.runStatic, k.enforceDisk} {
 		k.spawn(func() { f(ctx) })
 	}
 	if f := k.cfg.Informers; f != nil {

@@ -401,6 +401,29 @@ func TestUnsupportedVolumeNamesItsKind(t *testing.T) {
 	r.hasEvent(`Warning FailedMount MountVolume.SetUp failed for volume "v" : volumes of kind nfs are not supported by this node`)
 }
 
+func TestFullEmptyDirIsEvicted(t *testing.T) {
+	r := newRig(t)
+	r.stop()
+	r.start(func(c *Config) { c.EvictionPeriod = 20 * time.Millisecond })
+	limit := resource.MustParse("64Ki")
+	p := pod("full", func(p *v1.Pod) {
+		p.Spec.Volumes = []v1.Volume{{Name: "v", VolumeSource: v1.VolumeSource{EmptyDir: &v1.EmptyDirVolumeSource{SizeLimit: &limit}}}}
+		p.Spec.Containers[0].VolumeMounts = []v1.VolumeMount{{Name: "v", MountPath: "/v"}}
+	})
+	r.create(p)
+	r.phase("full", v1.PodRunning)
+	dir := filepath.Join(r.dir, "kubelet", "pods", string(p.UID), "volumes", "kubernetes.io~empty-dir", "v")
+	if err := os.WriteFile(filepath.Join(dir, "file"), make([]byte, 100<<10), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	r.phase("full", v1.PodFailed)
+	const message = `Usage of EmptyDir volume "v" exceeds the limit "64Ki". `
+	if st := r.get("full").Status; st.Reason != "Evicted" || st.Message != message {
+		t.Errorf("status %s: %q", st.Reason, st.Message)
+	}
+	r.hasEvent("Warning Evicted " + message)
+}
+
 func TestStaticPodHasMirror(t *testing.T) {
 	r := newRig(t)
 	manifest := "apiVersion: v1\nkind: Pod\nmetadata:\n  name: web\n  namespace: default\nspec:\n  containers:\n  - name: main\n    image: busybox\n    imagePullPolicy: IfNotPresent\n"

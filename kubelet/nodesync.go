@@ -45,7 +45,7 @@ const imagesEvery = time.Minute
 // runNode registers the node and keeps its status up to date.
 func (k *Kubelet) runNode(ctx context.Context) {
 	st := &nodeState{}
-	wait := 100 * time.Millisecond
+	wait, soon := 100*time.Millisecond, 10*time.Millisecond
 	for {
 		err := k.syncNode(ctx, st)
 		if ctx.Err() != nil {
@@ -58,9 +58,10 @@ func (k *Kubelet) runNode(ctx context.Context) {
 			d = wait
 			wait = min(wait*2, 7*time.Second)
 		case !ready:
-			d, wait = min(d, 250*time.Millisecond), 100*time.Millisecond
+			// A start is ready within milliseconds of its first look, or not for long.
+			d, wait, soon = min(d, soon), 100*time.Millisecond, min(2*soon, 250*time.Millisecond)
 		default:
-			wait = 100 * time.Millisecond
+			wait, soon = 100*time.Millisecond, 10*time.Millisecond
 		}
 		t := k.cfg.Clock.NewTimer(d)
 		select {

@@ -11,6 +11,7 @@ import (
 	"k8s.io/apimachinery/pkg/types"
 
 	"github.com/skiff-project/skiff/kubelet/admit"
+	"github.com/skiff-project/skiff/kubelet/evict"
 	"github.com/skiff-project/skiff/kubelet/objects"
 	"github.com/skiff-project/skiff/kubelet/podstate"
 	"github.com/skiff-project/skiff/kubelet/podworker"
@@ -28,6 +29,7 @@ type worker struct {
 	mu      sync.Mutex // guards what other goroutines hand in and read
 	pod     *v1.Pod
 	removed bool
+	evicted string // why, once it is
 	results []result
 	dirty   bool // the runtime's state must be read again
 	renew   bool // volumes must be brought up to date
@@ -193,7 +195,7 @@ const inspectRetry = time.Second
 func (w *worker) step(ctx context.Context) (wake time.Time, finished bool) {
 	k := w.k
 	w.mu.Lock()
-	pod, removed, results, dirty, renew := w.pod, w.removed, w.results, w.dirty, w.renew
+	pod, removed, results, dirty, renew, evicted := w.pod, w.removed, w.results, w.dirty, w.renew, w.evicted
 	w.results, w.dirty, w.renew = nil, false, false
 	w.mu.Unlock()
 	now := k.cfg.Clock.Now()
@@ -217,6 +219,9 @@ func (w *worker) step(ctx context.Context) (wake time.Time, finished bool) {
 	}
 	if renew {
 		w.machine.Retry()
+	}
+	if evicted != "" {
+		w.machine.Evict(evict.Reason, evicted, evict.Grace)
 	}
 	out := w.machine.Step(podworker.Input{Pod: pod, Runtime: w.runtime(), Probes: w.prober.Results(), Removed: removed,
 		NodeIPs: k.cfg.NodeIPs, Scheme: k.runtimeName, RRO: k.rro.Load(), Settle: k.prober.PID != nil, Now: now})

@@ -124,6 +124,7 @@ type Machine struct {
 	since       time.Time
 	cancelled   bool
 	verdict     *status.Verdict
+	grace       *int64          // of an eviction, in seconds
 	stopped     map[string]bool // sandboxes stopped in termination
 	cleaned     bool
 	deleted     bool
@@ -224,6 +225,14 @@ func (m *Machine) mask(in Input) podstate.Runtime {
 		}
 	}
 	return rt
+}
+
+// Evict takes a running pod down with phase Failed. Its containers get grace seconds, or what they
+// have left if that is less. Later calls, and those for a pod that ends anyway, change nothing.
+func (m *Machine) Evict(reason, message string, grace int64) {
+	if m.verdict == nil && !m.terminating && !status.Terminal(m.old.Phase) {
+		m.verdict, m.grace = &status.Verdict{Reason: reason, Message: message}, &grace
+	}
 }
 
 func (m *Machine) checkDeadline(in *Input, o *Output) {

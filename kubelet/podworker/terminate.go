@@ -133,6 +133,9 @@ func (m *Machine) terminate(in *Input, o *Output) {
 
 func (m *Machine) killAll(in *Input, o *Output) (alive bool) {
 	grace := podGrace(in.Pod)
+	if m.grace != nil {
+		grace = min(grace, *m.grace)
+	}
 	running := map[string]*podstate.Container{}
 	for i := range in.Runtime.Containers {
 		c := &in.Runtime.Containers[i]
