@@ -14,6 +14,7 @@ import (
 	"testing"
 	"time"
 
+	"golang.org/x/net/websocket"
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/util/httpstream"
@@ -73,6 +74,8 @@ func (f fakeKubelet) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 			return
 		}
 		streamcmd.ServeExec(w, r, f, parts[3], "", parts[4], r.URL.Query()["command"], opts, long, long, streamcmd.SupportedStreamingProtocols)
+	case "containerLogs":
+		fmt.Fprintln(w, "one short line")
 	case "portForward":
 		opts, err := streamforward.NewV4Options(r)
 		if err != nil {
@@ -107,6 +110,40 @@ func streamServer(t *testing.T) *rest.Config {
 		t.Fatal(err)
 	}
 	return cfg
+}
+
+// A log so short that it comes together with its end arrives all the same.
+func TestLogOverWebsocket(t *testing.T) {
+	cfg := streamServer(t)
+	conf, err := websocket.NewConfig(strings.Replace(cfg.Host, "https", "wss", 1)+"/api/v1/namespaces/default/pods/p/log", "http://localhost")
+	if err != nil {
+		t.Fatal(err)
+	}
+	conf.Protocol = []string{"binary.k8s.io"}
+	if conf.TlsConfig, err = rest.TLSConfigFor(cfg); err != nil {
+		t.Fatal(err)
+	}
+	if cfg.BearerToken != "" {
+		conf.Header = http.Header{"Authorization": {"Bearer " + cfg.BearerToken}}
+	}
+	ws, err := websocket.DialConfig(conf)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer ws.Close()
+	var got string
+	for {
+		var msg []byte
+		if err := websocket.Message.Receive(ws, &msg); err == io.EOF {
+			break
+		} else if err != nil {
+			t.Fatal(err)
+		}
+		got += string(msg)
+	}
+	if got != "one short line\n" {
+		t.Errorf("log %q", got)
+	}
 }
 
 func TestExec(t *testing.T) {

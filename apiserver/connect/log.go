@@ -1,6 +1,7 @@
 package connect
 
 import (
+	"io"
 	"net/http"
 
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
@@ -26,8 +27,20 @@ func (p *Proxy) LogWebsocket(c Call, t Target) {
 		c.Fail(kubeletError(resp))
 		return
 	}
-	r := wsstream.NewReader(resp.Body, true, wsstream.NewDefaultReaderProtocols())
+	r := wsstream.NewReader(lateEOF{resp.Body}, true, wsstream.NewDefaultReaderProtocols())
 	if err := r.Copy(c.W, c.Req); err != nil {
 		p.Log.Debug("log stream ended", "path", c.Req.URL.Path, "error", err)
 	}
+}
+
+// lateEOF reports the end of its reader on a read of its own: wsstream drops
+// what comes together with it, which for a short log is all of it.
+type lateEOF struct{ r io.Reader }
+
+func (l lateEOF) Read(p []byte) (int, error) {
+	n, err := l.r.Read(p)
+	if n > 0 && err == io.EOF {
+		err = nil
+	}
+	return n, err
 }
