@@ -14,6 +14,7 @@ import (
 	"github.com/skiff-project/skiff/cli/box"
 	"github.com/skiff-project/skiff/cli/etcd"
 	"github.com/skiff-project/skiff/cli/etcdctl"
+	"github.com/skiff-project/skiff/cli/etcdutl"
 	"github.com/skiff-project/skiff/cli/kubectl"
 	"github.com/skiff-project/skiff/cli/slim"
 	"github.com/skiff-project/skiff/cluster"
@@ -45,7 +46,9 @@ func run(args []string) int {
 	root.AddCommand(cli.Commands()...)
 	root.AddCommand(
 		listed("kubectl", "The stock kubectl, embedded"),
+		listed("etcd", "A server of etcd's API, on upstream's flags"),
 		listed("etcdctl", "The stock etcdctl, embedded"),
+		listed("etcdutl", "Works on snapshots of the store, and of stock etcd"),
 	)
 	if err := root.Execute(); err != nil {
 		fmt.Fprintln(os.Stderr, "skiff:", err)
@@ -65,10 +68,14 @@ func frontEnd(name string, args []string) (code int, ok bool) {
 	switch name {
 	case "kubectl":
 		return kubectl.Main(args), true
+	case "kube-apiserver":
+		return cli.APIServerMain(args), true
 	case "etcd":
 		return etcd.Main(args), true
 	case "etcdctl":
 		return etcdctl.Main(args), true
+	case "etcdutl":
+		return etcdutl.Main(args), true
 	case "skiff":
 		return 0, false
 	}

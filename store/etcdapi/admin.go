@@ -2,81 +2,14 @@ package etcdapi
 
 import (
 	"context"
-	"encoding/binary"
 	"encoding/json"
-	"hash/crc32"
 	"net/http"
 
 	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
 	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
 )
-
-type maintenanceServer struct {
-	pb.UnimplementedMaintenanceServer
-	s *Server
-}
-
-// Status implements pb.MaintenanceServer.
-func (m *maintenanceServer) Status(ctx context.Context, r *pb.StatusRequest) (*pb.StatusResponse, error) {
-	st := m.s.cfg.Store.Status()
-	return &pb.StatusResponse{
-		Header: m.s.header(st.Revision), Version: Version, StorageVersion: "3.7.0",
-		DbSize: st.SizeBytes, DbSizeInUse: st.InUseBytes, DbSizeQuota: m.s.cfg.QuotaBytes,
-		Leader: m.s.cfg.MemberID, RaftIndex: uint64(st.Revision), RaftAppliedIndex: uint64(st.Revision), RaftTerm: 1,
-		DowngradeInfo: &pb.DowngradeInfo{},
-	}, nil
-}
-
-// Alarm implements pb.MaintenanceServer. The store raises none: it refuses
-// writes while there is no space and goes on when there is.
-func (m *maintenanceServer) Alarm(ctx context.Context, r *pb.AlarmRequest) (*pb.AlarmResponse, error) {
-	if r.Action == pb.AlarmRequest_ACTIVATE {
-		return m.UnimplementedMaintenanceServer.Alarm(ctx, r)
-	}
-	return &pb.AlarmResponse{Header: m.s.now()}, nil
-}
-
-// Defragment implements pb.MaintenanceServer: checkpoints leave nothing to do.
-func (m *maintenanceServer) Defragment(ctx context.Context, r *pb.DefragmentRequest) (*pb.DefragmentResponse, error) {
-	return &pb.DefragmentResponse{Header: m.s.now()}, nil
-}
-
-// Hash implements pb.MaintenanceServer.
-func (m *maintenanceServer) Hash(ctx context.Context, r *pb.HashRequest) (*pb.HashResponse, error) {
-	hash, rev, err := m.hash(ctx, 0)
-	if err != nil {
-		return nil, err
-	}
-	return &pb.HashResponse{Header: m.s.header(rev), Hash: hash}, nil
-}
-
-// HashKV implements pb.MaintenanceServer. The hash covers the keys at the
-// revision, not the history below it; only members of Skiff compare equal.
-func (m *maintenanceServer) HashKV(ctx context.Context, r *pb.HashKVRequest) (*pb.HashKVResponse, error) {
-	hash, rev, err := m.hash(ctx, r.Revision)
-	if err != nil {
-		return nil, err
-	}
-	compacted := m.s.cfg.Store.Status().CompactRevision
-	return &pb.HashKVResponse{Header: m.s.now(), Hash: hash, HashRevision: rev, CompactRevision: compacted}, nil
-}
-
-func (m *maintenanceServer) hash(ctx context.Context, rev int64) (uint32, int64, error) {
-	snap, err := m.s.cfg.Store.Snapshot(ctx, max(rev, 0))
-	if err != nil {
-		return 0, 0, toGRPC(err)
-	}
-	table := crc32.MakeTable(crc32.Castagnoli)
-	var sum uint32
-	for kv := range snap.Range("", "\x00") {
-		head := append([]byte(kv.Key), 0)
-		for _, n := range []int64{kv.CreateRevision, kv.ModRevision, kv.Version, int64(kv.Lease)} {
-			head = binary.AppendVarint(head, n)
-		}
-		sum = crc32.Update(crc32.Update(sum, table, head), table, kv.Value)
-	}
-	return sum, snap.Revision(), nil
-}
 
 type clusterServer struct {
 	pb.UnimplementedClusterServer
@@ -89,6 +22,36 @@ func (c *clusterServer) MemberList(ctx context.Context, r *pb.MemberListRequest)
 	return &pb.MemberListResponse{Header: c.s.now(), Members: []*pb.Member{{
 		ID: cfg.MemberID, Name: cfg.Name, ClientURLs: c.s.clientURLs(), PeerURLs: cfg.PeerURLs,
 	}}}, nil
+}
+
+// MemberAdd implements pb.ClusterServer. A cluster of one stays one: the
+// others answer as etcd does for members that are not there.
+func (c *clusterServer) MemberAdd(ctx context.Context, r *pb.MemberAddRequest) (*pb.MemberAddResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "etcdserver: this server is a cluster of one; take a snapshot to real etcd to have more members")
+}
+
+// MemberRemove implements pb.ClusterServer.
+func (c *clusterServer) MemberRemove(ctx context.Context, r *pb.MemberRemoveRequest) (*pb.MemberRemoveResponse, error) {
+	if r.ID == c.s.cfg.MemberID {
+		return nil, rpctypes.ErrGRPCMemberNotEnoughStarted
+	}
+	return nil, rpctypes.ErrGRPCMemberNotFound
+}
+
+// MemberUpdate implements pb.ClusterServer: peer URLs are the command line's.
+func (c *clusterServer) MemberUpdate(ctx context.Context, r *pb.MemberUpdateRequest) (*pb.MemberUpdateResponse, error) {
+	if r.ID != c.s.cfg.MemberID {
+		return nil, rpctypes.ErrGRPCMemberNotFound
+	}
+	return nil, status.Error(codes.Unimplemented, "etcdserver: peer URLs are given by --initial-advertise-peer-urls")
+}
+
+// MemberPromote implements pb.ClusterServer.
+func (c *clusterServer) MemberPromote(ctx context.Context, r *pb.MemberPromoteRequest) (*pb.MemberPromoteResponse, error) {
+	if r.ID != c.s.cfg.MemberID {
+		return nil, rpctypes.ErrGRPCMemberNotFound
+	}
+	return nil, rpctypes.ErrGRPCMemberNotLearner
 }
 
 type authServer struct {

@@ -57,6 +57,8 @@ type Config struct {
 	ProgressInterval time.Duration
 	// MaxRequestBytes bounds a message from a client. Default 1.5 MiB.
 	MaxRequestBytes int
+	// TempDir is where snapshots are made. Default the system's.
+	TempDir string
 	// QuotaBytes is reported as the size limit. Default 0: unknown.
 	QuotaBytes int64
 	// Clock times progress notifications. Default the real clock.
@@ -106,6 +108,7 @@ type Server struct {
 	side sync.Mutex // held around writes to the side store
 
 	background sync.Once
+	alarms     alarms
 }
 
 // New returns a server that Serve starts.
@@ -123,6 +126,7 @@ func New(cfg Config) (*Server, error) {
 		grpc.MaxSendMsgSize(math.MaxInt32),
 		grpc.MaxConcurrentStreams(math.MaxUint32),
 		grpc.SharedWriteBuffer(true),
+		grpc.UnaryInterceptor(s.unary),
 		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: 5 * time.Second}),
 		grpc.KeepaliveParams(keepalive.ServerParameters{Time: 2 * time.Hour, Timeout: 20 * time.Second}),
 	)
@@ -132,6 +136,7 @@ func New(cfg Config) (*Server, error) {
 	pb.RegisterMaintenanceServer(s.grpc, &maintenanceServer{s: s})
 	pb.RegisterClusterServer(s.grpc, &clusterServer{s: s})
 	pb.RegisterAuthServer(s.grpc, &authServer{s: s})
+	registerLocks(s.grpc, s)
 	var protocols http.Protocols
 	protocols.SetHTTP1(true)
 	protocols.SetUnencryptedHTTP2(true) // TLS, if any, ends in the mux
@@ -180,6 +185,14 @@ func (s *Server) ServeTLS(ctx context.Context, lis net.Listener, conf *tls.Confi
 	return fmt.Errorf("etcd API on %s: %w", lis.Addr(), err)
 }
 
+// unary is around every call with one request and one answer.
+func (s *Server) unary(ctx context.Context, req any, info *grpc.UnaryServerInfo, next grpc.UnaryHandler) (any, error) {
+	if err := s.alarms.refuses(req); err != nil {
+		return nil, err
+	}
+	return next(ctx, req)
+}
+
 // run starts what works beside the requests.
 func (s *Server) run(ctx context.Context, wg *sync.WaitGroup) {
 	if s.v2 != nil {
@@ -189,6 +202,9 @@ func (s *Server) run(ctx context.Context, wg *sync.WaitGroup) {
 
 // openSide opens what the side store keeps.
 func (s *Server) openSide() (err error) {
+	if err := s.loadAlarms(context.Background()); err != nil {
+		return err
+	}
 	if s.cfg.Side == nil || s.cfg.NoV2 {
 		return nil
 	}

@@ -154,7 +154,7 @@ func Run(ctx context.Context, cfg Config, ready func([]net.Addr)) error {
 func newServer(cfg Config, db, side store.Store) (*etcdapi.Server, error) {
 	api := cfg.API
 	api.Store, api.Side, api.Name, api.Log = db, side, cfg.Name, cfg.Log
-	api.NoV2 = cfg.NoV2
+	api.NoV2, api.TempDir = cfg.NoV2, cfg.DataDir
 	api.ClientURLs, api.PeerURLs = cfg.AdvertiseClient, cfg.AdvertisePeer
 	api.ClusterID, api.MemberID = IDs(cfg.AdvertisePeer, cfg.Token)
 	api.MaxRequestBytes = cfg.MaxRequestBytes

@@ -1,0 +1,285 @@
+package etcdapi
+
+import (
+	"context"
+	"crypto/sha256"
+	"encoding/binary"
+	"errors"
+	"hash/crc32"
+	"io"
+	"os"
+	"sync"
+	"sync/atomic"
+
+	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
+	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
+	"google.golang.org/grpc"
+	"google.golang.org/protobuf/proto"
+
+	"github.com/skiff-project/skiff/store"
+	"github.com/skiff-project/skiff/store/etcdapi/snapshot"
+)
+
+type maintenanceServer struct {
+	pb.UnimplementedMaintenanceServer
+	s *Server
+}
+
+// Status implements pb.MaintenanceServer.
+func (m *maintenanceServer) Status(ctx context.Context, r *pb.StatusRequest) (*pb.StatusResponse, error) {
+	st := m.s.cfg.Store.Status()
+	resp := &pb.StatusResponse{
+		Header: m.s.header(st.Revision), Version: Version, StorageVersion: snapshot.StorageVersion,
+		DbSize: st.SizeBytes, DbSizeInUse: st.InUseBytes, DbSizeQuota: m.s.cfg.QuotaBytes,
+		Leader: m.s.cfg.MemberID, RaftIndex: uint64(st.Revision), RaftAppliedIndex: uint64(st.Revision), RaftTerm: 1,
+		DowngradeInfo: &pb.DowngradeInfo{},
+	}
+	for _, a := range m.s.alarms.list() {
+		resp.Errors = append(resp.Errors, a.String())
+	}
+	return resp, nil
+}
+
+// alarms are the alarms raised, by hand or by the store. The zero value has none.
+type alarms struct {
+	full   atomic.Bool  // the last put found no room
+	count  atomic.Int32 // of raised
+	member uint64
+
+	mu     sync.Mutex
+	raised map[pb.AlarmType]uint64 // by hand: the member
+}
+
+// list returns the alarms as etcd does.
+func (a *alarms) list() []*pb.AlarmMember {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	var out []*pb.AlarmMember
+	for _, t := range []pb.AlarmType{pb.AlarmType_NOSPACE, pb.AlarmType_CORRUPT} {
+		if id, ok := a.raised[t]; ok {
+			out = append(out, &pb.AlarmMember{MemberID: id, Alarm: t})
+		} else if t == pb.AlarmType_NOSPACE && a.full.Load() {
+			out = append(out, &pb.AlarmMember{MemberID: a.member, Alarm: t})
+		}
+	}
+	return out
+}
+
+// note follows the outcome of a put: the store recovers by itself.
+func (a *alarms) note(err error) {
+	full := errors.Is(err, store.ErrNoSpace)
+	if (err == nil || full) && a.full.Load() != full {
+		a.full.Store(full)
+	}
+}
+
+// set raises or ends an alarm by hand.
+func (a *alarms) set(t pb.AlarmType, member uint64, on bool) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	defer func() { a.count.Store(int32(len(a.raised))) }()
+	if a.raised == nil {
+		a.raised = map[pb.AlarmType]uint64{}
+	}
+	if on {
+		a.raised[t] = member
+		return
+	}
+	delete(a.raised, t)
+	if t == pb.AlarmType_NOSPACE {
+		a.full.Store(false)
+	}
+}
+
+// refuses returns why a request is not served.
+func (a *alarms) refuses(req any) error {
+	if a.count.Load() == 0 {
+		return nil
+	}
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	_, corrupt := a.raised[pb.AlarmType_CORRUPT]
+	_, full := a.raised[pb.AlarmType_NOSPACE]
+	switch r := req.(type) {
+	case *pb.RangeRequest, *pb.DeleteRangeRequest, *pb.CompactionRequest, *pb.LeaseRevokeRequest:
+	case *pb.PutRequest, *pb.LeaseGrantRequest:
+		if full && !corrupt {
+			return rpctypes.ErrGRPCNoSpace
+		}
+	case *pb.TxnRequest:
+		if full && !corrupt && putsAny(r) {
+			return rpctypes.ErrGRPCNoSpace
+		}
+	default:
+		return nil
+	}
+	if corrupt {
+		return rpctypes.ErrGRPCCorrupt
+	}
+	return nil
+}
+
+func putsAny(r *pb.TxnRequest) bool {
+	for _, ops := range [][]*pb.RequestOp{r.Success, r.Failure} {
+		for _, op := range ops {
+			if op.GetRequestPut() != nil || op.GetRequestTxn() != nil && putsAny(op.GetRequestTxn()) {
+				return true
+			}
+		}
+	}
+	return false
+}
+
+// loadAlarms reads the alarms raised before a restart.
+func (s *Server) loadAlarms(ctx context.Context) error {
+	s.alarms.member = s.cfg.MemberID
+	stored, err := s.bucket(ctx, "alarm")
+	for key := range stored {
+		var a pb.AlarmMember
+		if proto.Unmarshal([]byte(key), &a) == nil {
+			s.alarms.set(a.Alarm, a.MemberID, true)
+		}
+	}
+	return err
+}
+
+// Alarm implements pb.MaintenanceServer. NOSPACE is listed while puts find no
+// room and goes by itself when they do; alarms raised by hand stay.
+func (m *maintenanceServer) Alarm(ctx context.Context, r *pb.AlarmRequest) (*pb.AlarmResponse, error) {
+	resp := &pb.AlarmResponse{Header: m.s.now()}
+	if r.Action == pb.AlarmRequest_GET {
+		for _, a := range m.s.alarms.list() {
+			if r.Alarm == pb.AlarmType_NONE || r.Alarm == a.Alarm {
+				resp.Alarms = append(resp.Alarms, a)
+			}
+		}
+		return resp, nil
+	}
+	on := r.Action == pb.AlarmRequest_ACTIVATE
+	if r.Alarm == pb.AlarmType_NONE {
+		return resp, nil
+	}
+	a := &pb.AlarmMember{MemberID: r.MemberID, Alarm: r.Alarm}
+	key, err := proto.Marshal(a)
+	if err != nil {
+		return nil, err
+	}
+	if m.s.cfg.Side != nil {
+		e := entry{bucket: "alarm", key: string(key)}
+		if on {
+			e.value = []byte{}
+		}
+		if err := m.s.writeBuckets(ctx, e); err != nil {
+			return nil, err
+		}
+	}
+	m.s.alarms.set(r.Alarm, r.MemberID, on)
+	resp.Alarms = append(resp.Alarms, a)
+	return resp, nil
+}
+
+// Defragment implements pb.MaintenanceServer by writing a checkpoint, if the
+// store has them: nothing else would free disk.
+func (m *maintenanceServer) Defragment(ctx context.Context, r *pb.DefragmentRequest) (*pb.DefragmentResponse, error) {
+	if s, ok := m.s.cfg.Store.(interface{ Checkpoint(context.Context) error }); ok {
+		if err := s.Checkpoint(ctx); err != nil {
+			return nil, toGRPC(err)
+		}
+	}
+	return &pb.DefragmentResponse{Header: m.s.now()}, nil
+}
+
+// MoveLeader implements pb.MaintenanceServer: there is nobody to move it to.
+func (m *maintenanceServer) MoveLeader(ctx context.Context, r *pb.MoveLeaderRequest) (*pb.MoveLeaderResponse, error) {
+	if r.TargetID == m.s.cfg.MemberID {
+		return &pb.MoveLeaderResponse{Header: m.s.now()}, nil
+	}
+	return nil, rpctypes.ErrGRPCBadLeaderTransferee
+}
+
+// Downgrade implements pb.MaintenanceServer: there is one version.
+func (m *maintenanceServer) Downgrade(ctx context.Context, r *pb.DowngradeRequest) (*pb.DowngradeResponse, error) {
+	if r.Action == pb.DowngradeRequest_CANCEL {
+		return nil, rpctypes.ErrGRPCNoInflightDowngrade
+	}
+	return nil, rpctypes.ErrGRPCInvalidDowngradeTargetVersion
+}
+
+// snapshotChunk is how much of a snapshot one message has, as in etcd.
+const snapshotChunk = 32 << 10
+
+// Snapshot implements pb.MaintenanceServer: a file for stock etcd's restore,
+// then its checksum.
+func (m *maintenanceServer) Snapshot(r *pb.SnapshotRequest, stream grpc.ServerStreamingServer[pb.SnapshotResponse]) error {
+	contents, err := m.s.contents(stream.Context())
+	if err != nil {
+		return toGRPC(err)
+	}
+	name, err := snapshot.Temporary(m.s.cfg.TempDir)
+	if err != nil {
+		return toGRPC(err)
+	}
+	defer os.Remove(name)
+	if err := snapshot.Write(stream.Context(), name, contents); err != nil {
+		return toGRPC(err)
+	}
+	f, err := os.Open(name)
+	if err != nil {
+		return toGRPC(err)
+	}
+	defer f.Close()
+	info, err := f.Stat()
+	if err != nil {
+		return toGRPC(err)
+	}
+	h := sha256.New()
+	for left := info.Size(); left > 0; {
+		buf := make([]byte, min(left, snapshotChunk)) // the stream keeps it
+		if _, err := io.ReadFull(f, buf); err != nil {
+			return toGRPC(err)
+		}
+		h.Write(buf)
+		left -= int64(len(buf))
+		if err := stream.Send(&pb.SnapshotResponse{RemainingBytes: uint64(left), Blob: buf, Version: snapshot.StorageVersion}); err != nil {
+			return err
+		}
+	}
+	return stream.Send(&pb.SnapshotResponse{Blob: h.Sum(nil), Version: snapshot.StorageVersion})
+}
+
+// Hash implements pb.MaintenanceServer.
+func (m *maintenanceServer) Hash(ctx context.Context, r *pb.HashRequest) (*pb.HashResponse, error) {
+	hash, rev, err := m.hash(ctx, 0)
+	if err != nil {
+		return nil, err
+	}
+	return &pb.HashResponse{Header: m.s.header(rev), Hash: hash}, nil
+}
+
+// HashKV implements pb.MaintenanceServer. The hash covers the keys at the
+// revision, not the history below it; only members of Skiff compare equal.
+func (m *maintenanceServer) HashKV(ctx context.Context, r *pb.HashKVRequest) (*pb.HashKVResponse, error) {
+	hash, rev, err := m.hash(ctx, r.Revision)
+	if err != nil {
+		return nil, err
+	}
+	compacted := m.s.cfg.Store.Status().CompactRevision
+	return &pb.HashKVResponse{Header: m.s.now(), Hash: hash, HashRevision: rev, CompactRevision: compacted}, nil
+}
+
+func (m *maintenanceServer) hash(ctx context.Context, rev int64) (uint32, int64, error) {
+	snap, err := m.s.cfg.Store.Snapshot(ctx, max(rev, 0))
+	if err != nil {
+		return 0, 0, toGRPC(err)
+	}
+	table := crc32.MakeTable(crc32.Castagnoli)
+	var sum uint32
+	for kv := range snap.Range("", "\x00") {
+		head := append([]byte(kv.Key), 0)
+		for _, n := range []int64{kv.CreateRevision, kv.ModRevision, kv.Version, int64(kv.Lease)} {
+			head = binary.AppendVarint(head, n)
+		}
+		sum = crc32.Update(crc32.Update(sum, table, head), table, kv.Value)
+	}
+	return sum, snap.Revision(), nil
+}
