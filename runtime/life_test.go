@@ -283,7 +283,7 @@ func TestLogFormat(t *testing.T) {
 	id := w.run([]string{"raw", "no newline"})
 	w.ended(id)
 	b, _ := os.ReadFile(w.status(id).LogPath)
-	if !bytes.HasSuffix(b, []byte(" stdout F no newline\n")) {
+	if !bytes.HasSuffix(b, []byte(" stdout P no newline\n")) {
 		t.Errorf("unterminated output: %q", b)
 	}
 	if _, err := time.Parse(time.RFC3339Nano, strings.Fields(string(b))[0]); err != nil {

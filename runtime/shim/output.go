@@ -100,13 +100,14 @@ func (m *monitor) logLines(p *proc, s *stream, b []byte) {
 	p.log.write(m.line)
 }
 
-// flush ends output without a newline with a full line, so that no reader waits.
+// flush writes output that ended without a newline as a part of a line: read back,
+// it has no newline either.
 func (m *monitor) flush(p *proc, s *stream) {
 	if len(s.partial) == 0 {
 		return
 	}
 	m.line = m.line[:0]
-	m.appendLine(s, time.Now(), 'F', s.partial)
+	m.appendLine(s, time.Now(), 'P', s.partial)
 	s.partial = nil
 	p.log.write(m.line)
 }
