@@ -6,8 +6,8 @@ import (
 	"os"
 	"path/filepath"
 	"runtime"
-	"strings"
 
+	"github.com/skiff-project/skiff/runtime/sysctl"
 	"golang.org/x/sys/unix"
 )
 
@@ -63,7 +63,7 @@ func (n namespaces) make(dir string) error {
 			}
 		}
 		for k, v := range n.sysctls {
-			if err := writeSysctl(k, v); err != nil {
+			if err := sysctl.Write(k, v); err != nil {
 				return err
 			}
 		}
@@ -124,75 +124,6 @@ func loopbackUp() error {
 	ifr.SetUint16(unix.IFF_UP)
 	if err := unix.IoctlIfreq(fd, unix.SIOCSIFFLAGS, ifr); err != nil {
 		return fmt.Errorf("bring loopback up: %w", err)
-	}
-	return nil
-}
-
-// checkSysctls allows only what belongs to the pod's own namespaces (the kubelet's
-// list of namespaced sysctls) and only plain names (CVE-2022-0811).
-func checkSysctls(sysctls map[string]string, hostNet, hostIPC bool) error {
-	for name := range sysctls {
-		for _, c := range name {
-			if !(c >= 'a' && c <= 'z' || c >= 'A' && c <= 'Z' || c >= '0' && c <= '9' || strings.ContainsRune("._-/", c)) {
-				return fmt.Errorf("sysctl %q: character %q is not allowed", name, c)
-			}
-		}
-		dotted := sysctlPath(name)
-		if strings.Contains("/"+dotted+"/", "/../") || strings.Contains(dotted, "//") {
-			return fmt.Errorf("sysctl %q is not a plain name", name)
-		}
-		switch {
-		case strings.HasPrefix(dotted, "net/"):
-			if hostNet {
-				return fmt.Errorf("sysctl %q not allowed with host net enabled", name)
-			}
-		case strings.HasPrefix(dotted, "kernel/shm"), strings.HasPrefix(dotted, "kernel/msg"), dotted == "kernel/sem", strings.HasPrefix(dotted, "fs/mqueue/"):
-			if hostIPC {
-				return fmt.Errorf("sysctl %q not allowed with host ipc enabled", name)
-			}
-		default:
-			return fmt.Errorf("sysctl %q is not namespaced: it would change the whole node", name)
-		}
-	}
-	return nil
-}
-
-// sysctlPath turns a.b/c into a/b.c, as sysctl(8) does: the first separator decides.
-func sysctlPath(name string) string {
-	i := strings.IndexAny(name, "./")
-	if i < 0 || name[i] == '/' {
-		return name
-	}
-	return strings.Map(func(c rune) rune {
-		switch c {
-		case '.':
-			return '/'
-		case '/':
-			return '.'
-		}
-		return c
-	}, name)
-}
-
-// writeSysctl writes through a descriptor proven to be procfs (CVE-2025-52881).
-func writeSysctl(name, value string) error {
-	root, err := unix.Open("/proc/sys", unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
-	if err != nil {
-		return err
-	}
-	defer unix.Close(root)
-	how := unix.OpenHow{Flags: unix.O_WRONLY | unix.O_CLOEXEC, Resolve: unix.RESOLVE_BENEATH | unix.RESOLVE_NO_SYMLINKS | unix.RESOLVE_NO_XDEV}
-	fd, err := unix.Openat2(root, sysctlPath(name), &how)
-	if err != nil {
-		return fmt.Errorf("sysctl %s: %w", name, err)
-	}
-	defer unix.Close(fd)
-	var st unix.Statfs_t
-	if err := unix.Fstatfs(fd, &st); err != nil || st.Type != unix.PROC_SUPER_MAGIC {
-		return fmt.Errorf("sysctl %s: /proc/sys is not procfs", name)
-	}
-	if _, err := unix.Write(fd, []byte(value)); err != nil {
-		return fmt.Errorf("sysctl %s=%s: %w", name, value, err)
 	}
 	return nil
 }

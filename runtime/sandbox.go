@@ -11,6 +11,7 @@ import (
 	"strings"
 	"sync"
 
+	"github.com/skiff-project/skiff/runtime/sysctl"
 	"github.com/skiff-project/skiff/runtime/wire"
 	"golang.org/x/sync/errgroup"
 	"golang.org/x/sys/unix"
@@ -112,7 +113,7 @@ func checkSandbox(c *runtimeapi.PodSandboxConfig, handler string) error {
 	if err := checkUserNamespace(ns.GetUsernsOptions()); err != nil {
 		return err
 	}
-	if err := checkSysctls(c.GetLinux().GetSysctls(), ns.GetNetwork() == runtimeapi.NamespaceMode_NODE, ns.GetIpc() == runtimeapi.NamespaceMode_NODE); err != nil {
+	if err := sysctl.Check(c.GetLinux().GetSysctls(), ns.GetNetwork() == runtimeapi.NamespaceMode_NODE, ns.GetIpc() == runtimeapi.NamespaceMode_NODE); err != nil {
 		return status.Error(codes.InvalidArgument, err.Error())
 	}
 	return nil
