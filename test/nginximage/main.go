@@ -101,10 +101,8 @@ func unpack(cache, root string) error {
 	for _, p := range packages {
 		found, _ := filepath.Glob(filepath.Join(cache, p+"_*.deb"))
 		if len(found) == 0 {
-			cmd := exec.Command("apt-get", "download", "-q", p)
-			cmd.Dir = cache
-			if msg, err := cmd.CombinedOutput(); err != nil {
-				return fmt.Errorf("apt-get download %s (is 'apt-get update' needed?): %w\n%s", p, err, msg)
+			if err := download(cache, p); err != nil {
+				return err
 			}
 			found, _ = filepath.Glob(filepath.Join(cache, p+"_*.deb"))
 		}
@@ -123,6 +121,27 @@ func unpack(cache, root string) error {
 		if err := os.MkdirAll(filepath.Join(root, d), 0o755); err != nil {
 			return err
 		}
+	}
+	return nil
+}
+
+// download fetches one package. A fresh machine has no package lists yet: they
+// are fetched once when the package is not known.
+func download(dir, pkg string) error {
+	get := func() ([]byte, error) {
+		cmd := exec.Command("apt-get", "download", "-q", pkg)
+		cmd.Dir = dir
+		return cmd.CombinedOutput()
+	}
+	msg, err := get()
+	if err != nil {
+		if msg, err := exec.Command("apt-get", "update", "-q").CombinedOutput(); err != nil {
+			return fmt.Errorf("apt-get update: %w\n%s", err, msg)
+		}
+		msg, err = get()
+	}
+	if err != nil {
+		return fmt.Errorf("apt-get download %s: %w\n%s", pkg, err, msg)
 	}
 	return nil
 }

@@ -28,6 +28,7 @@ func TestScripts(t *testing.T) {
 		RequireExplicitExec: true,
 		RequireUniqueNames:  true,
 		Setup:               func(env *testscript.Env) error { return setup(env, bin) },
+		Condition:           condition,
 		Cmds: map[string]func(*testscript.TestScript, bool, []string){
 			"retry":     retry,
 			"listen":    listen,
@@ -88,6 +89,7 @@ func setup(env *testscript.Env, bin string) error {
 	env.Setenv("SKIFF_DATA_DIR", data)
 	root, _ := filepath.Abs("../..")
 	env.Setenv("REPO", root)
+	env.Setenv("NGINX", nginxArchive)
 	env.Defer(func() {
 		out, err := exec.Command(filepath.Join(dir, "skiff"), "down", "--purge", "--data-dir", data).CombinedOutput()
 		if err != nil {
@@ -96,6 +98,24 @@ func setup(env *testscript.Env, bin string) error {
 		os.RemoveAll(data)
 	})
 	return nil
+}
+
+// nginxArchive is where the condition "nginx" puts the image the script loads.
+var nginxArchive = filepath.Join(os.TempDir(), "skiff-nginx-debs", "nginx.tar")
+
+// condition knows "nginx": the image could be assembled, which needs Debian's
+// packages. Where they cannot be had the script is skipped, but not in CI.
+func condition(name string) (bool, error) {
+	if name != "nginx" {
+		return false, fmt.Errorf("unknown condition %q", name)
+	}
+	cmd := exec.Command("go", "run", "./test/nginximage", "-o", nginxArchive, "-tag", "nginx:1.14.2", "-tag", "nginx:1.16.1")
+	cmd.Dir = "../.."
+	out, err := cmd.CombinedOutput()
+	if err != nil && os.Getenv("CI") != "" {
+		return false, fmt.Errorf("assemble the nginx image: %w\n%s", err, out)
+	}
+	return err == nil, nil
 }
 
 func freePorts(n int) ([]int, error) {
