@@ -136,7 +136,9 @@ func (c *Cluster) apiConfig() (apiserver.Config, error) {
 		return apiserver.Config{}, err
 	}
 	source := policyReader{reader}
-	c.tokens, err = serviceaccount.New(serviceaccount.Config{SigningKey: c.assets.ServiceAccountKey, Getter: source})
+	accounts := c.accounts
+	accounts.SigningKey, accounts.Getter = c.assets.ServiceAccountKey, source
+	c.tokens, err = serviceaccount.New(accounts)
 	if err != nil {
 		return apiserver.Config{}, err
 	}
@@ -234,6 +236,6 @@ func poll(ctx context.Context, what string, ready func(context.Context) error) e
 			return fmt.Errorf("gave up waiting for %s: %w", what, err)
 		case <-time.After(delay):
 		}
-		delay = min(2*delay, 100*time.Millisecond)
+		delay = min(2*delay, 20*time.Millisecond)
 	}
 }

@@ -42,6 +42,9 @@ type Cluster struct {
 	listener net.Listener // the API server's, if it is open already; nil: it listens on APIPort
 	// notAdmitted names the admission plugins this cluster leaves out.
 	notAdmitted []string
+	// accounts is how service account tokens are made and checked, but for
+	// the signing key, which is an asset; its zero value is good.
+	accounts serviceaccount.Config
 	// shutdownGrace is the API server's; 0: its default.
 	shutdownGrace time.Duration
 	tokens        *serviceaccount.Tokens

@@ -1,0 +1,104 @@
+package cli
+
+import (
+	"bufio"
+	"context"
+	"io"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/client-go/kubernetes"
+
+	"github.com/skiff-project/skiff/cluster"
+)
+
+// The path is printed once the API answers; file and server end together.
+func TestTestenvPrintsAKubeconfigThatWorks(t *testing.T) {
+	r, w := io.Pipe()
+	ctx, stop := context.WithCancel(t.Context())
+	ended := make(chan error, 1)
+	go func() { ended <- testenv(ctx, cluster.TestOptions{}, "", w) }()
+	line, err := bufio.NewReader(r).ReadString('\n')
+	if err != nil {
+		t.Fatal(err)
+	}
+	path := strings.TrimSpace(line)
+	cfg, err := connection(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	list, err := kubernetes.NewForConfigOrDie(cfg).CoreV1().Namespaces().List(t.Context(), metav1.ListOptions{})
+	if err != nil || len(list.Items) < 4 {
+		t.Errorf("namespaces: %v, %v", list, err)
+	}
+	stop()
+	if err := <-ended; err != nil {
+		t.Error(err)
+	}
+	if _, err := os.Stat(filepath.Dir(path)); !os.IsNotExist(err) {
+		t.Errorf("%s is still there", path)
+	}
+}
+
+func TestAssetsAreLinks(t *testing.T) {
+	dir := filepath.Join(t.TempDir(), "assets")
+	for range 2 { // also over its own links
+		if _, err := linkAssets("/bin/true", dir); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for _, name := range assetNames {
+		if to, err := os.Readlink(filepath.Join(dir, name)); err != nil || to != "/bin/true" {
+			t.Errorf("%s leads to %q, %v", name, to, err)
+		}
+	}
+	os.Remove(filepath.Join(dir, "etcd"))
+	if err := os.WriteFile(filepath.Join(dir, "etcd"), nil, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := linkAssets("/bin/true", dir); err == nil || !strings.Contains(err.Error(), "no link") {
+		t.Errorf("a real etcd was replaced: %v", err)
+	}
+}
+
+// The flags are those controller-runtime's envtest passes.
+func TestAPIServerFlags(t *testing.T) {
+	dir := t.TempDir()
+	for _, name := range []string{"apiserver.crt", "apiserver.key"} {
+		if err := os.WriteFile(filepath.Join(dir, name), nil, 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	f := &apiServerFlags{}
+	cmd := f.command()
+	err := cmd.ParseFlags([]string{
+		"--advertise-address=127.0.0.1", "--allow-privileged=true", "--authorization-mode=RBAC", "--bind-address=127.0.0.1",
+		"--cert-dir=" + dir, "--client-ca-file=ca.crt", "--disable-admission-plugins=ServiceAccount",
+		"--etcd-servers=http://127.0.0.1:2379", "--secure-port=1234", "--service-account-issuer=https://127.0.0.1:1234/",
+		"--service-account-key-file=sa.crt", "--service-account-signing-key-file=sa.key", "--service-cluster-ip-range=10.0.0.0/24",
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := f.settle(); err != nil {
+		t.Fatal(err)
+	}
+	o := f.opts
+	if o.Address != "127.0.0.1:1234" || o.CertFile != filepath.Join(dir, "apiserver.crt") || o.ClientCAFile != "ca.crt" ||
+		o.Issuer != "https://127.0.0.1:1234/" || o.AdvertiseAddress != netip.MustParseAddr("127.0.0.1") || o.SigningKeyFile != "sa.key" {
+		t.Errorf("options %+v", o)
+	}
+	for _, bad := range []string{"--authorization-mode=AlwaysAllow", "--service-cluster-ip-range=all", "--allow-privileged=false"} {
+		f := &apiServerFlags{}
+		if err := f.command().ParseFlags([]string{bad}); err != nil {
+			t.Fatal(err)
+		}
+		if f.settle() == nil {
+			t.Errorf("%s was taken", bad)
+		}
+	}
+}
