@@ -29,9 +29,9 @@ type node struct {
 	uid        types.UID
 	registered atomic.Bool           // from here on the lease loop has the lease
 	lease      *coordinationv1.Lease // as last seen
-	cidr  netip.Prefix
-	used  map[netip.Addr]types.UID
-	last  netip.Addr
+	cidr       netip.Prefix
+	used       map[netip.Addr]types.UID
+	last       netip.Addr
 }
 
 func (c *Config) node(i int) *node {
