@@ -20,7 +20,7 @@ import (
 
 // api is what the flags say about the API itself.
 func (o *options) api() etcdapi.Config {
-	return etcdapi.Config{ProgressInterval: o.progress}
+	return etcdapi.Config{ProgressInterval: o.progress, NoGateway: !o.gateway}
 }
 
 // tls is the listeners' configuration, nil without a certificate. Certificates

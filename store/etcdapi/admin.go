@@ -76,6 +76,9 @@ func (s *Server) Handler() http.Handler {
 	if s.v2 != nil {
 		s.v2.Register(mux)
 	}
+	if s.gateway != nil && !s.cfg.NoGateway {
+		s.gateway.register(mux)
+	}
 	return mux
 }
 

@@ -39,8 +39,8 @@ type Config struct {
 	// Side keeps what is not among the v3 keys: the v2 keys, users and roles,
 	// alarms. Default none: then these are not served. Nobody else writes to it.
 	Side store.Store
-	// NoV2 leaves out the v2 keys.
-	NoV2 bool
+	// NoV2 leaves out the v2 keys, NoGateway JSON over HTTP.
+	NoV2, NoGateway bool
 	// TLS, if set, is the listener's; set ClientAuth and ClientCAs in it to
 	// demand client certificates. Default plain text.
 	TLS *tls.Config
@@ -109,6 +109,7 @@ type Server struct {
 
 	background sync.Once
 	alarms     alarms
+	gateway    *gateway
 }
 
 // New returns a server that Serve starts.
@@ -140,6 +141,10 @@ func New(cfg Config) (*Server, error) {
 	var protocols http.Protocols
 	protocols.SetHTTP1(true)
 	protocols.SetUnencryptedHTTP2(true) // TLS, if any, ends in the mux
+	var err error
+	if s.gateway, err = newGateway(s); err != nil {
+		return nil, err
+	}
 	s.http = &http.Server{Handler: s.Handler(), Protocols: &protocols, ReadHeaderTimeout: handshakeTimeout, IdleTimeout: time.Minute,
 		ErrorLog: slog.NewLogLogger(cfg.Log.Handler(), slog.LevelDebug)}
 	return s, nil
@@ -195,6 +200,8 @@ func (s *Server) unary(ctx context.Context, req any, info *grpc.UnaryServerInfo,
 
 // run starts what works beside the requests.
 func (s *Server) run(ctx context.Context, wg *sync.WaitGroup) {
+	wg.Go(func() { s.grpc.Serve(s.gateway.loop) })
+	context.AfterFunc(ctx, s.gateway.close)
 	if s.v2 != nil {
 		wg.Go(func() { s.v2.Run(ctx) })
 	}
