@@ -58,6 +58,7 @@ type Apply struct {
 // is parsed on first use.
 type Fields struct {
 	converter func() managedfields.TypeConverter
+	plans     firstPlans
 	mu        sync.Mutex
 	byKey     map[managerKey]*managedfields.FieldManager
 }
@@ -72,6 +73,7 @@ func New() *Fields {
 	return &Fields{
 		converter: sync.OnceValue(func() managedfields.TypeConverter { return applyconfigurations.NewTypeConverter(scheme.Scheme) }),
 		byKey:     map[managerKey]*managedfields.FieldManager{},
+		plans:     firstPlans{byTyp: map[*Type]*plan{}},
 	}
 }
 
@@ -114,12 +116,21 @@ func resetFields(typ *Type, sub string) map[fieldpath.APIVersion]fieldpath.Filte
 // are stored objects; obj is changed and returned. Whatever cannot be tracked
 // is stored untracked rather than refused, as upstream does.
 func (f *Fields) Update(typ *Type, sub string, old, obj api.Object, manager string) api.Object {
+	kind := typ.Stored
+	obj.GetObjectKind().SetGroupVersionKind(kind)
+	if old == nil && sub == "" && f.first(typ, obj, manager) {
+		return obj
+	}
+	return f.update(typ, sub, old, obj, manager)
+}
+
+// update has the library do what Update says.
+func (f *Fields) update(typ *Type, sub string, old, obj api.Object, manager string) api.Object {
 	m, err := f.get(typ, sub)
 	if err != nil {
 		return obj
 	}
 	kind := typ.Stored
-	obj.GetObjectKind().SetGroupVersionKind(kind)
 	if old == nil {
 		old = typ.New()
 	}
