@@ -91,6 +91,7 @@ func (s *Server) MetricsHandler() http.Handler {
 }
 
 func (s *Server) registerHealth(mux *http.ServeMux) {
+	mux.Handle("GET /metrics", s.metrics.handler())
 	mux.HandleFunc("GET /health", func(w http.ResponseWriter, r *http.Request) {
 		health := map[string]string{"health": "true", "reason": ""}
 		if _, err := s.cfg.Store.Snapshot(r.Context(), 0); err != nil {

@@ -110,6 +110,7 @@ type Server struct {
 	background sync.Once
 	alarms     alarms
 	gateway    *gateway
+	metrics    *metrics
 }
 
 // New returns a server that Serve starts.
@@ -128,6 +129,7 @@ func New(cfg Config) (*Server, error) {
 		grpc.MaxConcurrentStreams(math.MaxUint32),
 		grpc.SharedWriteBuffer(true),
 		grpc.UnaryInterceptor(s.unary),
+		grpc.StreamInterceptor(s.stream),
 		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: 5 * time.Second}),
 		grpc.KeepaliveParams(keepalive.ServerParameters{Time: 2 * time.Hour, Timeout: 20 * time.Second}),
 	)
@@ -138,6 +140,7 @@ func New(cfg Config) (*Server, error) {
 	pb.RegisterClusterServer(s.grpc, &clusterServer{s: s})
 	pb.RegisterAuthServer(s.grpc, &authServer{s: s})
 	registerLocks(s.grpc, s)
+	s.metrics = newMetrics(s)
 	var protocols http.Protocols
 	protocols.SetHTTP1(true)
 	protocols.SetUnencryptedHTTP2(true) // TLS, if any, ends in the mux
@@ -192,10 +195,14 @@ func (s *Server) ServeTLS(ctx context.Context, lis net.Listener, conf *tls.Confi
 
 // unary is around every call with one request and one answer.
 func (s *Server) unary(ctx context.Context, req any, info *grpc.UnaryServerInfo, next grpc.UnaryHandler) (any, error) {
-	if err := s.alarms.refuses(req); err != nil {
-		return nil, err
+	count := s.metrics.start(info.FullMethod)
+	err := s.alarms.refuses(req)
+	var resp any
+	if err == nil {
+		resp, err = next(ctx, req)
 	}
-	return next(ctx, req)
+	count.done(err)
+	return resp, err
 }
 
 // run starts what works beside the requests.

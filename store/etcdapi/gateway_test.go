@@ -53,3 +53,24 @@ func TestGateway(t *testing.T) {
 		t.Errorf("watch: %s", text)
 	}
 }
+
+func TestMetrics(t *testing.T) {
+	c, srv, ctx := connect(t)
+	must(c.Put(ctx, "a", "1"))
+	must(c.Get(ctx, "a"))
+	resp, err := http.Get(srv.url + "/metrics")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer resp.Body.Close()
+	text, _ := io.ReadAll(resp.Body)
+	for _, want := range []string{
+		"etcd_server_has_leader 1", "etcd_debugging_mvcc_keys_total 1", "etcd_debugging_mvcc_current_revision 2", "etcd_mvcc_put_total 1",
+		`grpc_server_handled_total{grpc_code="OK",grpc_method="Range",grpc_service="etcdserverpb.KV",grpc_type="unary"} 1`,
+		"process_open_fds",
+	} {
+		if !strings.Contains(string(text), want) {
+			t.Errorf("no %s in:\n%s", want, text)
+		}
+	}
+}
