@@ -60,6 +60,10 @@ func oneStatus(in *Input, old *v1.ContainerStatus, c *v1.Container) v1.Container
 	}
 	st := convert(in.Scheme, found[0], old, c)
 	st.VolumeMounts = mountStatuses(c, in.RRO)
+	if st.State.Waiting != nil && found[0].State == podstate.Created {
+		// Seen between its creation and its start: it waits as it did before.
+		st.State.Waiting.Reason = waitingReason(in.Pod)
+	}
 	if old != nil && old.ContainerID != "" && old.ContainerID != st.ContainerID && old.State.Terminated != nil {
 		st.LastTerminationState.Terminated = old.State.Terminated
 	} else if old != nil && old.LastTerminationState.Terminated != nil {
@@ -72,14 +76,18 @@ func oneStatus(in *Input, old *v1.ContainerStatus, c *v1.Container) v1.Container
 	return st
 }
 
+// waitingReason is why a container waits that nothing is known to be wrong with.
+func waitingReason(pod *v1.Pod) string {
+	if len(pod.Spec.InitContainers) > 0 {
+		return "PodInitializing"
+	}
+	return "ContainerCreating"
+}
+
 // absent is the status of a container the runtime knows nothing of.
 func absent(in *Input, old *v1.ContainerStatus, c *v1.Container) v1.ContainerStatus {
-	reason := "ContainerCreating"
-	if len(in.Pod.Spec.InitContainers) > 0 {
-		reason = "PodInitializing"
-	}
 	st := v1.ContainerStatus{Name: c.Name, Image: c.Image, VolumeMounts: mountStatuses(c, in.RRO),
-		State: v1.ContainerState{Waiting: &v1.ContainerStateWaiting{Reason: reason}}}
+		State: v1.ContainerState{Waiting: &v1.ContainerStateWaiting{Reason: waitingReason(in.Pod)}}}
 	if old == nil {
 		return st
 	}
