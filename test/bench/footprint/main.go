@@ -23,6 +23,7 @@ import (
 	"flag"
 	"fmt"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"slices"
 	"strconv"
@@ -91,6 +92,9 @@ func run(o options) error {
 	}
 	o.dataDir = bench.cluster()
 	time.Sleep(o.settle)
+	if err := exec.Command("sync", "-f", o.dataDir).Run(); err != nil { // what the start left to write is not the idle cluster's
+		return err
+	}
 	if err := watch(o, bench.device); err != nil {
 		return err
 	}
