@@ -216,7 +216,7 @@ func (c *container) save() error {
 	if err != nil {
 		return err
 	}
-	return replaceFile(filepath.Join(c.dir, "record.json"), b, 0o600)
+	return replaceRecord(filepath.Join(c.dir, "record.json"), b)
 }
 
 // StartContainer implements CRI. A container that cannot start ends with exit code 128

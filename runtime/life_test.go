@@ -455,6 +455,50 @@ func TestMonitorOfAStoppedSandboxEndsAtAdoption(t *testing.T) {
 	}
 }
 
+// A power failure may leave records of its last seconds empty: what they were of is gone
+// too, and New goes on.
+func TestTornRecordsAreRemoved(t *testing.T) {
+	w := newWorld(t)
+	pod, cfg := w.pod()
+	id := w.start(pod, cfg, containerConfig("exit", "0"))
+	w.ended(id)
+	whole, wholeCfg := w.pod()
+	kept := w.start(whole, wholeCfg, containerConfig("exit", "4"))
+	w.ended(kept)
+	torn, err := w.CreateContainer(w.ctx, whole, containerConfig("wait"), wholeCfg)
+	if err != nil {
+		t.Fatal(err)
+	}
+	w.Runtime.Close(w.ctx)
+	for _, dir := range []string{w.path("sandboxes", pod), w.path("containers", torn)} {
+		if err := os.Truncate(filepath.Join(dir, "record.json"), 0); err != nil {
+			t.Fatal(err)
+		}
+	}
+	w.open()
+	if _, err := w.container(id); err == nil {
+		t.Error("a container of a torn sandbox is still there")
+	}
+	for _, dir := range []string{w.path("sandboxes", pod), w.path("containers", id), w.path("containers", torn), filepath.Join(w.cfg.StateDir, pod)} {
+		if _, err := os.Stat(dir); !os.IsNotExist(err) {
+			t.Errorf("%s: %v", dir, err)
+		}
+	}
+	if st := w.status(kept); st.ExitCode != 4 {
+		t.Errorf("the whole one: %v", st)
+	}
+	// While it runs, a container without a record can only be ended.
+	lost := w.start(whole, wholeCfg, containerConfig("wait", "-1"))
+	w.ready(lost, "ready")
+	c, _ := w.container(lost)
+	if err := os.Truncate(filepath.Join(c.dir, "record.json"), 0); err != nil {
+		t.Fatal(err)
+	}
+	pid := c.pid
+	w.restart()
+	eventually(t, func() bool { return unix.Kill(pid, 0) == unix.ESRCH }, "the lost container to end")
+}
+
 // zombie: the first agent of the test is this process, and does not wait any more.
 func zombie(pid int) bool {
 	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))

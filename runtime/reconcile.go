@@ -144,6 +144,9 @@ func (r *Runtime) adopt(s *sandbox) {
 		r.adoptOrphan(c)
 	}
 	for _, p := range live { // execs of the earlier agent: nobody listens to them
+		if !p.Exec && p.fd >= 0 { // a container whose record is lost
+			unix.PidfdSendSignal(p.fd, unix.SIGKILL, nil, 0)
+		}
 		closeFDs([]int{p.fd})
 	}
 	if s.rec.Stopped && !r.anyRunning(id) {

@@ -235,13 +235,24 @@ func (r *Runtime) openHelper() error {
 
 // replaceFile writes beside, syncs, renames.
 func replaceFile(path string, b []byte, mode os.FileMode) error {
+	return replace(path, b, mode, true)
+}
+
+// replaceRecord writes the record of something that runs, beside and renamed but not
+// synced: every sync would delay a pod's start, and only a power failure, which ends
+// what runs, can tear it. New removes a torn record and what belongs to it.
+func replaceRecord(path string, b []byte) error {
+	return replace(path, b, 0o600, false)
+}
+
+func replace(path string, b []byte, mode os.FileMode, sync bool) error {
 	tmp := path + ".tmp-" + newID()[:8]
 	f, err := os.OpenFile(tmp, os.O_CREATE|os.O_EXCL|os.O_WRONLY, mode)
 	if err != nil {
 		return err
 	}
 	_, err = f.Write(b)
-	if err == nil {
+	if err == nil && sync {
 		err = f.Sync()
 	}
 	err = errors.Join(err, f.Close())

@@ -215,7 +215,7 @@ func (s *sandbox) save() error {
 	if err != nil {
 		return err
 	}
-	return replaceFile(filepath.Join(s.dir, "record.json"), b, 0o600)
+	return replaceRecord(filepath.Join(s.dir, "record.json"), b)
 }
 
 // writeFiles makes the files every container of the pod sees unless its own mounts

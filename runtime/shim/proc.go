@@ -198,7 +198,8 @@ func (m *monitor) fork(p *proc, fds []int, head, pidns int, theirs []int) error 
 // a monitor or agent starting later could not find.
 func (m *monitor) release(p *proc) error {
 	if !p.spec.Exec && p.spec.Dir != "" {
-		if err := writeRecord(p.spec.Dir, wire.StartRecord, wire.Encode(&p.state)); err != nil {
+		// Not synced: a power failure ends what runs, so that no start is to be remembered.
+		if err := writeRecord(p.spec.Dir, wire.StartRecord, wire.Encode(&p.state), false); err != nil {
 			return wrap("write start record", err)
 		}
 	}
@@ -206,8 +207,8 @@ func (m *monitor) release(p *proc) error {
 	return wrap("release child", err)
 }
 
-// writeRecord writes beside, syncs and renames.
-func writeRecord(dir, name string, b []byte) error {
+// writeRecord writes beside, syncs if told so, and renames.
+func writeRecord(dir, name string, b []byte, sync bool) error {
 	path := dir + "/" + name
 	tmp := path + ".tmp"
 	fd, err := unix.Open(tmp, unix.O_CREAT|unix.O_TRUNC|unix.O_WRONLY|unix.O_CLOEXEC, 0o600)
@@ -215,7 +216,7 @@ func writeRecord(dir, name string, b []byte) error {
 		return err
 	}
 	_, err = unix.Write(fd, b)
-	if err == nil {
+	if err == nil && sync {
 		err = unix.Fdatasync(fd)
 	}
 	unix.Close(fd)
@@ -331,7 +332,7 @@ func (m *monitor) exited(p *proc) {
 		return
 	}
 	if !p.spec.Exec && p.spec.Dir != "" {
-		writeRecord(p.spec.Dir, wire.ExitRecord, wire.Encode(&p.state))
+		writeRecord(p.spec.Dir, wire.ExitRecord, wire.Encode(&p.state), true)
 	}
 	m.drop(&p.pidfd)
 	m.send(wire.Packet{Kind: wire.KindExit, Body: wire.Encode(&p.state)})
