@@ -11,6 +11,7 @@ import (
 
 	corev1 "k8s.io/api/core/v1"
 	discoveryv1 "k8s.io/api/discovery/v1"
+	flowcontrolv1 "k8s.io/api/flowcontrol/v1"
 	networkingv1 "k8s.io/api/networking/v1"
 	rbacv1 "k8s.io/api/rbac/v1"
 	apiequality "k8s.io/apimachinery/pkg/api/equality"
@@ -91,7 +92,7 @@ func (s *Server) bootstrap(ctx context.Context) error {
 		g.do(func() error { return s.ensureFlow(ctx, "flowcontrol.apiserver.k8s.io/prioritylevelconfigurations", pl) })
 	}
 	for _, fs := range initial.FlowSchemas() {
-		g.do(func() error { return s.ensureFlow(ctx, "flowcontrol.apiserver.k8s.io/flowschemas", fs) })
+		g.do(func() error { return s.ensureFlowSchema(ctx, fs) })
 	}
 	g.do(func() error { return s.ensureServices(ctx) })
 	g.do(func() error { return s.ensureAuthConfig(ctx) })
@@ -141,6 +142,19 @@ func (s *Server) kubernetesIP() netip.Addr { return s.cfg.ServiceCIDR.Masked().A
 // ensureFlow keeps a priority level or flow schema as it should be.
 func (s *Server) ensureFlow(ctx context.Context, gr string, want api.Object) error {
 	return s.ensure(ctx, gr, want, func(have api.Object) bool { return initial.UpdateFlowControl(have, want) })
+}
+
+// ensureFlowSchema also says that the priority level of a schema exists, as
+// all of them do.
+func (s *Server) ensureFlowSchema(ctx context.Context, want *flowcontrolv1.FlowSchema) error {
+	const gr = "flowcontrol.apiserver.k8s.io/flowschemas"
+	if err := s.ensureFlow(ctx, gr, want); err != nil || s.stores[gr] == nil {
+		return err
+	}
+	return s.patchStored(ctx, gr, "", want.Name, func(have api.Object) error {
+		initial.NotDangling(have.(*flowcontrolv1.FlowSchema), metav1.NewTime(s.cfg.Clock.Now()))
+		return nil
+	})
 }
 
 // ensureServices publishes the service range, and this server as

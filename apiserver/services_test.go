@@ -114,6 +114,11 @@ func TestFlowControlIsShown(t *testing.T) {
 	if err != nil || len(schemas.Items) != 11 {
 		t.Errorf("%d flow schemas, %v", len(schemas.Items), err)
 	}
+	for _, f := range schemas.Items {
+		if len(f.Status.Conditions) != 1 || f.Status.Conditions[0].Reason != "Found" || f.Status.Conditions[0].Status != "False" {
+			t.Errorf("%s: %+v", f.Name, f.Status)
+		}
+	}
 	levels, err := c.PriorityLevelConfigurations().List(t.Context(), metav1.ListOptions{})
 	if err != nil || len(levels.Items) != 8 {
 		t.Errorf("%d priority levels, %v", len(levels.Items), err)

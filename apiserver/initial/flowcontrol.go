@@ -1,6 +1,7 @@
 package initial
 
 import (
+	"fmt"
 	"strconv"
 
 	flowcontrolv1 "k8s.io/api/flowcontrol/v1"
@@ -143,6 +144,20 @@ func schema(name, level string, precedence int32, by flowcontrolv1.FlowDistingui
 		f.Spec.DistinguisherMethod = &flowcontrolv1.FlowDistinguisherMethod{Type: by}
 	}
 	return f
+}
+
+// NotDangling notes in a schema's status that its priority level exists, if
+// nothing is noted yet.
+func NotDangling(f *flowcontrolv1.FlowSchema, now metav1.Time) {
+	for _, c := range f.Status.Conditions {
+		if c.Type == flowcontrolv1.FlowSchemaConditionDangling {
+			return
+		}
+	}
+	f.Status.Conditions = append(f.Status.Conditions, flowcontrolv1.FlowSchemaCondition{
+		Type: flowcontrolv1.FlowSchemaConditionDangling, Status: flowcontrolv1.ConditionFalse, LastTransitionTime: now, Reason: "Found",
+		Message: fmt.Sprintf("This FlowSchema references the PriorityLevelConfiguration object named %q and it exists", f.Spec.PriorityLevelConfiguration.Name),
+	})
 }
 
 // UpdateFlowControl brings a stored level or schema up to the one wanted,
