@@ -278,6 +278,15 @@ func TestExecSyncOutputIsBounded(t *testing.T) {
 	}
 }
 
+// On a machine with both versions, v1 has the limits: v2 must not be seen inside.
+func TestOneVersionOfControlGroupsInside(t *testing.T) {
+	w := newWorld(t)
+	out, _ := w.output([]string{"cat", "/proc/mounts"})
+	if v1, v2 := strings.Contains(out, " cgroup "), strings.Contains(out, " cgroup2 "); v1 == v2 {
+		t.Errorf("v1 %v, v2 %v:\n%s", v1, v2, out)
+	}
+}
+
 func TestLogFormat(t *testing.T) {
 	w := newWorld(t)
 	id := w.run([]string{"raw", "no newline"})

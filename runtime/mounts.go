@@ -86,7 +86,10 @@ func (r *Runtime) cgroupMounts(c *container, l *launch, attr uint64) ([]wire.Mou
 		return []wire.Mount{{Kind: wire.MountFS, Type: "cgroup2", Target: "/sys/fs/cgroup", Attr: attr, FD: -1}}, nil
 	}
 	list := []wire.Mount{{Kind: wire.MountFS, Type: "tmpfs", Target: "/sys/fs/cgroup", Attr: safe, Options: []string{"mode=755", "size=64k"}, FD: -1}}
-	for _, path := range c.group.Paths() {
+	for controller, path := range c.group.Paths() {
+		if controller == "" {
+			continue // v2 beside v1 holds no limits: seen inside, programs take it for v2 alone
+		}
 		rel, err := filepath.Rel("/sys/fs/cgroup", path)
 		if err != nil {
 			return nil, err
