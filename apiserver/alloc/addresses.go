@@ -164,7 +164,11 @@ func (o *Objects) Ranges() []netip.Prefix {
 			continue
 		}
 		known = known || c.Name == DefaultCIDR
-		ready := meta.IsStatusConditionTrue(c.Status.Conditions, networkingv1.ServiceCIDRConditionReady)
+		cond := meta.FindStatusCondition(c.Status.Conditions, networkingv1.ServiceCIDRConditionReady)
+		ready := cond != nil && cond.Status == metav1.ConditionTrue
+		if c.Name == DefaultCIDR { // in use before anybody has said that it is ready
+			ready = cond == nil || cond.Status != metav1.ConditionFalse
+		}
 		if !ready || c.DeletionTimestamp != nil {
 			continue
 		}

@@ -13,6 +13,8 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	networkingv1 "k8s.io/api/networking/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+
+	"github.com/skiff-project/skiff/api"
 )
 
 // memory keeps addresses in a map.
@@ -92,6 +94,38 @@ func TestAddresses(t *testing.T) {
 	for range 238 { // the lower 16 are left for those who ask
 		if ip, err := nextIP(ctx, m, true, svc, false); err != nil || ip.Less(netip.MustParseAddr("10.0.0.17")) {
 			t.Fatalf("%s given while the upper part has free ones, %v", ip, err)
+		}
+	}
+}
+
+func TestRanges(t *testing.T) {
+	now := metav1.Now()
+	cidr := func(name, text string, status metav1.ConditionStatus) *networkingv1.ServiceCIDR {
+		c := &networkingv1.ServiceCIDR{ObjectMeta: metav1.ObjectMeta{Name: name}, Spec: networkingv1.ServiceCIDRSpec{CIDRs: []string{text}}}
+		if status != "" {
+			c.Status.Conditions = []metav1.Condition{{Type: networkingv1.ServiceCIDRConditionReady, Status: status}}
+		}
+		return c
+	}
+	dying := cidr("dying", "10.5.0.0/24", metav1.ConditionTrue)
+	dying.DeletionTimestamp = &now
+	for _, tc := range []struct {
+		name   string
+		stored []api.Object
+		want   string
+	}{
+		{"before anything is stored", nil, "[10.0.0.0/24]"},
+		{"just created", []api.Object{cidr("kubernetes", "10.0.0.0/24", "")}, "[10.0.0.0/24]"},
+		{"ready", []api.Object{cidr("kubernetes", "10.0.0.0/24", "True"), cidr("more", "10.4.0.7/24", "True")}, "[10.0.0.0/24 10.4.0.0/24]"},
+		{"another that is not ready", []api.Object{cidr("kubernetes", "10.0.0.0/24", "True"), cidr("more", "10.4.0.0/24", "")}, "[10.0.0.0/24]"},
+		{"on its way out", []api.Object{cidr("kubernetes", "10.0.0.0/24", "False"), dying}, "[]"},
+	} {
+		o, err := NewObjects(nil, netip.MustParsePrefix("10.0.0.0/24"), func() ([]api.Object, error) { return tc.stored, nil })
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got := fmt.Sprint(o.Ranges()); got != tc.want {
+			t.Errorf("%s: %s, want %s", tc.name, got, tc.want)
 		}
 	}
 }
