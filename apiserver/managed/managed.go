@@ -190,10 +190,9 @@ func (v versionConverter) ConvertToVersion(in runtime.Object, target runtime.Gro
 	if err != nil {
 		return nil, err
 	}
-	if kind == from {
-		out := obj.DeepCopyObject()
-		out.GetObjectKind().SetGroupVersionKind(kind)
-		return out, nil
+	if kind == from { // the library only reads it, so it needs no copy
+		obj.GetObjectKind().SetGroupVersionKind(kind)
+		return obj, nil
 	}
 	return v.convert(obj.DeepCopyObject().(api.Object), from, kind)
 }
