@@ -16,7 +16,7 @@ LDFLAGS    := -T 0x411000 -s -w -buildid= -X github.com/skiff-project/skiff/clus
 STATICCHECK := honnef.co/go/tools/cmd/staticcheck@v0.8.2
 PACKAGES   := ./...
 
-.PHONY: build run test test-long test-unit test-scripts lint reproducible clean-cluster clean bench conformance
+.PHONY: build run test test-long test-unit test-scripts lint reproducible clean-cluster clean bench conformance envtest
 
 build: ## bin/skiff, one static binary
 	@GO="$(GO)" sh runtime/embedded/build.sh
@@ -49,6 +49,9 @@ reproducible: ## two builds are byte-identical
 	$(BUILD) -ldflags '$(LDFLAGS)' -o bin/skiff.1 ./cmd/skiff
 	GOFLAGS= $(BUILD) -a -ldflags '$(LDFLAGS)' -o bin/skiff.2 ./cmd/skiff
 	cmp bin/skiff.1 bin/skiff.2 && rm bin/skiff.1 bin/skiff.2
+
+envtest: build ## controller-runtime's own envtest package against this binary
+	cd test/envtest && CGO_ENABLED=0 SKIFF_BINARY=$(CURDIR)/bin/skiff $(GO) test -count=1 ./...
 
 # LIST=tests.tsv (default: every conformance test) STAGE=1,3 FOCUS=regexp PROCS=4
 conformance: build ## upstream's conformance suite against a fresh cluster
