@@ -138,7 +138,7 @@ func newOptions(out io.Writer) *options {
 	f.Uint64Var(&o.maxStreams, "max-concurrent-streams", 1<<32-1, "limit of streams of a connection")
 	f.UintVar(&o.bcryptCost, "bcrypt-cost", 10, "cost of hashing passwords")
 	f.UintVar(&o.tokenTTL, "auth-token-ttl", 300, "seconds a simple token lives unused")
-	f.StringVar(&o.authToken, "auth-token", "simple", "simple, or jwt,pub-key=…,priv-key=…,sign-method=…,ttl=…")
+	f.StringVar(&o.authToken, "auth-token", "simple", "simple; JWT is not supported")
 	f.StringVar(&o.compactionMode, "auto-compaction-mode", "periodic", "periodic or revision")
 	f.StringVar(&o.compactionRetention, "auto-compaction-retention", "0", "how much history to keep; 0: all")
 	f.DurationVar(&o.progress, "watch-progress-notify-interval", 10*time.Minute, "how often idle watches are told the revision")
@@ -246,6 +246,12 @@ func (o *options) config() (standalone.Config, error) {
 	var none standalone.Config
 	if o.pprof {
 		return none, errors.New("--enable-pprof is not supported: leave it out")
+	}
+	if o.authToken != "simple" {
+		return none, fmt.Errorf("--auth-token %q is not supported: simple is", o.authToken)
+	}
+	if o.bcryptCost < 4 || o.bcryptCost > 31 {
+		return none, fmt.Errorf("--bcrypt-cost %d must be between 4 and 31", o.bcryptCost)
 	}
 	if members := urls(o.initialCluster); len(members) > 1 {
 		return none, fmt.Errorf("--initial-cluster names %d members: Skiff's server is a cluster of one; use real etcd for more", len(members))

@@ -20,7 +20,8 @@ import (
 
 // api is what the flags say about the API itself.
 func (o *options) api() etcdapi.Config {
-	return etcdapi.Config{ProgressInterval: o.progress, NoGateway: !o.gateway}
+	return etcdapi.Config{ProgressInterval: o.progress, NoGateway: !o.gateway,
+		TokenTTL: time.Duration(o.tokenTTL) * time.Second, BcryptCost: int(o.bcryptCost)}
 }
 
 // tls is the listeners' configuration, nil without a certificate. Certificates

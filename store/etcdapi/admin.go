@@ -54,21 +54,6 @@ func (c *clusterServer) MemberPromote(ctx context.Context, r *pb.MemberPromoteRe
 	return nil, rpctypes.ErrGRPCMemberNotLearner
 }
 
-type authServer struct {
-	pb.UnimplementedAuthServer
-	s *Server
-}
-
-// AuthStatus implements pb.AuthServer: access is by client certificate only.
-func (a *authServer) AuthStatus(ctx context.Context, r *pb.AuthStatusRequest) (*pb.AuthStatusResponse, error) {
-	return &pb.AuthStatusResponse{Header: a.s.now(), AuthRevision: 1}, nil
-}
-
-// Authenticate implements pb.AuthServer.
-func (a *authServer) Authenticate(ctx context.Context, r *pb.AuthenticateRequest) (*pb.AuthenticateResponse, error) {
-	return nil, rpctypes.ErrGRPCAuthNotEnabled
-}
-
 // Handler serves what clients reach over HTTP.
 func (s *Server) Handler() http.Handler {
 	mux := http.NewServeMux()

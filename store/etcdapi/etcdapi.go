@@ -57,6 +57,10 @@ type Config struct {
 	ProgressInterval time.Duration
 	// MaxRequestBytes bounds a message from a client. Default 1.5 MiB.
 	MaxRequestBytes int
+	// TokenTTL is how long a simple token lives unused. Default 5 minutes.
+	TokenTTL time.Duration
+	// BcryptCost is the cost of hashing passwords. Default 10.
+	BcryptCost int
 	// TempDir is where snapshots are made. Default the system's.
 	TempDir string
 	// QuotaBytes is reported as the size limit. Default 0: unknown.
@@ -86,6 +90,12 @@ func (c *Config) setDefaults() error {
 	if c.MaxRequestBytes == 0 {
 		c.MaxRequestBytes = 3 << 19
 	}
+	if c.TokenTTL == 0 {
+		c.TokenTTL = defaultTokenTTL
+	}
+	if c.BcryptCost == 0 {
+		c.BcryptCost = 10
+	}
 	if c.Clock == nil {
 		c.Clock = clock.RealClock{}
 	}
@@ -109,6 +119,8 @@ type Server struct {
 
 	background sync.Once
 	alarms     alarms
+	access     *access
+	authEdits  sync.Mutex // one change of users and roles at a time
 	gateway    *gateway
 	metrics    *metrics
 }
@@ -119,6 +131,7 @@ func New(cfg Config) (*Server, error) {
 		return nil, err
 	}
 	s := &Server{cfg: cfg}
+	s.access = &access{s: s, clock: cfg.Clock}
 	s.urls.Store(&cfg.ClientURLs)
 	if err := s.openSide(); err != nil {
 		return nil, err
@@ -128,6 +141,7 @@ func New(cfg Config) (*Server, error) {
 		grpc.MaxSendMsgSize(math.MaxInt32),
 		grpc.MaxConcurrentStreams(math.MaxUint32),
 		grpc.SharedWriteBuffer(true),
+		grpc.Creds(tlsInfo{}),
 		grpc.UnaryInterceptor(s.unary),
 		grpc.StreamInterceptor(s.stream),
 		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: 5 * time.Second}),
@@ -196,7 +210,10 @@ func (s *Server) ServeTLS(ctx context.Context, lis net.Listener, conf *tls.Confi
 // unary is around every call with one request and one answer.
 func (s *Server) unary(ctx context.Context, req any, info *grpc.UnaryServerInfo, next grpc.UnaryHandler) (any, error) {
 	count := s.metrics.start(info.FullMethod)
-	err := s.alarms.refuses(req)
+	err := s.access.check(ctx, req)
+	if err == nil {
+		err = s.alarms.refuses(req)
+	}
 	var resp any
 	if err == nil {
 		resp, err = next(ctx, req)
@@ -217,6 +234,9 @@ func (s *Server) run(ctx context.Context, wg *sync.WaitGroup) {
 // openSide opens what the side store keeps.
 func (s *Server) openSide() (err error) {
 	if err := s.loadAlarms(context.Background()); err != nil {
+		return err
+	}
+	if err := s.access.load(context.Background()); err != nil {
 		return err
 	}
 	if s.cfg.Side == nil || s.cfg.NoV2 {

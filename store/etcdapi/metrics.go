@@ -70,7 +70,7 @@ func (c *methodCount) done(err error) {
 // stream is around every call with more than one request or answer.
 func (s *Server) stream(srv any, stream grpc.ServerStream, info *grpc.StreamServerInfo, next grpc.StreamHandler) error {
 	count := s.metrics.start(info.FullMethod)
-	err := next(srv, stream)
+	err := next(srv, &guarded{ServerStream: stream, a: s.access})
 	count.done(err)
 	return err
 }

@@ -10,6 +10,7 @@ import (
 	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
 	"go.etcd.io/etcd/api/v3/mvccpb"
 	"google.golang.org/grpc"
+	"google.golang.org/grpc/status"
 	"google.golang.org/protobuf/proto"
 
 	"github.com/skiff-project/skiff/store"
@@ -112,6 +113,9 @@ func (ws *watchStream) create(r *pb.WatchCreateRequest) error {
 	}
 	if end != "" && end != "\x00" && end <= key {
 		return ws.refuse("etcdserver: mvcc: watcher range is empty")
+	}
+	if err := ws.s.access.permitWatch(ws.ctx, key, end); err != nil {
+		return ws.refuse(status.Convert(err).Message())
 	}
 	w := &watch{ws: ws, prev: r.PrevKv, fragment: r.Fragment, periodic: r.ProgressNotify}
 	for _, f := range r.Filters {
