@@ -1,11 +1,14 @@
-// Package etcdapi serves etcd's v3 API over any store.Store, so that stock
-// clients (etcdctl, clientv3, upstream's kube-apiserver) work on it: KV, Watch,
-// Lease, and what they need of Maintenance, Cluster and Auth. gRPC and the
-// HTTP endpoints /health and /version share one listener.
+// Package etcdapi serves etcd's API over any store.Store, so that stock clients
+// (etcdctl, clientv3, curl, upstream's kube-apiserver) work on it: the gRPC v3
+// services, complete for one member, the same as JSON over HTTP, the HTTP v2
+// keys (v2), health and metrics, all on one listener. Package snapshot makes
+// files that stock etcd restores and reads those it makes; package standalone
+// is the whole server.
 //
 // There is one member, which is always the leader; raft terms and indexes are
-// made up from the revision. What the store does not do (members, alarms by
-// hand, users, binary snapshots) answers Unimplemented and says so.
+// made up from the revision. What is not among the v3 keys (v2 keys, users,
+// roles, alarms) is kept in a store beside, Config.Side. What is not supported
+// (more members, JWT tokens) answers with an error that says so.
 package etcdapi
 
 import (
