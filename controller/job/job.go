@@ -91,10 +91,8 @@ func (c *controller) warnUnsupported(j *batchv1.Job) {
 	if finished(j) {
 		return
 	}
-	for name, used := range map[string]bool{"backoffLimitPerIndex": j.Spec.BackoffLimitPerIndex != nil, "successPolicy": j.Spec.SuccessPolicy != nil} {
-		if used {
-			c.env.Events.Eventf(j, corev1.EventTypeWarning, "NotSupported", "spec.%s is not supported by Skiff yet and has no effect", name)
-		}
+	if j.Spec.BackoffLimitPerIndex != nil {
+		c.env.Events.Event(j, corev1.EventTypeWarning, "NotSupported", "spec.backoffLimitPerIndex is not supported by Skiff yet and has no effect")
 	}
 }
 

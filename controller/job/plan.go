@@ -284,6 +284,11 @@ func (m *model) decide() {
 		}
 		m.comeBack(left)
 	}
+	if m.target() == nil && indexed(m.job) {
+		if rule := matchSuccessPolicy(spec.SuccessPolicy, int(*spec.Completions), m.done); rule != "" {
+			m.setCondition(batchv1.JobSuccessCriteriaMet, corev1.ConditionTrue, batchv1.JobReasonSuccessPolicy, rule)
+		}
+	}
 	if m.target() == nil && len(m.active) == 0 && m.complete() {
 		m.setCondition(batchv1.JobSuccessCriteriaMet, corev1.ConditionTrue, batchv1.JobReasonCompletionsReached,
 			"Reached expected number of succeeded pods")
