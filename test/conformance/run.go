@@ -9,6 +9,7 @@ import (
 	"regexp"
 	"strconv"
 	"strings"
+	"time"
 )
 
 // cluster is a fresh Skiff in a folder of its own.
@@ -76,6 +77,8 @@ func runSuite(ctx context.Context, o options, t tools, kubeconfig string, tests 
 		"--allowed-not-ready-nodes=-1", "--dump-logs-on-failure=false")
 	cmd.Stdout, cmd.Stderr = log, log
 	cmd.Dir = o.out
+	// An interrupted suite still cleans up and reports; one that cannot is ended.
 	cmd.Cancel = func() error { return cmd.Process.Signal(os.Interrupt) }
+	cmd.WaitDelay = 2 * time.Minute
 	return cmd.Run()
 }
