@@ -15,15 +15,14 @@ import (
 
 // change is a request to change one node.
 type change struct {
-	path             string
-	value            string
-	hasValue         bool
-	dir, recursive   bool
-	refresh          bool
-	ttl              *int64 // seconds; nil: for ever
-	prevValue        string // "": any
-	prevIndex        int64  // 0: any
-	exists, mayExist bool   // what is known of the node; see put
+	path           string
+	value          string
+	hasValue       bool
+	dir, recursive bool
+	refresh        bool
+	ttl            *int64 // seconds; nil: for ever
+	prevValue      string // "": any
+	prevIndex      int64  // 0: any
 }
 
 // edit is a change under way.
