@@ -9,6 +9,7 @@ import (
 	"regexp"
 	"strconv"
 	"strings"
+	"syscall"
 	"time"
 )
 
@@ -78,7 +79,13 @@ func runSuite(ctx context.Context, o options, t tools, kubeconfig string, tests 
 	cmd.Stdout, cmd.Stderr = log, log
 	cmd.Dir = o.out
 	// An interrupted suite still cleans up and reports; one that cannot is ended.
-	cmd.Cancel = func() error { return cmd.Process.Signal(os.Interrupt) }
+	// The processes that run the tests listen for themselves, so all are told.
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
+	cmd.Cancel = func() error { return syscall.Kill(-cmd.Process.Pid, syscall.SIGINT) }
 	cmd.WaitDelay = 2 * time.Minute
-	return cmd.Run()
+	if err := cmd.Start(); err != nil {
+		return err
+	}
+	defer syscall.Kill(-cmd.Process.Pid, syscall.SIGKILL)
+	return cmd.Wait()
 }
