@@ -33,6 +33,7 @@ type Cluster struct {
 	progress Progress
 	begun    time.Time
 	lock     *lock
+	claims   claims
 	logs     *logs
 	log      *slog.Logger
 
@@ -134,7 +135,7 @@ func tuneMemory() {
 
 // prepare settles the options and claims the folder.
 func (c *Cluster) prepare(opts Options) (string, error) {
-	o, err := opts.resolve()
+	o, err := opts.resolve(c.claims.take)
 	if err != nil {
 		return "", err
 	}
@@ -144,7 +145,7 @@ func (c *Cluster) prepare(opts Options) (string, error) {
 	if c.lock, err = takeLock(o); err != nil {
 		return "", err
 	}
-	if err := checkPorts(o); err != nil {
+	if err := errors.Join(checkPorts(o), c.claims.check(o)); err != nil {
 		return "", err
 	}
 	c.opts = o
@@ -194,6 +195,7 @@ func (c *Cluster) stop() {
 	if c.logs != nil {
 		c.logs.close()
 	}
+	c.claims.release()
 	if c.lock != nil {
 		c.lock.release()
 	}

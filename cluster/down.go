@@ -22,7 +22,7 @@ const stopTimeout = 15 * time.Second
 // pods and its traces in the kernel. With purge the folder goes too. It may be
 // repeated, and cleans up after a process that was killed.
 func Down(ctx context.Context, dataDir string, purge bool, progress Progress) error {
-	o, err := Options{DataDir: dataDir}.resolve()
+	o, err := Options{DataDir: dataDir}.resolve(nil)
 	if err != nil && !purge {
 		return err
 	}

@@ -103,8 +103,9 @@ func (o Options) serviceIP(n int) netip.Addr {
 }
 
 // resolve fills what the caller left open: first from cluster.json, then
-// from the machine. It reads the machine but changes nothing.
-func (o Options) resolve() (Options, error) {
+// from the machine. It reads the machine but changes nothing. claim says
+// whether a range may be this cluster's; nil: any may.
+func (o Options) resolve(claim func(netip.Prefix) bool) (Options, error) {
 	if o.DataDir == "" {
 		o.DataDir = DefaultDataDir
 	}
@@ -119,10 +120,10 @@ func (o Options) resolve() (Options, error) {
 	}
 	o = o.over(kept)
 	if !o.PodCIDR.IsValid() {
-		o.PodCIDR = freeRange(podRanges)
+		o.PodCIDR = freeRange(podRanges, claim)
 	}
 	if !o.ServiceCIDR.IsValid() {
-		o.ServiceCIDR = freeRange(serviceRanges)
+		o.ServiceCIDR = freeRange(serviceRanges, claim)
 	}
 	o = o.over(defaults(o.DataDir))
 	if o.NodeName == "" {

@@ -87,14 +87,14 @@ func TestUnwritableFolder(t *testing.T) {
 // What a fresh cluster settled on stays, whatever is asked of the machine later.
 func TestOptionsAreKept(t *testing.T) {
 	dir := t.TempDir()
-	first, err := Options{DataDir: dir, APIPort: 7443, NodeName: "kept"}.resolve()
+	first, err := Options{DataDir: dir, APIPort: 7443, NodeName: "kept"}.resolve(nil)
 	if err != nil {
 		t.Fatal(err)
 	}
 	if err := first.save(); err != nil {
 		t.Fatal(err)
 	}
-	again, err := Options{DataDir: dir}.resolve()
+	again, err := Options{DataDir: dir}.resolve(nil)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -116,14 +116,14 @@ func TestBadOptions(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			tc.opts.DataDir = dir
-			_, err := tc.opts.resolve()
+			_, err := tc.opts.resolve(nil)
 			problem(t, err, tc.want)
 		})
 	}
 	if err := os.WriteFile(filepath.Join(dir, "cluster.json"), []byte("{"), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	_, err := Options{DataDir: dir}.resolve()
+	_, err := Options{DataDir: dir}.resolve(nil)
 	problem(t, err, "cluster.json", "damaged")
 }
 
@@ -148,5 +148,28 @@ func TestUnmountListsOnlyBelow(t *testing.T) {
 	}
 	if got := unescapeMount(`/a\040b\134c`); got != `/a b\c` {
 		t.Errorf("unescaped %q", got)
+	}
+}
+
+// Two clusters that start at the same moment choose different ranges.
+func TestClaimsKeepRangesApart(t *testing.T) {
+	var first, second claims
+	defer first.release()
+	defer second.release()
+	a, err := Options{DataDir: t.TempDir()}.resolve(first.take)
+	if err != nil {
+		t.Fatal(err)
+	}
+	b, err := Options{DataDir: t.TempDir()}.resolve(second.take)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if a.PodCIDR.Overlaps(b.PodCIDR) || a.ServiceCIDR.Overlaps(b.ServiceCIDR) {
+		t.Errorf("pods %s and %s, services %s and %s", a.PodCIDR, b.PodCIDR, a.ServiceCIDR, b.ServiceCIDR)
+	}
+	problem(t, second.check(a), a.PodCIDR.String(), "--pod-cidr")
+	first.release()
+	if err := second.check(a); err != nil {
+		t.Errorf("after release: %v", err)
 	}
 }

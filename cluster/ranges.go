@@ -1,6 +1,7 @@
 package cluster
 
 import (
+	"fmt"
 	"net"
 	"net/netip"
 
@@ -26,16 +27,58 @@ var (
 	}()
 )
 
-// freeRange returns the first range that overlaps no route of this machine;
-// if all do, the first.
-func freeRange(ranges []netip.Prefix) netip.Prefix {
+// freeRange returns the first range that overlaps no route of this machine
+// and can be claimed; if there is none, the first.
+func freeRange(ranges []netip.Prefix, claim func(netip.Prefix) bool) netip.Prefix {
 	used := usedRanges()
 	for _, r := range ranges {
-		if !overlapsAny(r, used) {
+		if !overlapsAny(r, used) && (claim == nil || claim(r)) {
 			return r
 		}
 	}
 	return ranges[0]
+}
+
+// claims are the ranges a live cluster has taken for itself, so that another
+// one starting at the same moment takes others. A claim is the name of an
+// abstract socket that nobody listens to: names are per network namespace, as
+// ranges are, and go with the process however it ends.
+type claims struct{ sockets map[netip.Prefix]net.Listener }
+
+// take claims a range; false when another process has it.
+func (c *claims) take(r netip.Prefix) bool {
+	if c.sockets[r] != nil {
+		return true
+	}
+	l, err := net.Listen("unix", "@skiff-range-"+r.String())
+	if err != nil {
+		return false
+	}
+	if c.sockets == nil {
+		c.sockets = map[netip.Prefix]net.Listener{}
+	}
+	c.sockets[r] = l
+	return true
+}
+
+// check claims the ranges a cluster is to use, chosen now or kept from before.
+func (c *claims) check(o Options) error {
+	for _, r := range []netip.Prefix{o.PodCIDR, o.ServiceCIDR} {
+		if !c.take(r) {
+			return Problem{
+				What: fmt.Sprintf("address range %s is in use by another cluster on this machine", r),
+				Fix:  "stop that cluster, or choose other ranges with --pod-cidr and --service-cidr",
+			}
+		}
+	}
+	return nil
+}
+
+func (c *claims) release() {
+	for _, l := range c.sockets {
+		l.Close()
+	}
+	c.sockets = nil
 }
 
 func overlapsAny(r netip.Prefix, used []netip.Prefix) bool {
