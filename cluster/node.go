@@ -218,6 +218,9 @@ func (c *Cluster) waitReady(ctx context.Context) (string, error) {
 			return fmt.Errorf("the kubelet has not registered it: %w", err)
 		}
 		why := notReady(n)
+		if why == "" {
+			why = c.stale(ctx)
+		}
 		if why != "" {
 			if why != last {
 				last = why
@@ -231,6 +234,19 @@ func (c *Cluster) waitReady(ctx context.Context) (string, error) {
 		return "", err
 	}
 	return "node " + c.opts.NodeName, c.markControlPlane(ctx)
+}
+
+// stale says why a Ready condition is not this process's: on a resume the
+// stored one is true before the kubelet and the network are at work again.
+func (c *Cluster) stale(ctx context.Context) string {
+	if err := c.network.Ready(); err != nil {
+		return err.Error()
+	}
+	lease, err := c.client.CoordinationV1().Leases(corev1.NamespaceNodeLease).Get(ctx, c.opts.NodeName, metav1.GetOptions{})
+	if err != nil || lease.Spec.RenewTime == nil || lease.Spec.RenewTime.Time.Before(c.begun) {
+		return "the kubelet's first heartbeat"
+	}
+	return ""
 }
 
 // markControlPlane labels the node as kubeadm does; a node may not give itself
