@@ -137,7 +137,7 @@ func (n *Network) setGateways(br netlink.Link, cidrs []netip.Prefix) error {
 		if gw.Addr().Is6() {
 			a.Flags = unix.IFA_F_NODAD
 		}
-		if err := n.nl.AddrReplace(br, a); err != nil {
+		if err := errors.Join(n.nl.AddrReplace(br, a), waitLocal(n.nl, gw.Addr())); err != nil {
 			return fmt.Errorf("%s: %w", gw, err)
 		}
 	}
@@ -299,7 +299,7 @@ func setUpPod(pod *netlink.Handle, addrs []netip.Addr, cidrs []netip.Prefix) err
 		if a.Is6() {
 			addr.Flags = unix.IFA_F_NODAD
 		}
-		if err := pod.AddrReplace(eth, addr); err != nil {
+		if err := errors.Join(pod.AddrReplace(eth, addr), waitLocal(pod, a)); err != nil {
 			return fmt.Errorf("address %s: %w", a, err)
 		}
 		i := slices.IndexFunc(cidrs, func(c netip.Prefix) bool { return c.Addr().Is4() == a.Is4() })
@@ -314,6 +314,24 @@ func setUpPod(pod *netlink.Handle, addrs []netip.Addr, cidrs []netip.Prefix) err
 		}
 	}
 	return nil
+}
+
+// waitLocal waits until packets to an address are this side's own. The kernel makes the local
+// route of an IPv6 address in the background: a neighbour's answer that comes before is lost,
+// and the pod asks again only after a second.
+func waitLocal(nl *netlink.Handle, a netip.Addr) error {
+	if a.Is4() {
+		return nil
+	}
+	for deadline := time.Now().Add(upTimeout); ; time.Sleep(upPoll) {
+		routes, err := nl.RouteGet(a.AsSlice())
+		if err == nil && len(routes) > 0 && routes[0].Type == unix.RTN_LOCAL {
+			return nil
+		}
+		if time.Now().After(deadline) {
+			return errors.Join(fmt.Errorf("the kernel made no local route within %s", upTimeout), err)
+		}
+	}
 }
 
 func deleteLink(nl *netlink.Handle, name string) error {
