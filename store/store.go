@@ -45,6 +45,14 @@ var (
 	ErrKeyNotFound = errors.New("key not found")
 )
 
+// ErrOutcomeUnknown: the connection failed while a write was under way. It may
+// have happened, may happen yet, or never: read before writing again.
+var ErrOutcomeUnknown = errors.New("the write's outcome is unknown")
+
+// Local is the revision to ask Snapshot for when an answer from this process's
+// memory will do, without asking a server how new it is.
+const Local = -1
+
 // LeaseID names a lease; 0 means none.
 type LeaseID int64
 
@@ -72,13 +80,15 @@ type Decorate func(key string, value []byte) any
 type Store interface {
 	// Snapshot returns a consistent read-only view at revision rev; 0 means
 	// the newest durable revision, linearizable: it includes every
-	// transaction acknowledged before the call. Errors: ErrCompacted,
+	// transaction acknowledged before the call. Local is the newest this
+	// process has seen. Errors: ErrCompacted,
 	// ErrFutureRevision, ErrClosed. A snapshot needs no release and stays
 	// readable (by reference) after compaction.
 	Snapshot(ctx context.Context, rev int64) (Snapshot, error)
 	// Txn evaluates the compares at the newest revision and applies Then or
-	// Else atomically. On return the effects are durable. All puts and
-	// deletes of one Txn share one revision.
+	// Else atomically. On return the effects are durable and in Snapshot(Local).
+	// All puts and deletes of one Txn share one revision. Further errors:
+	// ErrOutcomeUnknown.
 	Txn(ctx context.Context, txn Txn) (TxnResult, error)
 	// Watch follows a key range from a revision on. Errors: ErrCompacted, ErrClosed.
 	Watch(ctx context.Context, req WatchRequest) (Watcher, error)
@@ -129,7 +139,7 @@ const (
 )
 
 // Compare is one condition of a transaction. With End set it must hold for
-// every key of the range (vacuously for none).
+// every key of the range; a range without keys compares as a missing key does.
 type Compare struct {
 	Key, End string
 	Target   Target

@@ -181,7 +181,7 @@ func (s *Store) commit(batch []*call) error {
 	if err := s.persist(); err != nil {
 		return s.fail(err)
 	}
-	s.publish(s.view.Load())
+	s.publish(s.hub.View())
 	for _, c := range batch {
 		if c.after != nil && c.err == nil {
 			c.after()
@@ -201,5 +201,5 @@ func (s *Store) publish(old *mvcc.View) {
 		live == oldLive && history == oldHistory {
 		return
 	}
-	s.hub.publish(s.core.View(), &s.view)
+	s.hub.Publish(s.core.View())
 }

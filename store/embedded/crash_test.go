@@ -34,7 +34,7 @@ func dump(t testing.TB, s *Store) []string {
 		}
 		out = append(out, line)
 	}
-	log := s.view.Load().Log()
+	log := s.hub.View().Log()
 	for pos := log.First(); pos < log.End(); pos++ {
 		ev := log.At(pos)
 		line := fmt.Sprintf("event %d %s %d", ev.Type, ev.KV.Key, ev.KV.ModRevision)
@@ -52,7 +52,7 @@ func dump(t testing.TB, s *Store) []string {
 		if err != nil {
 			t.Fatal(err)
 		}
-		out = append(out, fmt.Sprintf("lease %+v", l))
+		out = append(out, fmt.Sprintf("lease %x of %d s: %q", l.ID, l.TTL, l.Keys))
 	}
 	return out
 }

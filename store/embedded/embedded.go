@@ -18,7 +18,7 @@
 // # Watching
 //
 // Watchers of one range share a feed: the positions of the range's events in
-// the one event log. A watcher is a cursor in its feed. See hub.go.
+// the one event log. A watcher is a cursor in its feed. See store/hub.
 package embedded
 
 import (
@@ -32,6 +32,7 @@ import (
 	"k8s.io/utils/clock"
 
 	"github.com/skiff-project/skiff/store"
+	"github.com/skiff-project/skiff/store/hub"
 	"github.com/skiff-project/skiff/store/mvcc"
 	"github.com/skiff-project/skiff/store/vfs"
 	"github.com/skiff-project/skiff/store/wal"
@@ -89,8 +90,8 @@ func (o *Options) setDefaults() {
 
 // Store is an embedded store. It implements store.Store.
 type Store struct {
-	opt  Options
-	view atomic.Pointer[mvcc.View] // newest durable state
+	opt Options
+	hub *hub.Hub // shows the newest durable state
 
 	mu      sync.Mutex // guards the four below
 	queue   []*call    // one entry for each blocked caller
@@ -104,7 +105,6 @@ type Store struct {
 	log           *wal.Log   // the leader's; nil in memory
 	diskFull      bool       // the leader's: the last batch found no room
 	checkpointing atomic.Bool
-	hub           hub
 	lessor        lessor
 	work          sync.WaitGroup // background goroutines
 }
@@ -116,14 +116,13 @@ var _ store.Store = (*Store)(nil)
 func Open(opt Options) (*Store, error) {
 	opt.setDefaults()
 	s := &Store{opt: opt, done: make(chan struct{}), core: mvcc.New(opt.Decorate)}
-	s.hub.init()
 	s.lessor.init(s)
 	if opt.Dir != "" {
 		if err := s.openLog(); err != nil {
 			return nil, err
 		}
 	}
-	s.view.Store(s.core.View())
+	s.hub = hub.New(s.core.View(), s.done, s.Err)
 	s.work.Go(s.lessor.run)
 	return s, nil
 }
@@ -133,7 +132,12 @@ func (s *Store) Snapshot(ctx context.Context, rev int64) (store.Snapshot, error)
 	if err := s.Err(); err != nil {
 		return nil, err
 	}
-	return s.view.Load().At(rev)
+	return s.hub.View().At(rev)
+}
+
+// Watch implements store.Store.
+func (s *Store) Watch(_ context.Context, req store.WatchRequest) (store.Watcher, error) {
+	return s.hub.Watch(req)
 }
 
 // Txn implements store.Store. A context that ends while the transaction still
@@ -154,7 +158,7 @@ func (s *Store) Txn(ctx context.Context, txn store.Txn) (store.TxnResult, error)
 		if err := s.Err(); err != nil {
 			return store.TxnResult{}, err
 		}
-		return s.view.Load().Read(req), nil
+		return s.hub.View().Read(req), nil
 	}
 	c := newCall()
 	c.req = req
@@ -243,7 +247,7 @@ func (s *Store) Checkpoint(ctx context.Context) error {
 
 // Status implements store.Store.
 func (s *Store) Status() store.Status {
-	v := s.view.Load()
+	v := s.hub.View()
 	live, _ := v.Bytes()
 	var disk int64
 	if s.log != nil {

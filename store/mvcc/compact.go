@@ -17,6 +17,7 @@ func (c *Core) Compact(rev int64) error {
 	}
 	c.compacted = rev
 	// Events at rev itself stay readable: a watch may start there.
+	c.since = max(c.since, rev)
 	c.log.first = c.log.find(rev)
 	return nil
 }

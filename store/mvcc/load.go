@@ -58,6 +58,7 @@ func (c *Core) replay(kind byte, d *decoder) error {
 		}
 	case recState:
 		c.rev, c.compacted = d.varint(), d.varint()
+		c.since = c.compacted
 	case recBase:
 		return c.loadBase(d)
 	case recEvent:
@@ -135,10 +136,16 @@ func (c *Core) loadBase(d *decoder) error {
 	if d.bad || kv.Key == "" || kv.ModRevision > c.compacted || (last != nil && last.Key >= kv.Key) {
 		return corrupt("a key of the checkpoint does not decode or is out of order")
 	}
-	c.cur.Load(c.decorated(kv))
+	c.AddBase(c.decorated(kv))
+	return nil
+}
+
+// AddBase installs a version, whole with its Attrs, that is live at the
+// revision the core stands at. Keys must come in order.
+func (c *Core) AddBase(kv *store.KV) {
+	c.cur.Load(kv)
 	c.liveBytes += cost(kv)
 	c.relink(kv.Key, 0, kv.Lease)
-	return nil
 }
 
 // loadEvent applies a change from the compact revision on; a change at that
@@ -159,20 +166,31 @@ func (c *Core) loadEvent(d *decoder) error {
 			return corrupt("a put at the compact revision %d is not among the keys", rev)
 		}
 		c.log.append(store.Event{Type: typ, KV: cur})
-	case typ == store.EventPut:
+	case typ == store.EventDelete && rev == c.compacted:
+		c.oldBytes += cost(kv)
+		c.log.append(store.Event{Type: typ, KV: &store.KV{Key: kv.Key, ModRevision: rev}})
+	default:
+		return c.change(typ, kv)
+	}
+	return nil
+}
+
+// change applies an event that was made elsewhere; kv says what came of it.
+func (c *Core) change(typ store.EventType, kv *store.KV) error {
+	rev := kv.ModRevision
+	if typ == store.EventPut {
 		want := *kv
 		c.put(c.decorated(kv), rev)
 		if kv.CreateRevision != want.CreateRevision || kv.Version != want.Version {
 			return corrupt("the put of revision %d has version %d, want %d", rev, kv.Version, want.Version)
 		}
-	case typ == store.EventDelete && rev == c.compacted:
-		c.oldBytes += cost(kv)
-		c.log.append(store.Event{Type: typ, KV: &store.KV{Key: kv.Key, ModRevision: rev}})
-	case typ == store.EventDelete && cur != nil:
-		c.remove(cur, rev)
-	default:
+		return nil
+	}
+	cur := c.get(kv.Key)
+	if cur == nil {
 		return corrupt("the event of revision %d does not fit the keys", rev)
 	}
+	c.remove(cur, rev)
 	return nil
 }
 

@@ -39,6 +39,7 @@ type Core struct {
 
 	rev       int64
 	compacted int64
+	since     int64 // first revision whose events are all in the log
 	cur       *btree.BTreeG[*store.KV]
 	hist      *btree.BTreeG[version]
 	log       eventLog
@@ -101,6 +102,7 @@ func (c *Core) View() *View {
 	return &View{
 		rev:       c.rev,
 		compacted: c.compacted,
+		since:     c.since,
 		cur:       c.cur.IsoCopy(),
 		hist:      c.hist.IsoCopy(),
 		log:       c.log.view(),

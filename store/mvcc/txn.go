@@ -167,10 +167,14 @@ func (v *View) holdAll(compares []store.Compare) bool {
 			}
 			continue
 		}
+		none := true
 		for kv := range v.Range(cp.Key, cp.End) {
-			if !holds(cp, kv) {
+			if none = false; !holds(cp, kv) {
 				return false
 			}
+		}
+		if none && !holds(cp, nil) {
+			return false
 		}
 	}
 	return true
@@ -205,10 +209,14 @@ func (c *Core) holdAll(compares []store.Compare) bool {
 			}
 			continue
 		}
-		for _, kv := range c.collect(cp.Key, cp.End) {
+		kvs := c.collect(cp.Key, cp.End)
+		for _, kv := range kvs {
 			if !holds(cp, kv) {
 				return false
 			}
+		}
+		if len(kvs) == 0 && !holds(cp, nil) {
+			return false
 		}
 	}
 	return true

@@ -12,11 +12,11 @@ import (
 // View is a frozen state. It is safe for concurrent use and needs no release.
 // It implements store.Snapshot at its own revision.
 type View struct {
-	rev, compacted int64
-	cur            *btree.BTreeG[*store.KV]
-	hist           *btree.BTreeG[version]
-	log            LogView
-	live, old      int64
+	rev, compacted, since int64
+	cur                   *btree.BTreeG[*store.KV]
+	hist                  *btree.BTreeG[version]
+	log                   LogView
+	live, old             int64
 }
 
 var _ store.Snapshot = (*View)(nil)
@@ -27,6 +27,9 @@ func (v *View) Revision() int64 { return v.rev }
 // CompactRevision is the last compaction as of the view.
 func (v *View) CompactRevision() int64 { return v.compacted }
 
+// Since is the first revision a watch can start from.
+func (v *View) Since() int64 { return v.since }
+
 // Log is the event log up to the view's revision.
 func (v *View) Log() LogView { return v.log }
 
@@ -36,11 +39,11 @@ func (v *View) Len() int { return v.cur.Len() }
 // Bytes is the memory held by live versions and by history.
 func (v *View) Bytes() (live, history int64) { return v.live, v.old }
 
-// At returns the snapshot at revision rev, 0 meaning the view's own. Errors:
+// At returns the snapshot at revision rev, 0 and store.Local meaning the view's own. Errors:
 // store.ErrCompacted, store.ErrFutureRevision.
 func (v *View) At(rev int64) (store.Snapshot, error) {
 	switch {
-	case rev == 0 || rev == v.rev:
+	case rev == 0 || rev == store.Local || rev == v.rev:
 		return v, nil
 	case rev > v.rev:
 		return nil, store.ErrFutureRevision
@@ -54,6 +57,16 @@ func (v *View) At(rev int64) (store.Snapshot, error) {
 func (v *View) Get(key string) *store.KV {
 	kv, _ := v.cur.Get(&store.KV{Key: key})
 	return kv
+}
+
+// Version returns the version of key that revision mod made, live or not, or
+// nil if the view holds it no more.
+func (v *View) Version(key string, mod int64) *store.KV {
+	if kv := v.Get(key); kv != nil && kv.ModRevision == mod {
+		return kv
+	}
+	old, _ := v.hist.Get(version{kv: &store.KV{Key: key, ModRevision: mod}})
+	return old.kv
 }
 
 // Range yields the versions of [key, end) in key order.

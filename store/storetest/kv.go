@@ -2,7 +2,9 @@ package storetest
 
 import (
 	"fmt"
+	"strconv"
 	"strings"
+	"sync"
 
 	"github.com/skiff-project/skiff/store"
 )
@@ -88,7 +90,11 @@ func rangeCompare(e *env) {
 	for _, c := range []struct {
 		cmp  store.Compare
 		want bool
-	}{{cmp("a2", "x"), true}, {cmp("b", "x"), false}, {cmp("a1", "anything"), true}} {
+	}{
+		{cmp("a2", "x"), true}, {cmp("b", "x"), false}, {cmp("a1", ""), false},
+		{store.Compare{Key: "a", End: "a1", Target: store.TargetVersion}, true}, // as of a missing key
+		{store.Compare{Key: "a", End: "a1", Target: store.TargetMod, Relation: store.Greater}, false},
+	} {
 		e.equal(fmt.Sprintf("%+v", c.cmp), e.txn(store.Txn{If: []store.Compare{c.cmp}}).Succeeded, c.want)
 		e.equal("writer agrees", e.txn(store.Txn{If: []store.Compare{c.cmp}, Else: []store.Op{Delete("x", "")}}).Succeeded, c.want)
 	}
@@ -246,6 +252,51 @@ func oldRevisions(e *env) {
 	e.equal("one key", show(e.snap(3).Get("a")), []string{"a=2 2/3/2"})
 	_, err := e.s.Snapshot(e.ctx, 7)
 	e.wantErr("snapshot at 7", err, store.ErrFutureRevision)
+}
+
+func local(e *env) {
+	for i := range 20 {
+		rev := e.do(Put("k", fmt.Sprint(i)))
+		s := e.snap(store.Local)
+		e.equal("revision", s.Revision(), rev)
+		e.equal("value", string(s.Get("k").Value), fmt.Sprint(i))
+	}
+}
+
+// Counters that go up by compare and put: none is lost, and a snapshot taken
+// after an increment never shows an older one.
+func serialized(e *env) {
+	const writers, each = 8, 25
+	var wg sync.WaitGroup
+	for range writers {
+		wg.Go(func() {
+			for done := 0; done < each; {
+				s, err := e.s.Snapshot(e.ctx, 0)
+				if err != nil {
+					e.Error(err)
+					return
+				}
+				var mod int64
+				n := 0
+				if kv := s.Get("counter"); kv != nil {
+					mod = kv.ModRevision
+					n, _ = strconv.Atoi(string(kv.Value))
+				}
+				res, err := e.s.Txn(e.ctx, store.Txn{If: []store.Compare{ModIs("counter", mod)}, Then: []store.Op{Put("counter", strconv.Itoa(n+1))}})
+				if err != nil {
+					e.Error(err)
+					return
+				}
+				if res.Succeeded {
+					done++
+				} else if res.Revision <= s.Revision() {
+					e.Errorf("the compare failed at revision %d, but the snapshot of revision %d was the newest", res.Revision, s.Revision())
+				}
+			}
+		})
+	}
+	wg.Wait()
+	e.equal("counter", show(e.snap(0).Get("counter")), []string{fmt.Sprintf("counter=%d 2/%d/%d", writers*each, writers*each+1, writers*each)})
 }
 
 func identity(e *env) {

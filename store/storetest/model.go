@@ -49,7 +49,7 @@ func (m *model) find(state map[string]store.KV, key, end string) []store.KV {
 
 func (m *model) holds(state map[string]store.KV, c store.Compare) bool {
 	kvs := m.find(state, c.Key, c.End)
-	if c.End == "" && len(kvs) == 0 {
+	if len(kvs) == 0 {
 		if c.Target == store.TargetValue {
 			return false
 		}

@@ -37,6 +37,8 @@ func Run(t *testing.T, open func(t *testing.T) store.Store) {
 		{"RangesAreHalfOpenAndOrdered", ranges},
 		{"SnapshotsDoNotChange", snapshotStable},
 		{"OldRevisionsStayReadable", oldRevisions},
+		{"LocalSnapshotHasOneOwnWrites", local},
+		{"ConcurrentTxnsAreSerialized", serialized},
 		{"SameVersionIsSamePointer", identity},
 		{"CompactionForgetsOnlyWhatIsSuperseded", compaction},
 		{"WatchFromNow", watchNow},

@@ -1,6 +1,12 @@
-package embedded
+// Package hub shows readers the newest published View of a multi-version core
+// and follows it for watchers. Watchers of one range share a feed: the
+// positions of the range's events in the core's event log. A watcher is a
+// cursor in its feed, so a slow one costs no memory. The embedded store and
+// the mirror of an etcd cluster both publish through it.
+package hub
 
 import (
+	"iter"
 	"slices"
 	"sync"
 	"sync/atomic"
@@ -9,10 +15,14 @@ import (
 	"github.com/skiff-project/skiff/store/mvcc"
 )
 
-// hub finds, for each event, the feeds whose range holds its key. A commit
+// Hub finds, for each event, the feeds whose range holds its key. A commit
 // costs one map lookup for each distinct length of a watched prefix, however
 // many watchers there are, and wakes only watchers that have an event.
-type hub struct {
+type Hub struct {
+	done <-chan struct{} // closed when err has something to say
+	err  func() error    // why there is nothing more to come
+	view atomic.Pointer[mvcc.View]
+
 	mu       sync.Mutex
 	exact    map[string]*feed // ranges of one key
 	prefixes map[string]*feed // ranges of all keys with a prefix
@@ -35,18 +45,32 @@ type feed struct {
 	base    uint64   // index of pos[0]: how many were dropped
 	waiting []*watcher
 	touched bool // by the commit under way
+	lost    bool // the events that come next are not known
 }
 
-func (h *hub) init() {
+// New returns a hub that shows v. Once done is closed, watchers end with err's
+// answer, which is nil before.
+func New(v *mvcc.View, done <-chan struct{}, err func() error) *Hub {
+	h := &Hub{done: done, err: err}
+	h.clear()
+	h.view.Store(v)
+	return h
+}
+
+// View is the newest published state.
+func (h *Hub) View() *mvcc.View { return h.view.Load() }
+
+func (h *Hub) clear() {
 	h.exact = map[string]*feed{}
 	h.prefixes = map[string]*feed{}
 	h.lengths = map[int]int{}
+	h.sorted = nil
 	h.ranges = map[span]*feed{}
 }
 
-// prefixEnd returns the end of the range of all keys that begin with prefix,
+// PrefixEnd returns the end of the range of all keys that begin with prefix,
 // "\x00" (no end) if there is none.
-func prefixEnd(prefix string) string {
+func PrefixEnd(prefix string) string {
 	for i := len(prefix) - 1; i >= 0; i-- {
 		if prefix[i] < 0xff {
 			return prefix[:i] + string([]byte{prefix[i] + 1})
@@ -57,14 +81,14 @@ func prefixEnd(prefix string) string {
 
 // join returns the feed of a range, made if need be, and how many events it
 // has held so far. The caller holds h.mu.
-func (h *hub) join(key, end string) (f *feed, index uint64) {
+func (h *Hub) join(key, end string) (f *feed, index uint64) {
 	f = h.lookup(key, end)
 	if f == nil {
 		f = &feed{span: span{key, end}}
 		switch {
 		case end == "":
 			h.exact[key] = f
-		case end == prefixEnd(key):
+		case end == PrefixEnd(key):
 			h.prefixes[key] = f
 			if h.lengths[len(key)]++; h.lengths[len(key)] == 1 {
 				h.sorted = append(h.sorted, len(key))
@@ -80,27 +104,27 @@ func (h *hub) join(key, end string) (f *feed, index uint64) {
 	return f, f.base + uint64(len(f.pos))
 }
 
-func (h *hub) lookup(key, end string) *feed {
+func (h *Hub) lookup(key, end string) *feed {
 	switch end {
 	case "":
 		return h.exact[key]
-	case prefixEnd(key):
+	case PrefixEnd(key):
 		return h.prefixes[key]
 	}
 	return h.ranges[span{key, end}]
 }
 
 // leave is called by a watcher that closes.
-func (h *hub) leave(f *feed) {
+func (h *Hub) leave(f *feed) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	if f.watchers--; f.watchers > 0 {
+	if f.watchers--; f.watchers > 0 || h.lookup(f.key, f.end) != f {
 		return
 	}
 	switch f.end {
 	case "":
 		delete(h.exact, f.key)
-	case prefixEnd(f.key):
+	case PrefixEnd(f.key):
 		delete(h.prefixes, f.key)
 		n := len(f.key)
 		if h.lengths[n]--; h.lengths[n] == 0 {
@@ -112,19 +136,21 @@ func (h *hub) leave(f *feed) {
 	}
 }
 
-// publish stores v as the newest durable view and tells the watchers. Feeds
-// grow before the view is stored, and watchers never look past the view they
-// loaded: so whoever sees a view also sees all its events in the feeds.
-func (h *hub) publish(v *mvcc.View, view *atomic.Pointer[mvcc.View]) {
+// Publish makes v, the view after the one before, the newest, and tells the
+// watchers. Feeds grow before the view is stored, and watchers never look past
+// the view they loaded: so whoever sees a view also sees all its events in the
+// feeds.
+func (h *Hub) Publish(v *mvcc.View) {
 	h.mu.Lock()
-	old := view.Load()
+	defer h.mu.Unlock()
+	old := h.view.Load()
 	log := v.Log()
 	if len(h.exact)+len(h.prefixes)+len(h.ranges) > 0 {
 		for pos := old.Log().End(); pos < log.End(); pos++ {
 			h.route(log.At(pos).KV.Key, pos)
 		}
 	}
-	view.Store(v)
+	h.view.Store(v)
 	touched := h.touched
 	for _, f := range touched {
 		f.wakeAll()
@@ -132,13 +158,46 @@ func (h *hub) publish(v *mvcc.View, view *atomic.Pointer[mvcc.View]) {
 	clear(touched)
 	h.touched = touched[:0]
 	if log.First() > old.Log().First() {
-		h.trim(log.First())
+		for f := range h.feeds() {
+			f.trim(log.First())
+		}
 	}
-	h.mu.Unlock()
+}
+
+// Reset makes v the newest view though what happened between it and the one
+// before is not known: every watcher ends with store.ErrCompacted.
+func (h *Hub) Reset(v *mvcc.View) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	for f := range h.feeds() {
+		f.mu.Lock()
+		f.lost = true
+		f.mu.Unlock()
+		defer f.wakeAll()
+	}
+	h.clear()
+	h.view.Store(v)
+}
+
+func (h *Hub) feeds() iter.Seq[*feed] {
+	return func(yield func(*feed) bool) {
+		for _, m := range []map[string]*feed{h.exact, h.prefixes} {
+			for _, f := range m {
+				if !yield(f) {
+					return
+				}
+			}
+		}
+		for _, f := range h.ranges {
+			if !yield(f) {
+				return
+			}
+		}
+	}
 }
 
 // route appends the event at pos, of key, to every feed whose range holds it.
-func (h *hub) route(key string, pos uint64) {
+func (h *Hub) route(key string, pos uint64) {
 	if f := h.exact[key]; f != nil {
 		h.add(f, pos)
 	}
@@ -157,7 +216,7 @@ func (h *hub) route(key string, pos uint64) {
 	}
 }
 
-func (h *hub) add(f *feed, pos uint64) {
+func (h *Hub) add(f *feed, pos uint64) {
 	if !f.touched {
 		f.touched = true
 		h.touched = append(h.touched, f)
@@ -167,19 +226,7 @@ func (h *hub) add(f *feed, pos uint64) {
 	f.mu.Unlock()
 }
 
-// trim forgets compacted events in every feed.
-func (h *hub) trim(first uint64) {
-	for _, f := range h.exact {
-		f.trim(first)
-	}
-	for _, f := range h.prefixes {
-		f.trim(first)
-	}
-	for _, f := range h.ranges {
-		f.trim(first)
-	}
-}
-
+// trim forgets compacted events.
 func (f *feed) trim(first uint64) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -199,13 +246,19 @@ func (f *feed) wakeAll() {
 	f.waiting = f.waiting[:0]
 }
 
+func (f *feed) isLost() bool {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return f.lost
+}
+
 // read returns up to limit positions from index on that lie before end, and
 // whether that is all there is. If there is none, w is woken by the next. It
-// fails with store.ErrCompacted if the index is gone.
+// fails with store.ErrCompacted if the index is gone or the feed is lost.
 func (f *feed) read(w *watcher, index, end uint64, limit int) (pos []uint64, all bool, err error) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	if index < f.base {
+	if f.lost || index < f.base {
 		return nil, false, store.ErrCompacted
 	}
 	pos = f.pos[index-f.base:]

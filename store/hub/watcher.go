@@ -1,4 +1,4 @@
-package embedded
+package hub
 
 import (
 	"context"
@@ -22,7 +22,7 @@ const (
 // watcher is a cursor: first through the event log, up to where its feed
 // began, then through its feed.
 type watcher struct {
-	s     *Store
+	h     *Hub
 	feed  *feed
 	start int64 // first revision wanted
 	wake  chan struct{}
@@ -39,29 +39,29 @@ type watcher struct {
 	finished atomic.Bool
 }
 
-// Watch implements store.Store.
-func (s *Store) Watch(ctx context.Context, req store.WatchRequest) (store.Watcher, error) {
-	if err := s.Err(); err != nil {
+// Watch is store.Store's Watch over what the hub publishes.
+func (h *Hub) Watch(req store.WatchRequest) (store.Watcher, error) {
+	if err := h.err(); err != nil {
 		return nil, err
 	}
 	if req.Key == "" {
 		return nil, store.ErrEmptyKey
 	}
-	s.hub.mu.Lock()
-	defer s.hub.mu.Unlock()
-	v := s.view.Load()
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	v := h.view.Load()
 	start := req.StartRevision
 	if start == 0 {
 		start = v.Revision() + 1
 	}
-	if start < v.CompactRevision() || start < 0 {
+	if start < v.Since() || start < 0 {
 		return nil, store.ErrCompacted
 	}
 	w := &watcher{
-		s: s, start: start, last: min(start-1, v.Revision()),
+		h: h, start: start, last: min(start-1, v.Revision()),
 		wake: make(chan struct{}, 1), gone: make(chan struct{}),
 	}
-	w.feed, w.index = s.hub.join(req.Key, req.End)
+	w.feed, w.index = h.join(req.Key, req.End)
 	w.hist, w.histEnd = v.Log().Find(start), v.Log().End()
 	return w, nil
 }
@@ -82,7 +82,7 @@ func (w *watcher) Next(ctx context.Context) (store.Batch, error) {
 		if w.finished.Load() {
 			return store.Batch{}, store.ErrClosed
 		}
-		if err := w.s.Err(); err != nil {
+		if err := w.h.err(); err != nil {
 			return store.Batch{}, err
 		}
 		if err := ctx.Err(); err != nil {
@@ -99,7 +99,7 @@ func (w *watcher) Next(ctx context.Context) (store.Batch, error) {
 		case <-w.wake:
 		case <-ctx.Done():
 		case <-w.gone:
-		case <-w.s.done:
+		case <-w.h.done:
 		}
 	}
 }
@@ -109,7 +109,7 @@ func (w *watcher) Next(ctx context.Context) (store.Batch, error) {
 func (w *watcher) advance() (b store.Batch, more bool, err error) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	v := w.s.view.Load()
+	v := w.h.view.Load() // first: a feed is lost before the view that follows is seen
 	if w.hist < w.histEnd {
 		return w.scan(v)
 	}
@@ -166,7 +166,7 @@ func (w *watcher) wholeRevisions(v *mvcc.View, events []store.Event) ([]store.Ev
 // scan looks through the log for events from before the feed began.
 func (w *watcher) scan(v *mvcc.View) (b store.Batch, more bool, err error) {
 	log := v.Log()
-	if w.hist < log.First() {
+	if w.feed.isLost() || w.hist < log.First() {
 		return store.Batch{}, false, store.ErrCompacted
 	}
 	rev := w.last
@@ -190,7 +190,7 @@ func (w *watcher) scan(v *mvcc.View) (b store.Batch, more bool, err error) {
 func (w *watcher) Progress() int64 {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	v := w.s.view.Load()
+	v := w.h.view.Load()
 	if w.hist < w.histEnd {
 		return w.last
 	}
@@ -209,6 +209,6 @@ func (w *watcher) Close() {
 		w.feed.mu.Lock()
 		w.feed.waiting = slices.DeleteFunc(w.feed.waiting, func(o *watcher) bool { return o == w })
 		w.feed.mu.Unlock()
-		w.s.hub.leave(w.feed)
+		w.h.leave(w.feed)
 	})
 }
