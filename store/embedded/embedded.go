@@ -59,13 +59,17 @@ type Options struct {
 	QuotaBytes int64
 	// MaxTxnOps bounds the operations of one branch of a transaction. Default 128.
 	MaxTxnOps int
-	// MaxRequestBytes bounds the keys and values of one transaction. Default 1.5 MiB.
+	// MaxRequestBytes bounds the keys and values of one transaction. Default
+	// 1.5 MiB, at most 32 MiB.
 	MaxRequestBytes int
 	// Clock times leases. Default the real clock.
 	Clock clock.WithTicker
 	// Log gets what an operator must know. Default discards.
 	Log *slog.Logger
 }
+
+// maxRequestBytes leaves room in a frame of the log for a batch and one more request.
+const maxRequestBytes = wal.MaxPayload / 2
 
 func (o *Options) setDefaults() {
 	if o.CheckpointBytes == 0 {
@@ -115,6 +119,9 @@ var _ store.Store = (*Store)(nil)
 // open, a *wal.CorruptError if it is damaged.
 func Open(opt Options) (*Store, error) {
 	opt.setDefaults()
+	if opt.MaxRequestBytes > maxRequestBytes {
+		return nil, fmt.Errorf("store: requests of %d bytes are too large for the log: allow %d at most", opt.MaxRequestBytes, maxRequestBytes)
+	}
 	s := &Store{opt: opt, done: make(chan struct{}), core: mvcc.New(opt.Decorate)}
 	s.lessor.init(s)
 	if opt.Dir != "" {

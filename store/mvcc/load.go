@@ -162,7 +162,10 @@ func (c *Core) loadEvent(d *decoder) error {
 	cur := c.get(kv.Key)
 	switch {
 	case typ == store.EventPut && rev == c.compacted:
-		if cur == nil || cur.ModRevision != rev {
+		if cur == nil { // the same transaction has deleted it
+			cur = c.decorated(kv)
+		}
+		if cur.ModRevision != rev {
 			return corrupt("a put at the compact revision %d is not among the keys", rev)
 		}
 		c.log.append(store.Event{Type: typ, KV: cur})

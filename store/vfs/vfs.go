@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"path"
 	"strconv"
 	"strings"
 	"syscall"
@@ -93,14 +94,18 @@ func (disk) List(dir string) ([]string, error) {
 }
 
 func (d disk) MkdirAll(dir string) error {
-	if _, err := os.Stat(dir); err == nil {
-		return nil
-	}
-	if err := os.MkdirAll(dir, 0o700); err != nil {
+	dir = path.Clean(dir)
+	if _, err := os.Stat(dir); err == nil || dir == "/" || dir == "." {
 		return err
 	}
-	parent := dir + "/.."
-	return d.SyncDir(parent)
+	// Folder by folder: each one's name is durable only once its parent is synced.
+	if err := d.MkdirAll(path.Dir(dir)); err != nil {
+		return err
+	}
+	if err := os.Mkdir(dir, 0o700); err != nil && !errors.Is(err, os.ErrExist) {
+		return err
+	}
+	return d.SyncDir(path.Dir(dir))
 }
 
 func (disk) SyncDir(dir string) error {

@@ -45,7 +45,7 @@ func (c *Checkpoint) flush() error {
 // Write appends one frame.
 func (c *Checkpoint) Write(payload []byte) error {
 	c.n++
-	c.buf = appendFrame(c.buf, c.salt, c.n, payload)
+	c.buf = appendFrame(c.buf, c.salt, c.off, c.n, payload)
 	return c.flush()
 }
 

@@ -300,6 +300,7 @@ func (r *reader) frame(num uint64) ([]byte, frameState) {
 		!allZero(b[frameHead+n:len(b)-frameTail]) {
 		return nil, frameBody
 	}
+	applyMask(payload, r.salt, num, b[15])
 	r.last = r.off
 	r.off += frameSize(n)
 	return payload, frameGood
@@ -314,7 +315,7 @@ func (r *reader) head(off int64, num uint64) (n int, ok bool) {
 		return 0, false
 	}
 	n = int(le.Uint32(b[4:]))
-	return n, n <= maxFrameSize && (num == 0 || le.Uint64(b[8:]) == num)
+	return n, n <= MaxPayload && (num == 0 || le.Uint64(b[8:])&maxFrame == num)
 }
 
 // expectZeros checks that a segment that is not the last ends in zeros.
@@ -375,7 +376,8 @@ func (r *reader) rest() ([]byte, error) {
 // written in part: the file ends in it, or it is right up to some byte and
 // zero from there on, or a sector border is inside it and one side is zero.
 func (r *reader) tornHead(rest []byte, num uint64) bool {
-	if len(rest) < frameHead || allZero(rest[:frameHead]) {
+	border := int(sectorSize - r.off%sectorSize)
+	if len(rest) < frameHead || allZero(rest[:min(border, len(rest))]) {
 		return true
 	}
 	if allZero(rest[frameHead:]) {
@@ -386,27 +388,14 @@ func (r *reader) tornHead(rest []byte, num uint64) bool {
 		n := min(written, len(known))
 		return rest[frameHead-1] == 0 && bytes.Equal(rest[:n], known[:n])
 	}
-	border := int(sectorSize - r.off%sectorSize)
-	if border >= frameHead {
-		return false
-	}
-	return allZero(rest[:border]) || allZero(rest[border:min(border+sectorSize, len(rest))])
+	return border < frameHead && allZero(rest[border:min(border+sectorSize, len(rest))])
 }
 
 // tornBody reports whether a frame at offset off, size bytes long, was
 // written in part. rest begins with the frame.
 func tornBody(rest []byte, off int64, size int) bool {
-	if len(rest) < size || rest[size-1] == 0 { // the last byte is 0xff
-		return true
-	}
-	for from := 0; from < size; {
-		to := min(size, from+int(sectorSize-(off+int64(from))%sectorSize))
-		if to-from >= 8 && allZero(rest[from:to]) {
-			return true
-		}
-		from = to
-	}
-	return false
+	// The last byte of a frame is 0xff.
+	return len(rest) < size || rest[size-1] == 0 || zeroSector(rest[:size], off)
 }
 
 func allZero(b []byte) bool {

@@ -10,10 +10,11 @@
 //	header (32 bytes)            frame (a multiple of 8 bytes)
 //	 0  8  "skiffwal"             0  4  0x7F4C4157
 //	 8  4  version, 1             4  4  n, bytes of payload
-//	12  4  1 segment, 2 checkpt.  8  8  frame number, from 1 on, no gaps
-//	16  8  number in the name    16  4  CRC32C of the payload
-//	24  4  salt                  20  4  CRC32C of salt and bytes 0 to 20
-//	28  4  CRC32C of 0 to 28     24  n  payload
+//	12  4  1 segment, 2 checkpt.  8  7  frame number, from 1 on, no gaps
+//	16  8  number in the name    15  1  mask, 0 for none
+//	24  4  salt                  16  4  CRC32C of the payload as stored
+//	28  4  CRC32C of 0 to 28     20  4  CRC32C of salt and bytes 0 to 20
+//	                             24  n  payload, masked
 //	                                 0-7 zeros
 //	                                 8  the frame number, inverted
 //
@@ -31,6 +32,10 @@
 // not check is damage: Open fails with a *CorruptError that names the file and
 // the offset, and touches nothing. The salt, different in every file, keeps
 // stored bytes from passing for frames.
+//
+// So that a sector of zeros always is one that was never written, a payload
+// that would fill a sector with zeros is masked: combined by exclusive or with
+// eight bytes made of the salt, the frame number and the mask (maskWord).
 //
 // Segments grow by zeros written ahead (1 MiB at a time): a write into space
 // that exists already spares fdatasync the file system's journal.
@@ -51,15 +56,17 @@ import (
 )
 
 const (
-	headerSize   = 32
-	frameHead    = 24
-	frameTail    = 8
-	sectorSize   = 512
-	frameMagic   = 0x7F4C4157
-	version      = 1
-	kindSegment  = 1
-	kindCheckpt  = 2
-	maxFrameSize = 64 << 20 // sanity bound on what a damaged length can claim
+	headerSize  = 32
+	frameHead   = 24
+	frameTail   = 8
+	sectorSize  = 512
+	frameMagic  = 0x7F4C4157
+	version     = 1
+	kindSegment = 1
+	kindCheckpt = 2
+	maxFrame    = 1<<56 - 1 // the highest frame number
+	// MaxPayload bounds a frame, and with it what a damaged length can claim. Bytes.
+	MaxPayload = 64 << 20
 )
 
 var castagnoli = crc32.MakeTable(crc32.Castagnoli)
@@ -155,19 +162,61 @@ func (l *Log) path(name string) string { return path.Join(l.opt.Dir, name) }
 // frameSize is the length on disk of a frame with n bytes of payload.
 func frameSize(n int) int64 { return int64(frameHead+n+7)/8*8 + frameTail }
 
-// appendFrame appends a frame to b.
-func appendFrame(b []byte, salt uint32, num uint64, payload []byte) []byte {
-	start := len(b)
-	b = binary.LittleEndian.AppendUint32(b, frameMagic)
-	b = binary.LittleEndian.AppendUint32(b, uint32(len(payload)))
-	b = binary.LittleEndian.AppendUint64(b, num)
-	b = binary.LittleEndian.AppendUint32(b, crc32.Checksum(payload, castagnoli))
-	b = binary.LittleEndian.AppendUint32(b, headSum(salt, b[start:]))
+// appendFrame appends the frame for offset off of a file to b, masked if need be.
+func appendFrame(b []byte, salt uint32, off int64, num uint64, payload []byte) []byte {
+	le, start := binary.LittleEndian, len(b)
+	b = le.AppendUint32(b, frameMagic)
+	b = le.AppendUint32(b, uint32(len(payload)))
+	b = le.AppendUint64(b, num)
+	b = append(b, make([]byte, 8)...) // checksums
 	b = append(b, payload...)
 	for (len(b)-start)%8 != 0 {
 		b = append(b, 0)
 	}
-	return binary.LittleEndian.AppendUint64(b, ^num)
+	b = le.AppendUint64(b, ^num)
+	frame := b[start:]
+	body := frame[frameHead : frameHead+len(payload)]
+	// The checksums, zero here yet, can only fill a sector together with the payload.
+	for mask := byte(1); zeroSector(frame, off) && mask > 0; mask++ {
+		applyMask(body, salt, num, frame[15]) // off
+		applyMask(body, salt, num, mask)
+		frame[15] = mask
+	}
+	le.PutUint32(frame[16:], crc32.Checksum(body, castagnoli))
+	le.PutUint32(frame[20:], headSum(salt, frame))
+	return b
+}
+
+// zeroSector reports whether a sector, or the part of one that the bytes at
+// offset off of a file reach into, is all zeros.
+func zeroSector(b []byte, off int64) bool {
+	for len(b) > 0 {
+		n := min(len(b), int(sectorSize-off%sectorSize))
+		if allZero(b[:n]) {
+			return true
+		}
+		b, off = b[n:], off+int64(n)
+	}
+	return false
+}
+
+// maskWord is what a mask combines a payload with: nothing a client can guess.
+func maskWord(salt uint32, num uint64, mask byte) uint64 {
+	x := uint64(salt)<<32 ^ num<<8 ^ uint64(mask)
+	x = (x ^ x>>30) * 0xbf58476d1ce4e5b9
+	x = (x ^ x>>27) * 0x94d049bb133111eb
+	return x ^ x>>31
+}
+
+// applyMask masks a payload, or uncovers it. Mask 0 changes nothing.
+func applyMask(payload []byte, salt uint32, num uint64, mask byte) {
+	if mask == 0 {
+		return
+	}
+	word := maskWord(salt, num, mask)
+	for i := range payload {
+		payload[i] ^= byte(word >> (i % 8 * 8))
+	}
 }
 
 // headSum is the checksum of the first 20 bytes of a frame.
@@ -207,8 +256,9 @@ func (l *Log) syncDir() error {
 func (l *Log) Reserve(n int, spare int64) error {
 	need := frameSize(n)
 	if l.cur.off > headerSize && l.cur.off+need > l.opt.SegmentBytes {
-		if err := l.roll(); err != nil {
-			return full(err)
+		// Without space for another segment this one goes on while it has room.
+		if err := l.roll(); err != nil && !vfs.IsNoSpace(err) {
+			return err
 		}
 	}
 	if short := l.cur.off + need + spare - l.cur.size; short > 0 {
@@ -250,7 +300,10 @@ func full(err error) error {
 // have been reserved. After an error nothing more may be appended: what the
 // disk holds is unknown.
 func (l *Log) Append(payload []byte) error {
-	l.buf = appendFrame(l.buf[:0], l.cur.salt, l.next, payload)
+	if len(payload) > MaxPayload {
+		return fmt.Errorf("a frame of %d bytes is over the limit of %d", len(payload), MaxPayload)
+	}
+	l.buf = appendFrame(l.buf[:0], l.cur.salt, l.cur.off, l.next, payload)
 	if _, err := l.cur.f.WriteAt(l.buf, l.cur.off); err != nil {
 		return err
 	}
@@ -305,13 +358,15 @@ func (l *Log) create(num uint64) (*segment, error) {
 	if err == nil {
 		err = l.opt.FS.Rename(tmp, l.path(seg.name))
 	}
-	if err == nil {
-		err = l.syncDir()
-	}
 	if err != nil {
 		f.Close()
 		l.opt.FS.Remove(tmp)
 		return nil, err
+	}
+	if err := l.syncDir(); err != nil {
+		f.Close()
+		// Never to be taken for ErrFull: the file is there, and the log must not go on in another.
+		return nil, fmt.Errorf("sync the log's folder: %v", err)
 	}
 	seg.f = f
 	return seg, nil

@@ -213,6 +213,7 @@ func TestDamageIsRefused(t *testing.T) {
 		{"bit of last header", func(b []byte) { b[second+9] ^= 4 }, second},
 		{"bit of last end mark", func(b []byte) { b[second+int(frameSize(len(last)))-1] ^= 4 }, second},
 		{"stray bit in the zeros", func(b []byte) { b[second+int(frameSize(len(last)))+3] = 8 }, second + int(frameSize(len(last)))},
+		{"stray bit further in the zeros", func(b []byte) { b[second+int(frameSize(len(last)))+40] = 8 }, second + int(frameSize(len(last)))},
 		{"header of the file", func(b []byte) { b[20] ^= 1 }, 0},
 	}
 	for _, c := range cases {
@@ -222,6 +223,33 @@ func TestDamageIsRefused(t *testing.T) {
 		corrupt := (*CorruptError)(nil)
 		if !errors.As(err, &corrupt) || corrupt.File != "/d/"+segmentName(1) || corrupt.Offset != int64(c.offset) {
 			t.Errorf("%s: %v, want damage at offset %d", c.name, err, c.offset)
+		}
+	}
+}
+
+// A record with sectors of zeros is no torn one: damage in it is refused, and
+// a sector that is missing is still seen.
+func TestZerosInTheLastRecord(t *testing.T) {
+	first, last := text(300, 1), string(make([]byte, 2000))
+	file := image(t, first, last)
+	second := headerSize + int(frameSize(len(first)))
+	if got, err := load(t, file, nil); err != nil || !slices.Equal(got, []string{first, last}) {
+		t.Fatalf("undamaged: %d frames, %v", len(got), err)
+	}
+	for bit := range int(frameSize(len(last))) * 8 {
+		damaged := slices.Clone(file)
+		damaged[second+bit/8] ^= 1 << (bit % 8)
+		_, err := load(t, damaged, nil)
+		corrupt := (*CorruptError)(nil)
+		if !errors.As(err, &corrupt) || corrupt.Offset != int64(second) {
+			t.Fatalf("bit %d of byte %d of the record: %v", bit%8, bit/8, err)
+		}
+	}
+	for sector := (second/sectorSize + 1) * sectorSize; sector < second+int(frameSize(len(last))); sector += sectorSize {
+		damaged := slices.Clone(file)
+		clear(damaged[sector : sector+sectorSize])
+		if got, err := load(t, damaged, nil); err != nil || !slices.Equal(got, []string{first}) {
+			t.Fatalf("sector at %d missing: %d frames, %v", sector, len(got), err)
 		}
 	}
 }
