@@ -41,7 +41,7 @@ var digestSeed = maphash.MakeSeed()
 func digest(s *Store) uint64 {
 	var h maphash.Hash
 	h.SetSeed(digestSeed)
-	v := s.view.Load()
+	v := s.hub.View()
 	num := func(ns ...int64) {
 		for _, n := range ns {
 			maphash.WriteComparable(&h, n)
