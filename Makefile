@@ -16,7 +16,7 @@ LDFLAGS    := -T 0x411000 -s -w -buildid= -X github.com/skiff-project/skiff/clus
 STATICCHECK := honnef.co/go/tools/cmd/staticcheck@v0.8.2
 PACKAGES   := ./...
 
-.PHONY: build run test test-long test-unit test-scripts lint reproducible clean-cluster clean bench conformance envtest
+.PHONY: build run test test-long test-unit test-scripts lint reproducible clean-cluster clean bench conformance envtest store-long robustness
 
 build: ## bin/skiff, one static binary
 	@GO="$(GO)" sh runtime/embedded/build.sh
@@ -48,7 +48,14 @@ test-unit:
 test-scripts: build ## txtar scripts: the real binary, real containers
 	CGO_ENABLED=0 SKIFF_BINARY=$(CURDIR)/bin/skiff $(GO) test -count=1 -timeout 14m ./test/...
 
-test-long: test reproducible
+test-long: test reproducible store-long robustness
+
+store-long: ## the store: every bit of a log flipped, every boundary of ten traces a power cut
+	CGO_ENABLED=0 SKIFF_TEST_LONG=1 $(GO) test -count=1 -timeout 0 -v -run 'Every' ./store/embedded
+
+# HISTORIES=10m: for how long
+robustness: build ## histories of skiff etcd under faults, checked for linearizability, for an hour
+	CGO_ENABLED=0 SKIFF_BINARY=$(CURDIR)/bin/skiff SKIFF_ROBUSTNESS=$(or $(HISTORIES),1h) $(GO) test -count=1 -timeout 0 -run Histories ./test/robustness -v
 
 reproducible: ## two builds are byte-identical
 	@GO="$(GO)" sh runtime/embedded/build.sh

@@ -10,6 +10,7 @@ import (
 	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
 	"go.etcd.io/etcd/api/v3/mvccpb"
 	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 	"google.golang.org/protobuf/proto"
 
@@ -257,6 +258,9 @@ func (w *watch) end(err error) {
 	case w.ws.ctx.Err() != nil:
 	case errors.Is(err, store.ErrCompacted):
 		w.sendMsg(w.ws.compacted(w.id))
+	case status.Code(toGRPC(err)) == codes.Unavailable:
+		// The store has stopped and the server goes with it: clients resume on
+		// a stream that breaks, but would give up a watch that is canceled.
 	default:
 		w.sendMsg(&pb.WatchResponse{Header: w.ws.s.now(), WatchId: w.id, Canceled: true, CancelReason: toGRPC(err).Error()})
 	}

@@ -1,6 +1,7 @@
 package vfs
 
 import (
+	"errors"
 	"io"
 	"io/fs"
 	"maps"
@@ -19,6 +20,7 @@ type Mem struct {
 	mu   sync.Mutex
 	dirs map[string]*memDir
 	lock map[string]bool
+	off  error // why nothing works any more
 }
 
 var _ FS = (*Mem)(nil)
@@ -32,7 +34,7 @@ type memDir struct {
 
 // memFile is a file: its bytes now, those on disk, and the sectors that differ.
 type memFile struct {
-	mu     *sync.Mutex // the file system's
+	fs     *Mem
 	data   []byte
 	synced []byte
 	dirty  map[int]bool
@@ -54,6 +56,19 @@ func newMemDir() *memDir {
 func (m *Mem) CrashClone(rng *rand.Rand, keep float64) *Mem {
 	m.mu.Lock()
 	defer m.mu.Unlock()
+	return m.crashClone(rng, keep)
+}
+
+// PowerOff is CrashClone, and from then on every operation on m fails: nothing
+// can be acknowledged that the clone does not have.
+func (m *Mem) PowerOff(rng *rand.Rand, keep float64) *Mem {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.off = errors.New("the power is off")
+	return m.crashClone(rng, keep)
+}
+
+func (m *Mem) crashClone(rng *rand.Rand, keep float64) *Mem {
 	clone := &Mem{dirs: map[string]*memDir{}, lock: map[string]bool{}}
 	for _, name := range slices.Sorted(maps.Keys(m.dirs)) {
 		d := m.dirs[name]
@@ -66,7 +81,7 @@ func (m *Mem) CrashClone(rng *rand.Rand, keep float64) *Mem {
 		dir := newMemDir()
 		for _, file := range slices.Sorted(maps.Keys(names)) {
 			left := names[file].afterCrash(rng, keep)
-			dir.names[file] = &memFile{mu: &clone.mu, data: left, synced: slices.Clone(left)}
+			dir.names[file] = &memFile{fs: clone, data: left, synced: slices.Clone(left)}
 		}
 		dir.synced = maps.Clone(dir.names)
 		clone.dirs[name] = dir
@@ -94,6 +109,9 @@ func (f *memFile) afterCrash(rng *rand.Rand, keep float64) []byte {
 }
 
 func (m *Mem) dir(name string) (*memDir, error) {
+	if m.off != nil {
+		return nil, m.off
+	}
 	d := m.dirs[path.Clean(name)]
 	if d == nil {
 		return nil, &fs.PathError{Op: "open", Path: name, Err: fs.ErrNotExist}
@@ -116,7 +134,7 @@ func (m *Mem) Create(name string) (File, error) {
 		return nil, err
 	}
 	base := path.Base(name)
-	f := &memFile{mu: &m.mu}
+	f := &memFile{fs: m}
 	d.change(func(names map[string]*memFile) { names[base] = f })
 	return f, nil
 }
@@ -232,8 +250,11 @@ func (f closeFunc) Close() error {
 }
 
 func (f *memFile) ReadAt(p []byte, off int64) (int, error) {
-	f.mu.Lock()
-	defer f.mu.Unlock()
+	f.fs.mu.Lock()
+	defer f.fs.mu.Unlock()
+	if f.fs.off != nil {
+		return 0, f.fs.off
+	}
 	if off >= int64(len(f.data)) {
 		return 0, io.EOF
 	}
@@ -245,8 +266,11 @@ func (f *memFile) ReadAt(p []byte, off int64) (int, error) {
 }
 
 func (f *memFile) WriteAt(p []byte, off int64) (int, error) {
-	f.mu.Lock()
-	defer f.mu.Unlock()
+	f.fs.mu.Lock()
+	defer f.fs.mu.Unlock()
+	if f.fs.off != nil {
+		return 0, f.fs.off
+	}
 	end := int(off) + len(p)
 	if end > len(f.data) {
 		f.data = append(f.data, make([]byte, end-len(f.data))...)
@@ -262,8 +286,11 @@ func (f *memFile) WriteAt(p []byte, off int64) (int, error) {
 }
 
 func (f *memFile) Sync() error {
-	f.mu.Lock()
-	defer f.mu.Unlock()
+	f.fs.mu.Lock()
+	defer f.fs.mu.Unlock()
+	if f.fs.off != nil {
+		return f.fs.off
+	}
 	if n := len(f.data) - len(f.synced); n > 0 {
 		f.synced = append(f.synced, make([]byte, n)...)
 	}
@@ -275,8 +302,8 @@ func (f *memFile) Sync() error {
 }
 
 func (f *memFile) Size() (int64, error) {
-	f.mu.Lock()
-	defer f.mu.Unlock()
+	f.fs.mu.Lock()
+	defer f.fs.mu.Unlock()
 	return int64(len(f.data)), nil
 }
 

@@ -27,6 +27,7 @@ import (
 	"github.com/skiff-project/skiff/store"
 	"github.com/skiff-project/skiff/store/embedded"
 	"github.com/skiff-project/skiff/store/etcdapi"
+	"github.com/skiff-project/skiff/store/vfs"
 )
 
 // Folders of the data folder.
@@ -56,6 +57,8 @@ type Config struct {
 	// QuotaBytes, MaxTxnOps and MaxRequestBytes are limits of the store. Default its own.
 	QuotaBytes                 int64
 	MaxTxnOps, MaxRequestBytes int
+	// FS is the disk that DataDir is on. Default the real one.
+	FS vfs.FS
 	// NoSync leaves out every sync: acknowledged writes may be lost.
 	NoSync bool
 	// Compaction removes history by itself. Default never.
@@ -104,13 +107,13 @@ func Run(ctx context.Context, cfg Config, ready func([]net.Addr)) error {
 	if _, err := os.Stat(filepath.Join(cfg.DataDir, "member", "snap", "db")); err == nil {
 		return fmt.Errorf("data folder %s is one of stock etcd: take a snapshot there and restore it with skiff etcdutl snapshot restore", cfg.DataDir)
 	}
-	db, err := embedded.Open(embedded.Options{Dir: filepath.Join(cfg.DataDir, StoreFolder), NoSync: cfg.NoSync,
+	db, err := embedded.Open(embedded.Options{FS: cfg.FS, Dir: filepath.Join(cfg.DataDir, StoreFolder), NoSync: cfg.NoSync,
 		QuotaBytes: cfg.QuotaBytes, MaxTxnOps: cfg.MaxTxnOps, MaxRequestBytes: cfg.MaxRequestBytes, Log: cfg.Log})
 	if err != nil {
 		return err
 	}
 	defer db.Close()
-	side, err := embedded.Open(embedded.Options{Dir: filepath.Join(cfg.DataDir, SideFolder), NoSync: cfg.NoSync, MaxTxnOps: 1024, Log: cfg.Log})
+	side, err := embedded.Open(embedded.Options{FS: cfg.FS, Dir: filepath.Join(cfg.DataDir, SideFolder), NoSync: cfg.NoSync, MaxTxnOps: 1024, Log: cfg.Log})
 	if err != nil {
 		return err
 	}
