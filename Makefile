@@ -71,6 +71,14 @@ conformance: build ## upstream's conformance suite against a fresh cluster
 	cd test/conformance && CGO_ENABLED=0 $(GO) run . --skiff $(CURDIR)/bin/skiff --out $(CURDIR)/bin/conformance \
 		--list '$(if $(LIST),$(abspath $(LIST)))' --stage '$(STAGE)' --focus '$(FOCUS)' --procs $(or $(PROCS),4)
 
+.PHONY: reference interop
+reference: ## upstream's Kubernetes and etcd, built from the Go module proxy into bin/reference
+	CGO_ENABLED=0 $(GO) run ./test/interop --build-only
+
+# FOCUS=regexp: only these cells, and docs/INTEROP.md stays as it is
+interop: build ## each component swapped with upstream's, one at a time (as root); writes docs/INTEROP.md
+	CGO_ENABLED=0 $(GO) run ./test/interop --skiff $(CURDIR)/bin/skiff --focus '$(FOCUS)' $(if $(FOCUS),,--out $(CURDIR)/docs/INTEROP.md)
+
 clean-cluster: ## leaves no process, mount, netns, nftables table or file behind
 	bin/skiff down --purge --data-dir $(DATA_DIR)
 

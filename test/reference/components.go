@@ -143,9 +143,8 @@ func (c *Cluster) writeKubeletConfig() error {
 		"authorization: {mode: Webhook}",
 		"tlsCertFile: " + a.Kubelet.CertFile, "tlsPrivateKeyFile: " + a.Kubelet.KeyFile,
 		"clusterDNS: [10.96.0.10]", "clusterDomain: cluster.local", "resolvConf: " + filepath.Join(c.Dir, "conf", "resolv.conf"),
-		"containerRuntimeEndpoint: unix://" + c.criSocket(), "cgroupDriver: cgroupfs", "cgroupRoot: /" + c.cgroup, "podCIDR: " + nodePodCIDR,
+		"containerRuntimeEndpoint: unix://" + c.criSocket(), "cgroupDriver: cgroupfs", "cgroupRoot: /" + c.cgroup,
 		"failSwapOn: false", "volumePluginDir: " + filepath.Join(c.Dir, "volume-plugins"),
-		`evictionHard: {memory.available: "0%", nodefs.available: "0%", nodefs.inodesFree: "0%", imagefs.available: "0%"}`,
 	}
 	if _, err := os.Stat("/sys/fs/cgroup/cgroup.controllers"); err != nil {
 		lines = append(lines, "failCgroupV1: false")

@@ -174,16 +174,23 @@ func mayLowerOOMScore() bool {
 
 func (c *Cluster) criSocket() string { return filepath.Join(c.Dir, "run", "cri.sock") }
 
-// runtime is the CRI runtime as this cluster runs it: containerd with a
-// configuration of ours, or any other program with the flags it is given.
+// runtime is the CRI runtime as this cluster runs it: containerd, or Skiff's.
 func (c *Cluster) runtime(p Program) part {
-	out := part{name: "runtime", program: p, ready: c.criAnswers, after: c.loadImages}
 	if p.Path == Containerd().Path {
-		out.name = "containerd"
-		out.args = []string{"--config=" + filepath.Join(c.Dir, "conf", "containerd.toml")}
-		out.before = c.writeContainerdConfig
+		return part{
+			name: "containerd", program: p, args: []string{"--config=" + filepath.Join(c.Dir, "conf", "containerd.toml")},
+			before: c.writeContainerdConfig, ready: c.criAnswers, after: func(ctx context.Context) error {
+				return c.loadImages(ctx, filepath.Join(filepath.Dir(p.Path), "ctr"), "--address="+c.criSocket(), "--namespace=k8s.io", "images", "import")
+			},
+		}
 	}
-	return out
+	data := filepath.Join(c.Dir, "runtime")
+	return part{
+		name: "runtime", program: p, args: []string{
+			"--listen=unix://" + c.criSocket(), "--data-dir=" + data, "--cluster-cidr=" + podCIDR, "--service-cluster-ip-range=" + serviceCIDR,
+		},
+		ready: c.criAnswers, after: func(ctx context.Context) error { return c.loadImages(ctx, p.Path, "image", "load", "--data-dir="+data) },
+	}
 }
 
 func (c *Cluster) criAnswers(ctx context.Context) error {
@@ -194,14 +201,14 @@ func (c *Cluster) criAnswers(ctx context.Context) error {
 	return conn.Close()
 }
 
-// loadImages hands the runtime its images.
-func (c *Cluster) loadImages(ctx context.Context) error {
+// loadImages hands the runtime its images, by a command that takes an archive.
+func (c *Cluster) loadImages(ctx context.Context, name string, args ...string) error {
 	for _, archive := range c.opts.Images {
-		cmd := c.Command(ctx, "ctr", "--address="+c.criSocket(), "--namespace=k8s.io", "images", "import", archive)
+		cmd := c.Command(ctx, name, append(args, archive)...)
 		var out strings.Builder
 		cmd.Stdout, cmd.Stderr = &out, &out
 		if err := c.Run(cmd); err != nil {
-			return fmt.Errorf("import %s: %w\n%s", archive, err, out.String())
+			return fmt.Errorf("load %s: %w\n%s", archive, err, out.String())
 		}
 	}
 	return nil

@@ -9,6 +9,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"runtime"
+	"slices"
 	"strings"
 	"syscall"
 	"time"
@@ -104,7 +105,8 @@ func (p *Process) waitReady(ctx context.Context, patience time.Duration, check f
 	}
 }
 
-// Tail is the last n lines of a file, at most 8 KB.
+// Tail is the last n lines of a log, at most 8 KB, without the command it
+// begins with.
 func Tail(path string, n int) string {
 	const most = 8 << 10
 	data, err := os.ReadFile(path)
@@ -112,6 +114,7 @@ func Tail(path string, n int) string {
 		return err.Error()
 	}
 	lines := bytes.Split(bytes.TrimSpace(data[max(0, len(data)-most):]), []byte("\n"))
+	lines = slices.DeleteFunc(lines, func(l []byte) bool { return bytes.HasPrefix(l, []byte("$ ")) })
 	return string(bytes.Join(lines[max(0, len(lines)-n):], []byte("\n")))
 }
 
