@@ -62,12 +62,16 @@ func (c *Cluster) startStore(context.Context) (string, error) {
 	if err != nil {
 		return "", err
 	}
+	if c.side, err = embedded.Open(embedded.Options{Dir: c.opts.path("etcd-side"), MaxTxnOps: 1024, Log: log}); err != nil {
+		return "", err
+	}
 	listener, err := net.Listen("tcp", net.JoinHostPort("127.0.0.1", strconv.Itoa(c.opts.EtcdPort)))
 	if err != nil {
 		return "", err
 	}
 	server, err := etcdapi.New(etcdapi.Config{
 		Store: c.store,
+		Side:  c.side,
 		TLS: &tls.Config{
 			Certificates: []tls.Certificate{c.assets.EtcdServer.TLS()},
 			ClientCAs:    c.assets.EtcdCA.Pool(),

@@ -39,6 +39,7 @@ type Cluster struct {
 
 	assets   *bootstrap.Assets
 	store    *embedded.Store
+	side     *embedded.Store // etcd's users, roles, alarms and v2 keys
 	api      *apiserver.Server
 	listener net.Listener // the API server's, if it is open already; nil: it listens on APIPort
 	// notAdmitted names the admission plugins this cluster leaves out.
@@ -188,6 +189,9 @@ func (c *Cluster) stop() {
 	}
 	if c.store != nil {
 		errs = append(errs, c.store.Close())
+	}
+	if c.side != nil {
+		errs = append(errs, c.side.Close())
 	}
 	if err := errors.Join(errs...); err != nil && c.log != nil {
 		c.log.Error("stop", "err", err)

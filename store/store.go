@@ -66,6 +66,8 @@ type KV struct {
 	ModRevision    int64 // revision of this version
 	Version        int64 // 1 for a fresh key, +1 for each put
 	Lease          LeaseID
+	// Order is the place among the changes of ModRevision, from 0 on.
+	Order int32
 	// Attrs is what the store's Decorate function made of this version, once,
 	// when it was committed or loaded. The API server keeps the decoded labels
 	// and selectable fields of an object here. Nil without a Decorate function.
@@ -205,7 +207,7 @@ const (
 	EventDelete
 )
 
-// Event is one change of one key. For a delete KV has only Key and
+// Event is one change of one key. For a delete KV has only Key, Order and
 // ModRevision (the deleting revision) set.
 type Event struct {
 	Type EventType
@@ -263,7 +265,7 @@ type Leases interface {
 	KeepAlive(ctx context.Context, id LeaseID) (Lease, error)
 	// TimeToLive returns a lease with its keys.
 	TimeToLive(ctx context.Context, id LeaseID) (Lease, error)
-	// List returns the IDs of all live leases.
+	// List returns the IDs of all live leases, those that end first before.
 	List(ctx context.Context) ([]LeaseID, error)
 }
 

@@ -138,7 +138,7 @@ func newOptions(out io.Writer) *options {
 	f.Uint64Var(&o.maxStreams, "max-concurrent-streams", 1<<32-1, "limit of streams of a connection")
 	f.UintVar(&o.bcryptCost, "bcrypt-cost", 10, "cost of hashing passwords")
 	f.UintVar(&o.tokenTTL, "auth-token-ttl", 300, "seconds a simple token lives unused")
-	f.StringVar(&o.authToken, "auth-token", "simple", "simple; JWT is not supported")
+	f.StringVar(&o.authToken, "auth-token", "simple", "simple, or jwt,sign-method=M,pub-key=F,priv-key=F,ttl=D")
 	f.StringVar(&o.compactionMode, "auto-compaction-mode", "periodic", "periodic or revision")
 	f.StringVar(&o.compactionRetention, "auto-compaction-retention", "0", "how much history to keep; 0: all")
 	f.DurationVar(&o.progress, "watch-progress-notify-interval", 10*time.Minute, "how often idle watches are told the revision")
@@ -247,9 +247,6 @@ func (o *options) config() (standalone.Config, error) {
 	if o.pprof {
 		return none, errors.New("--enable-pprof is not supported: leave it out")
 	}
-	if o.authToken != "simple" {
-		return none, fmt.Errorf("--auth-token %q is not supported: simple is", o.authToken)
-	}
 	if o.bcryptCost < 4 || o.bcryptCost > 31 {
 		return none, fmt.Errorf("--bcrypt-cost %d must be between 4 and 31", o.bcryptCost)
 	}
@@ -266,6 +263,10 @@ func (o *options) config() (standalone.Config, error) {
 		return none, err
 	}
 	conf, err := o.tls()
+	if err != nil {
+		return none, err
+	}
+	api, err := o.api()
 	if err != nil {
 		return none, err
 	}
@@ -289,7 +290,7 @@ func (o *options) config() (standalone.Config, error) {
 		AdvertiseClient: urls(o.advertise), AdvertisePeer: urls(o.advertisePeer),
 		QuotaBytes: quota, MaxTxnOps: int(o.maxOps), MaxRequestBytes: int(o.maxRequest),
 		Compaction: compaction, Log: log,
-		API: o.api(),
+		API: api,
 	}, nil
 }
 

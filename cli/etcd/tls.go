@@ -1,6 +1,7 @@
 package etcd
 
 import (
+	"cmp"
 	"crypto/ecdsa"
 	"crypto/elliptic"
 	"crypto/rand"
@@ -9,19 +10,35 @@ import (
 	"crypto/x509/pkix"
 	"errors"
 	"fmt"
+	"math"
 	"math/big"
 	"net"
 	"os"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/skiff-project/skiff/store/etcdapi"
 )
 
 // api is what the flags say about the API itself.
-func (o *options) api() etcdapi.Config {
-	return etcdapi.Config{ProgressInterval: o.progress, NoGateway: !o.gateway,
-		TokenTTL: time.Duration(o.tokenTTL) * time.Second, BcryptCost: int(o.bcryptCost)}
+func (o *options) api() (etcdapi.Config, error) {
+	cfg := etcdapi.Config{ProgressInterval: o.progress, NoGateway: !o.gateway,
+		TokenTTL: time.Duration(o.tokenTTL) * time.Second, BcryptCost: int(o.bcryptCost),
+		MaxStreams:   uint32(min(o.maxStreams, math.MaxUint32)),
+		KeepaliveMin: cmp.Or(o.keepMin, -1), KeepaliveInterval: o.keepInterval, KeepaliveTimeout: o.keepTimeout}
+	kind, options, _ := strings.Cut(o.authToken, ",")
+	switch kind {
+	case "simple":
+	case "jwt":
+		var err error
+		if cfg.JWT, err = etcdapi.NewJWT(options); err != nil {
+			return cfg, fmt.Errorf("--auth-token: %w", err)
+		}
+	default:
+		return cfg, fmt.Errorf("--auth-token %q: simple and jwt exist", o.authToken)
+	}
+	return cfg, nil
 }
 
 // tls is the listeners' configuration, nil without a certificate. Certificates

@@ -151,7 +151,7 @@ func (s *Store) Watch(_ context.Context, req store.WatchRequest) (store.Watcher,
 // waits its turn takes it back; once it is being written the call waits for
 // the outcome.
 func (s *Store) Txn(ctx context.Context, txn store.Txn) (store.TxnResult, error) {
-	if err := s.checkSize(&txn); err != nil {
+	if err := checkSize(&txn, s.opt.MaxTxnOps); err != nil {
 		return store.TxnResult{}, err
 	}
 	req, err := s.core.Prepare(&txn)
@@ -175,20 +175,22 @@ func (s *Store) Txn(ctx context.Context, txn store.Txn) (store.TxnResult, error)
 	return res, err
 }
 
-// checkSize bounds every branch of a transaction, nested ones too.
-func (s *Store) checkSize(txn *store.Txn) error {
-	if max(len(txn.If), len(txn.Then), len(txn.Else)) > s.opt.MaxTxnOps {
+// checkSize bounds every branch of a transaction; a nested one has what the
+// one around it leaves.
+func checkSize(txn *store.Txn, limit int) error {
+	ops := max(len(txn.If), len(txn.Then), len(txn.Else))
+	if ops > limit {
 		return store.ErrTooManyOps
 	}
-	for _, ops := range [][]store.Op{txn.Then, txn.Else} {
-		for i := range ops {
-			if ops[i].Kind != store.OpTxn {
+	for _, branch := range [][]store.Op{txn.Then, txn.Else} {
+		for i := range branch {
+			if branch[i].Kind != store.OpTxn {
 				continue
 			}
-			if ops[i].Txn == nil {
-				ops[i].Txn = &store.Txn{}
+			if branch[i].Txn == nil {
+				branch[i].Txn = &store.Txn{}
 			}
-			if err := s.checkSize(ops[i].Txn); err != nil {
+			if err := checkSize(branch[i].Txn, limit-ops); err != nil {
 				return err
 			}
 		}

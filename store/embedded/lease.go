@@ -3,7 +3,9 @@ package embedded
 import (
 	"container/heap"
 	"context"
+	"maps"
 	"math/rand/v2"
+	"slices"
 	"sync"
 	"time"
 
@@ -127,8 +129,7 @@ func (l *lessor) TimeToLive(ctx context.Context, id store.LeaseID) (store.Lease,
 	if d == nil || !now.Before(d.at) {
 		return store.Lease{}, store.ErrLeaseNotFound
 	}
-	// Rounded up: a lease just granted has its whole TTL.
-	lease.Remaining = int64((d.at.Sub(now) + time.Second - 1) / time.Second)
+	lease.Remaining = int64(d.at.Sub(now) / time.Second) // whole seconds, as etcd
 	return lease, nil
 }
 
@@ -139,9 +140,11 @@ func (l *lessor) List(ctx context.Context) ([]store.LeaseID, error) {
 	}
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	ids := make([]store.LeaseID, 0, len(l.leases))
-	for id := range l.leases {
-		ids = append(ids, id)
+	all := slices.Collect(maps.Values(l.leases))
+	slices.SortFunc(all, func(a, b *deadline) int { return a.at.Compare(b.at) })
+	ids := make([]store.LeaseID, len(all))
+	for i, d := range all {
+		ids[i] = d.id
 	}
 	return ids, nil
 }

@@ -109,6 +109,16 @@ func (a *access) caller(ctx context.Context) (string, error) {
 func (a *access) tokenUser(text string) (string, error) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
+	if j := a.s.cfg.JWT; j != nil {
+		user, rev, ok := j.read(text, a.clock.Now())
+		switch {
+		case !ok:
+			return "", rpctypes.ErrGRPCInvalidAuthToken
+		case rev < a.rev:
+			return "", rpctypes.ErrGRPCAuthOldRevision
+		}
+		return user, nil
+	}
 	t := a.tokens[text]
 	now := a.clock.Now()
 	if t == nil || !now.Before(t.expires) {
@@ -127,6 +137,9 @@ func (a *access) newToken(user string, rev uint64) (string, error) {
 		return "", nil
 	}
 	now := a.clock.Now()
+	if j := a.s.cfg.JWT; j != nil {
+		return j.issue(user, rev, now)
+	}
 	maps.DeleteFunc(a.tokens, func(_ string, t *token) bool { return !now.Before(t.expires) })
 	if len(a.tokens) >= maxTokens {
 		return "", rpctypes.ErrGRPCRequestTooManyRequests

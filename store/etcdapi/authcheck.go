@@ -21,7 +21,7 @@ func (a *access) check(ctx context.Context, req any) error {
 		return nil
 	}
 	switch req.(type) {
-	case *pb.AuthenticateRequest, *pb.AuthStatusRequest, *pb.StatusRequest, *pb.MemberListRequest, *pb.WatchRequest:
+	case *pb.AuthenticateRequest, *pb.AuthStatusRequest, *pb.MemberListRequest, *pb.WatchRequest, *pb.LeaseKeepAliveRequest:
 		return nil // open, as in etcd; each watch is looked at as it is made
 	}
 	user, err := a.caller(ctx)
@@ -52,8 +52,13 @@ func (a *access) needs(ctx context.Context, user string, req any) (needs []need,
 	case *pb.TxnRequest:
 		needs, err = a.txnNeeds(ctx, r, 0)
 		return needs, true, err
-	case *pb.CompactionRequest, *pb.LeaseGrantRequest, *pb.LeaseKeepAliveRequest, *pb.LeaseLeasesRequest:
+	case *pb.StatusRequest, *pb.LeaseGrantRequest:
 		return nil, true, nil // a user is enough
+	case *pb.AlarmRequest:
+		return nil, r.Action == pb.AlarmRequest_GET, nil
+	case *pb.LeaseLeasesRequest:
+		needs, err = a.allLeaseNeeds(ctx)
+		return needs, true, err
 	case *pb.LeaseRevokeRequest:
 		needs, err = a.leaseNeeds(ctx, r.ID, true)
 		return needs, true, err
@@ -120,6 +125,22 @@ func (a *access) leaseNeeds(ctx context.Context, id int64, write bool) ([]need, 
 		needs = append(needs, need{write: write, key: key})
 	}
 	return needs, toGRPC(err)
+}
+
+// allLeaseNeeds: the list of leases is for who may read all their keys.
+func (a *access) allLeaseNeeds(ctx context.Context) (needs []need, err error) {
+	ids, err := a.s.cfg.Store.Leases().List(ctx)
+	if err != nil {
+		return nil, toGRPC(err)
+	}
+	for _, id := range ids {
+		more, err := a.leaseNeeds(ctx, int64(id), false)
+		if err != nil {
+			return nil, err
+		}
+		needs = append(needs, more...)
+	}
+	return needs, nil
 }
 
 func deleteNeeds(r *pb.DeleteRangeRequest) []need {

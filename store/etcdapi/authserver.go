@@ -5,6 +5,7 @@ import (
 	"context"
 	"encoding/base64"
 	"encoding/binary"
+	"errors"
 	"maps"
 	"slices"
 
@@ -34,7 +35,10 @@ func (a *authServer) edit(ctx context.Context, do func(*access) (entries []entry
 	if err != nil || len(entries) == 0 {
 		return err
 	}
-	entries = append(entries, entry{"auth", "authRevision", binary.BigEndian.AppendUint64(nil, rev+1)})
+	if !bytes.Equal(entries[0].value, enabled) { // turning it on changes nobody's rights
+		rev++
+	}
+	entries = append(entries, entry{"auth", "authRevision", binary.BigEndian.AppendUint64(nil, rev)})
 	if err := a.s.writeBuckets(ctx, entries...); err != nil {
 		return err
 	}
@@ -46,6 +50,9 @@ func (a *authServer) edit(ctx context.Context, do func(*access) (entries []entry
 	maps.DeleteFunc(acc.tokens, func(_ string, t *token) bool { return slices.Contains(expel, t.user) })
 	return nil
 }
+
+// enabled is the value of authEnabled while users are asked who they are.
+var enabled = []byte{1}
 
 func userEntry(u *authpb.User) entry {
 	body, _ := proto.Marshal(u) // cannot fail: it holds no required field
@@ -69,7 +76,7 @@ func (a *authServer) AuthEnable(ctx context.Context, r *pb.AuthEnableRequest) (*
 		case !slices.Contains(root.Roles, rootName):
 			return nil, nil, rpctypes.ErrGRPCRootRoleNotExist
 		}
-		return []entry{{"auth", "authEnabled", []byte{1}}}, nil, nil
+		return []entry{{"auth", "authEnabled", enabled}}, nil, nil
 	})
 	return &pb.AuthEnableResponse{Header: a.s.now()}, err
 }
@@ -155,6 +162,9 @@ func (a *authServer) UserAdd(ctx context.Context, r *pb.AuthUserAddRequest) (*pb
 	return &pb.AuthUserAddResponse{Header: a.s.now()}, err
 }
 
+// errNothing says that a user is already as wanted.
+var errNothing = errors.New("nothing to change")
+
 // changeUser edits a copy of a user; its tokens end if expel is set.
 func (a *authServer) changeUser(ctx context.Context, name string, expel bool, change func(acc *access, u *authpb.User) error) error {
 	return a.edit(ctx, func(acc *access) ([]entry, []string, error) {
@@ -162,7 +172,9 @@ func (a *authServer) changeUser(ctx context.Context, name string, expel bool, ch
 			return nil, nil, rpctypes.ErrGRPCUserNotFound
 		}
 		u := proto.Clone(acc.users[name]).(*authpb.User)
-		if err := change(acc, u); err != nil {
+		if err := change(acc, u); err == errNothing {
+			return nil, nil, nil
+		} else if err != nil {
 			return nil, nil, err
 		}
 		if expel {
@@ -191,10 +203,11 @@ func (a *authServer) UserGrantRole(ctx context.Context, r *pb.AuthUserGrantRoleR
 		if r.Role != rootName && acc.roles[r.Role] == nil {
 			return rpctypes.ErrGRPCRoleNotFound
 		}
-		if !slices.Contains(u.Roles, r.Role) {
-			u.Roles = append(u.Roles, r.Role)
-			slices.Sort(u.Roles)
+		if slices.Contains(u.Roles, r.Role) {
+			return errNothing
 		}
+		u.Roles = append(u.Roles, r.Role)
+		slices.Sort(u.Roles)
 		return nil
 	})
 	return &pb.AuthUserGrantRoleResponse{Header: a.s.now()}, err
@@ -287,6 +300,9 @@ func (a *authServer) RoleGrantPermission(ctx context.Context, r *pb.AuthRoleGran
 	if r.Perm == nil {
 		return nil, rpctypes.ErrGRPCPermissionNotGiven
 	}
+	if end := r.Perm.RangeEnd; len(r.Perm.Key) == 0 || len(end) > 0 && !bytes.Equal(end, []byte{0}) && bytes.Compare(r.Perm.Key, end) >= 0 {
+		return nil, rpctypes.ErrGRPCInvalidAuthMgmt
+	}
 	err := a.changeRole(ctx, r.Name, func(role *authpb.Role) error {
 		for _, p := range role.KeyPermission {
 			if samePermission(p, r.Perm.Key, r.Perm.RangeEnd) {
@@ -343,10 +359,10 @@ func (a *authServer) RoleGet(ctx context.Context, r *pb.AuthRoleGetRequest) (*pb
 	defer acc.mu.RUnlock()
 	role := acc.roles[r.Role]
 	if role == nil {
-		if r.Role == rootName {
-			return &pb.AuthRoleGetResponse{Header: a.s.now(), Perm: []*authpb.Permission{{PermType: authpb.Permission_READWRITE, RangeEnd: []byte{0}}}}, nil
-		}
 		return nil, rpctypes.ErrGRPCRoleNotFound
+	}
+	if r.Role == rootName {
+		return &pb.AuthRoleGetResponse{Header: a.s.now(), Perm: []*authpb.Permission{{PermType: authpb.Permission_READWRITE, RangeEnd: []byte{0}}}}, nil
 	}
 	return &pb.AuthRoleGetResponse{Header: a.s.now(), Perm: role.KeyPermission}, nil
 }

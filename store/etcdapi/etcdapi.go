@@ -8,10 +8,11 @@
 // There is one member, which is always the leader; raft terms and indexes are
 // made up from the revision. What is not among the v3 keys (v2 keys, users,
 // roles, alarms) is kept in a store beside, Config.Side. What is not supported
-// (more members, JWT tokens) answers with an error that says so.
+// (more members) answers with an error that says so.
 package etcdapi
 
 import (
+	"cmp"
 	"context"
 	"crypto/tls"
 	"errors"
@@ -60,8 +61,16 @@ type Config struct {
 	ProgressInterval time.Duration
 	// MaxRequestBytes bounds a message from a client. Default 1.5 MiB.
 	MaxRequestBytes int
+	// JWT makes and checks tokens. Default none: simple tokens, kept in memory.
+	JWT *JWT
 	// TokenTTL is how long a simple token lives unused. Default 5 minutes.
 	TokenTTL time.Duration
+	// MaxStreams bounds the streams of one connection. Default no bound.
+	MaxStreams uint32
+	// KeepaliveMin is the least time between a client's pings (negative: any),
+	// KeepaliveInterval the time after which a silent client is pinged and
+	// KeepaliveTimeout the time it has to answer. Default etcd's: 5 s, 2 h, 20 s.
+	KeepaliveMin, KeepaliveInterval, KeepaliveTimeout time.Duration
 	// BcryptCost is the cost of hashing passwords. Default 10.
 	BcryptCost int
 	// TempDir is where snapshots are made. Default the system's.
@@ -96,6 +105,12 @@ func (c *Config) setDefaults() error {
 	if c.TokenTTL == 0 {
 		c.TokenTTL = defaultTokenTTL
 	}
+	if c.MaxStreams == 0 {
+		c.MaxStreams = math.MaxUint32
+	}
+	c.KeepaliveMin = cmp.Or(c.KeepaliveMin, 5*time.Second)
+	c.KeepaliveInterval = cmp.Or(c.KeepaliveInterval, 2*time.Hour)
+	c.KeepaliveTimeout = cmp.Or(c.KeepaliveTimeout, 20*time.Second)
 	if c.BcryptCost == 0 {
 		c.BcryptCost = 10
 	}
@@ -142,13 +157,13 @@ func New(cfg Config) (*Server, error) {
 	s.grpc = grpc.NewServer(
 		grpc.MaxRecvMsgSize(cfg.MaxRequestBytes+messageOverhead),
 		grpc.MaxSendMsgSize(math.MaxInt32),
-		grpc.MaxConcurrentStreams(math.MaxUint32),
+		grpc.MaxConcurrentStreams(cfg.MaxStreams),
 		grpc.SharedWriteBuffer(true),
 		grpc.Creds(tlsInfo{}),
 		grpc.UnaryInterceptor(s.unary),
 		grpc.StreamInterceptor(s.stream),
-		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: 5 * time.Second}),
-		grpc.KeepaliveParams(keepalive.ServerParameters{Time: 2 * time.Hour, Timeout: 20 * time.Second}),
+		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: max(cfg.KeepaliveMin, 0)}),
+		grpc.KeepaliveParams(keepalive.ServerParameters{Time: cfg.KeepaliveInterval, Timeout: cfg.KeepaliveTimeout}),
 	)
 	pb.RegisterKVServer(s.grpc, &kvServer{s: s})
 	pb.RegisterWatchServer(s.grpc, &watchServer{s: s})

@@ -387,10 +387,10 @@ func TestPeriodicProgress(t *testing.T) {
 
 func TestLeases(t *testing.T) {
 	c, _, ctx := connect(t)
-	l := must(c.Grant(ctx, 1))
+	l := must(c.Grant(ctx, 1)) // as short as they come: 2 s
 	must(c.Put(ctx, "k", "v", clientv3.WithLease(l.ID)))
 	ttl := must(c.TimeToLive(ctx, l.ID, clientv3.WithAttachedKeys()))
-	if ttl.GrantedTTL != 1 || len(ttl.Keys) != 1 || string(ttl.Keys[0]) != "k" {
+	if ttl.GrantedTTL != 2 || len(ttl.Keys) != 1 || string(ttl.Keys[0]) != "k" {
 		t.Errorf("time to live: %+v", ttl)
 	}
 	if ls := must(c.Leases(ctx)); len(ls.Leases) != 1 || ls.Leases[0].ID != l.ID {
@@ -399,7 +399,7 @@ func TestLeases(t *testing.T) {
 	kept, stop := context.WithCancel(ctx)
 	ch := must(c.KeepAlive(kept, l.ID))
 	for range 2 {
-		if r := <-ch; r == nil || r.TTL != 1 {
+		if r := <-ch; r == nil || r.TTL != 2 {
 			t.Fatalf("kept alive: %+v", r)
 		}
 	}

@@ -183,6 +183,7 @@ func (g *gateway) stream(ctx context.Context, w http.ResponseWriter, body *json.
 		go func() { // ends with the body, which ends with the handler
 			for in := r.in(); readJSON(body, in) == nil && s.SendMsg(in) == nil; in = r.in() {
 			}
+			s.CloseSend()
 		}()
 	} else {
 		s.CloseSend()

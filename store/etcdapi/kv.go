@@ -10,6 +10,8 @@ import (
 	"go.etcd.io/etcd/api/v3/mvccpb"
 	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
 	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
 
 	"github.com/skiff-project/skiff/store"
 )
@@ -43,6 +45,14 @@ func (k *kvServer) Range(ctx context.Context, r *pb.RangeRequest) (*pb.RangeResp
 // RangeStream implements pb.KVServer: the keys of a Range in chunks, the rest
 // of the response with the last one.
 func (k *kvServer) RangeStream(r *pb.RangeRequest, stream grpc.ServerStreamingServer[pb.RangeStreamResponse]) error {
+	switch {
+	case checkRange(r) != nil:
+		return checkRange(r)
+	case sorted(r):
+		return status.Error(codes.Unimplemented, "RangeStream does not support custom sort orders")
+	case filtered(r):
+		return status.Error(codes.Unimplemented, "RangeStream does not support revision filters")
+	}
 	resp, err := k.Range(stream.Context(), r)
 	if err != nil {
 		return err
@@ -81,13 +91,16 @@ func checkRange(r *pb.RangeRequest) error {
 
 // wholeRange reports whether a request must see every key of its range before
 // it can be cut to its limit.
-func wholeRange(r *pb.RangeRequest) bool {
-	return sorted(r) || r.MinModRevision != 0 || r.MaxModRevision != 0 || r.MinCreateRevision != 0 || r.MaxCreateRevision != 0
+func wholeRange(r *pb.RangeRequest) bool { return sorted(r) || filtered(r) }
+
+func filtered(r *pb.RangeRequest) bool {
+	return r.MinModRevision != 0 || r.MaxModRevision != 0 || r.MinCreateRevision != 0 || r.MaxCreateRevision != 0
 }
 
-// sorted reports whether the order differs from the store's, keys ascending.
+// sorted reports whether an order other than the store's is asked for. A
+// target without an order only sorts what the limit has left, as in etcd.
 func sorted(r *pb.RangeRequest) bool {
-	return r.SortTarget != pb.RangeRequest_KEY || r.SortOrder == pb.RangeRequest_DESCEND
+	return r.SortOrder != pb.RangeRequest_NONE && (r.SortTarget != pb.RangeRequest_KEY || r.SortOrder != pb.RangeRequest_ASCEND)
 }
 
 func rangeSnapshot(snap store.Snapshot, r *pb.RangeRequest) *pb.RangeResponse {
@@ -113,11 +126,17 @@ func shape(kvs []*store.KV, r *pb.RangeRequest, count int) *pb.RangeResponse {
 	if r.CountOnly {
 		return resp
 	}
-	if wholeRange(r) {
+	if filtered(r) {
 		kvs = slices.DeleteFunc(slices.Clone(kvs), func(kv *store.KV) bool {
 			return outside(kv.ModRevision, r.MinModRevision, r.MaxModRevision) ||
 				outside(kv.CreateRevision, r.MinCreateRevision, r.MaxCreateRevision)
 		})
+	}
+	if r.Limit > 0 && !wholeRange(r) && int64(len(kvs)) > r.Limit+1 {
+		kvs = kvs[:r.Limit+1]
+	}
+	if sorted(r) || r.SortTarget != pb.RangeRequest_KEY {
+		kvs = slices.Clone(kvs)
 		sortKVs(kvs, r)
 	}
 	if r.Limit > 0 && int64(len(kvs)) > r.Limit {
@@ -139,9 +158,6 @@ func outside(rev, low, high int64) bool {
 }
 
 func sortKVs(kvs []*store.KV, r *pb.RangeRequest) {
-	if !sorted(r) {
-		return
-	}
 	order := map[pb.RangeRequest_SortTarget]func(a, b *store.KV) int{
 		pb.RangeRequest_KEY:     func(a, b *store.KV) int { return cmp.Compare(a.Key, b.Key) },
 		pb.RangeRequest_VERSION: func(a, b *store.KV) int { return cmp.Compare(a.Version, b.Version) },
@@ -241,6 +257,9 @@ func deleteResponse(res store.OpResult) *pb.DeleteRangeResponse {
 
 // Compact implements pb.KVServer.
 func (k *kvServer) Compact(ctx context.Context, r *pb.CompactionRequest) (*pb.CompactionResponse, error) {
+	if r.Revision == 0 && k.s.cfg.Store.Status().CompactRevision == 0 {
+		return &pb.CompactionResponse{Header: k.s.now()}, nil // as etcd: there is nothing to forget
+	}
 	if err := k.s.cfg.Store.Compact(ctx, r.Revision); err != nil {
 		return nil, toGRPC(err)
 	}

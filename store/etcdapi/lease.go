@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"io"
-	"slices"
 
 	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
 	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
@@ -23,12 +22,16 @@ const maxLeaseTTL = 9_000_000_000
 
 func (l *leaseServer) leases() store.Leases { return l.s.cfg.Store.Leases() }
 
+// minLeaseTTL is what shorter leases are granted, in seconds: etcd's elections
+// must fit in it.
+const minLeaseTTL = 2
+
 // LeaseGrant implements pb.LeaseServer.
 func (l *leaseServer) LeaseGrant(ctx context.Context, r *pb.LeaseGrantRequest) (*pb.LeaseGrantResponse, error) {
 	if r.TTL > maxLeaseTTL {
 		return nil, rpctypes.ErrGRPCLeaseTTLTooLarge
 	}
-	lease, err := l.leases().Grant(ctx, store.LeaseID(r.ID), r.TTL)
+	lease, err := l.leases().Grant(ctx, store.LeaseID(r.ID), max(r.TTL, minLeaseTTL))
 	if err != nil {
 		return nil, toGRPC(err)
 	}
@@ -88,7 +91,6 @@ func (l *leaseServer) LeaseLeases(ctx context.Context, r *pb.LeaseLeasesRequest)
 	if err != nil {
 		return nil, toGRPC(err)
 	}
-	slices.Sort(ids)
 	resp := &pb.LeaseLeasesResponse{Header: l.s.now()}
 	for _, id := range ids {
 		resp.Leases = append(resp.Leases, &pb.LeaseStatus{ID: int64(id)})

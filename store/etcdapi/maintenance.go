@@ -3,11 +3,10 @@ package etcdapi
 import (
 	"context"
 	"crypto/sha256"
-	"encoding/binary"
 	"errors"
-	"hash/crc32"
 	"io"
 	"os"
+	"slices"
 	"sync"
 	"sync/atomic"
 
@@ -63,6 +62,11 @@ func (a *alarms) list() []*pb.AlarmMember {
 		}
 	}
 	return out
+}
+
+// has reports whether an alarm is raised.
+func (a *alarms) has(t pb.AlarmType) bool {
+	return slices.ContainsFunc(a.list(), func(m *pb.AlarmMember) bool { return m.Alarm == t })
 }
 
 // note follows the outcome of a put: the store recovers by itself.
@@ -192,7 +196,7 @@ func (m *maintenanceServer) Defragment(ctx context.Context, r *pb.DefragmentRequ
 // MoveLeader implements pb.MaintenanceServer: there is nobody to move it to.
 func (m *maintenanceServer) MoveLeader(ctx context.Context, r *pb.MoveLeaderRequest) (*pb.MoveLeaderResponse, error) {
 	if r.TargetID == m.s.cfg.MemberID {
-		return &pb.MoveLeaderResponse{Header: m.s.now()}, nil
+		return &pb.MoveLeaderResponse{}, nil
 	}
 	return nil, rpctypes.ErrGRPCBadLeaderTransferee
 }
@@ -247,39 +251,24 @@ func (m *maintenanceServer) Snapshot(r *pb.SnapshotRequest, stream grpc.ServerSt
 	return stream.Send(&pb.SnapshotResponse{Blob: h.Sum(nil), Version: snapshot.StorageVersion})
 }
 
-// Hash implements pb.MaintenanceServer.
+// Hash implements pb.MaintenanceServer. What etcd hashes here, its whole file,
+// there is none of: it is the hash of the keys.
 func (m *maintenanceServer) Hash(ctx context.Context, r *pb.HashRequest) (*pb.HashResponse, error) {
-	hash, rev, err := m.hash(ctx, 0)
+	hash, rev, _, err := snapshot.HashKV(ctx, m.s.cfg.Store, 0)
 	if err != nil {
-		return nil, err
+		return nil, toGRPC(err)
 	}
 	return &pb.HashResponse{Header: m.s.header(rev), Hash: hash}, nil
 }
 
-// HashKV implements pb.MaintenanceServer. The hash covers the keys at the
-// revision, not the history below it; only members of Skiff compare equal.
+// HashKV implements pb.MaintenanceServer.
 func (m *maintenanceServer) HashKV(ctx context.Context, r *pb.HashKVRequest) (*pb.HashKVResponse, error) {
-	hash, rev, err := m.hash(ctx, r.Revision)
+	hash, rev, compacted, err := snapshot.HashKV(ctx, m.s.cfg.Store, max(r.Revision, 0))
 	if err != nil {
-		return nil, err
+		return nil, toGRPC(err)
 	}
-	compacted := m.s.cfg.Store.Status().CompactRevision
+	if compacted == 0 {
+		compacted = -1 // etcd's way to say never
+	}
 	return &pb.HashKVResponse{Header: m.s.now(), Hash: hash, HashRevision: rev, CompactRevision: compacted}, nil
-}
-
-func (m *maintenanceServer) hash(ctx context.Context, rev int64) (uint32, int64, error) {
-	snap, err := m.s.cfg.Store.Snapshot(ctx, max(rev, 0))
-	if err != nil {
-		return 0, 0, toGRPC(err)
-	}
-	table := crc32.MakeTable(crc32.Castagnoli)
-	var sum uint32
-	for kv := range snap.Range("", "\x00") {
-		head := append([]byte(kv.Key), 0)
-		for _, n := range []int64{kv.CreateRevision, kv.ModRevision, kv.Version, int64(kv.Lease)} {
-			head = binary.AppendVarint(head, n)
-		}
-		sum = crc32.Update(crc32.Update(sum, table, head), table, kv.Value)
-	}
-	return sum, snap.Revision(), nil
 }

@@ -47,7 +47,7 @@ func (ws *watchStream) requestProgress() error {
 func (ws *watchStream) raise() error {
 	rev := ws.s.cfg.Store.Status().Revision
 	if len(ws.watches) == 0 {
-		return ws.sendProgress(rev)
+		return nil // as etcd: there is nothing to tell of
 	}
 	ws.gate.barrier = &barrier{target: rev, parked: map[*watch]bool{}}
 	for _, w := range ws.watches {

@@ -9,6 +9,7 @@ import (
 
 	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
 	"go.etcd.io/etcd/api/v3/mvccpb"
+	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
@@ -77,7 +78,8 @@ func (w *watchServer) Watch(stream grpc.BidiStreamingServer[pb.WatchRequest, pb.
 	for {
 		req, err := stream.Recv()
 		if errors.Is(err, io.EOF) {
-			return nil
+			<-ctx.Done() // who asks no more may still listen
+			return rpctypes.ErrGRPCWatchCanceled
 		}
 		if err != nil {
 			return err
@@ -112,11 +114,14 @@ func (ws *watchStream) create(r *pb.WatchCreateRequest) error {
 	if key == "" {
 		key = "\x00"
 	}
+	if r.StartRevision < 0 {
+		return ws.refuse(rpctypes.ErrCompacted.Error())
+	}
 	if end != "" && end != "\x00" && end <= key {
-		return ws.refuse("etcdserver: mvcc: watcher range is empty")
+		return ws.refuse("mvcc: watcher range is empty")
 	}
 	if err := ws.s.access.permitWatch(ws.ctx, key, end); err != nil {
-		return ws.refuse(status.Convert(err).Message())
+		return ws.refuse(err.Error())
 	}
 	w := &watch{ws: ws, prev: r.PrevKv, fragment: r.Fragment, periodic: r.ProgressNotify}
 	for _, f := range r.Filters {
@@ -129,7 +134,7 @@ func (ws *watchStream) create(r *pb.WatchCreateRequest) error {
 	}
 	w.id = id
 	var err error
-	w.w, err = ws.s.cfg.Store.Watch(ws.ctx, store.WatchRequest{Key: key, End: end, StartRevision: max(r.StartRevision, 0)})
+	w.w, err = ws.s.cfg.Store.Watch(ws.ctx, store.WatchRequest{Key: key, End: end, StartRevision: r.StartRevision})
 	if err != nil && !errors.Is(err, store.ErrCompacted) {
 		return toGRPC(err)
 	}
@@ -160,7 +165,7 @@ func (ws *watchStream) newID(want int64) (id int64, reason string) {
 	}
 	if want != 0 {
 		if ws.watches[want] != nil {
-			return 0, "etcdserver: mvcc: duplicate watch ID provided on the WatchStream"
+			return 0, "mvcc: duplicate watch ID provided on the WatchStream"
 		}
 		return want, ""
 	}
@@ -173,9 +178,7 @@ func (ws *watchStream) newID(want int64) (id int64, reason string) {
 
 // compacted tells that a watch has lost its place.
 func (ws *watchStream) compacted(id int64) *pb.WatchResponse {
-	return &pb.WatchResponse{Header: ws.s.now(), WatchId: id, Canceled: true,
-		CompactRevision: ws.s.cfg.Store.Status().CompactRevision,
-		CancelReason:    "etcdserver: mvcc: required revision has been compacted"}
+	return &pb.WatchResponse{Header: ws.s.header(0), WatchId: id, Canceled: true, CompactRevision: ws.s.cfg.Store.Status().CompactRevision}
 }
 
 func (ws *watchStream) cancel(id int64) error {

@@ -181,6 +181,12 @@ func (w *watcher) scan(v *mvcc.View) (b store.Batch, more bool, err error) {
 			b.Events = append(b.Events, ev)
 		}
 	}
+	if w.hist == w.histEnd {
+		// History reaches up to the newest revision, unless events came since.
+		if pos, _, err := w.feed.read(nil, w.index, v.Log().End(), 1); err == nil && len(pos) == 0 {
+			rev = max(rev, v.Revision())
+		}
+	}
 	w.last = rev
 	b.Revision = rev
 	return b, true, nil

@@ -17,7 +17,7 @@ const (
 	recRevoke  = 3 // lease
 	recCompact = 4 // revision
 	recState   = 5 // revision, compact revision: head of a checkpoint
-	recBase    = 6 // key, value, create, mod, version, lease: a live key of a checkpoint
+	recBase    = 6 // key, value, create, mod, version, lease, order if not 0: a live key of a checkpoint
 	recEvent   = 7 // type, key, value, mod, create, version, lease: history of a checkpoint
 )
 
@@ -87,7 +87,11 @@ func appendState(b []byte, rev, compacted int64) []byte {
 
 func appendBase(b []byte, kv *store.KV) []byte {
 	n := len(b)
-	return endRecord(appendKV(beginRecord(b, recBase), kv), n)
+	b = appendKV(beginRecord(b, recBase), kv)
+	if kv.Order != 0 {
+		b = binary.AppendUvarint(b, uint64(kv.Order))
+	}
+	return endRecord(b, n)
 }
 
 func appendEvent(b []byte, ev store.Event) []byte {

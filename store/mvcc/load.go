@@ -132,6 +132,9 @@ func (c *Core) decorated(kv *store.KV) *store.KV {
 // loadBase installs a key as it was at the compact revision.
 func (c *Core) loadBase(d *decoder) error {
 	kv := d.kv()
+	if len(d.b) > 0 {
+		kv.Order = int32(d.uvarint())
+	}
 	last, _ := c.cur.Max()
 	if d.bad || kv.Key == "" || kv.ModRevision > c.compacted || (last != nil && last.Key >= kv.Key) {
 		return corrupt("a key of the checkpoint does not decode or is out of order")
@@ -169,9 +172,10 @@ func (c *Core) loadEvent(d *decoder) error {
 			return corrupt("a put at the compact revision %d is not among the keys", rev)
 		}
 		c.log.append(store.Event{Type: typ, KV: cur})
+		c.order(rev)
 	case typ == store.EventDelete && rev == c.compacted:
 		c.oldBytes += cost(kv)
-		c.log.append(store.Event{Type: typ, KV: &store.KV{Key: kv.Key, ModRevision: rev}})
+		c.log.append(store.Event{Type: typ, KV: &store.KV{Key: kv.Key, ModRevision: rev, Order: c.order(rev)}})
 	default:
 		return c.change(typ, kv)
 	}

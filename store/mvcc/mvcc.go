@@ -48,6 +48,9 @@ type Core struct {
 	liveBytes int64
 	oldBytes  int64
 
+	orderRev  int64 // revision that nextOrder counts in
+	nextOrder int32
+
 	probe store.KV // search key of the single writer, saves an allocation
 }
 
@@ -121,7 +124,7 @@ func (c *Core) get(key string) *store.KV {
 // version at revision rev and returns the version it replaces.
 func (c *Core) put(kv *store.KV, rev int64) (prev *store.KV) {
 	prev, _ = c.cur.Set(kv)
-	kv.ModRevision = rev
+	kv.ModRevision, kv.Order = rev, c.order(rev)
 	if prev == nil {
 		kv.CreateRevision, kv.Version = rev, 1
 	} else {
@@ -139,9 +142,18 @@ func (c *Core) remove(kv *store.KV, rev int64) {
 	c.cur.Delete(kv)
 	c.retire(kv, rev)
 	c.relink(kv.Key, kv.Lease, 0)
-	grave := &store.KV{Key: kv.Key, ModRevision: rev}
+	grave := &store.KV{Key: kv.Key, ModRevision: rev, Order: c.order(rev)}
 	c.oldBytes += cost(grave)
 	c.log.append(store.Event{Type: store.EventDelete, KV: grave, Prev: kv})
+}
+
+// order is the place of the next change of revision rev.
+func (c *Core) order(rev int64) int32 {
+	if c.orderRev != rev {
+		c.orderRev, c.nextOrder = rev, 0
+	}
+	c.nextOrder++
+	return c.nextOrder - 1
 }
 
 // retire moves a replaced version to history.

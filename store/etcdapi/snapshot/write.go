@@ -12,6 +12,7 @@
 package snapshot
 
 import (
+	"bytes"
 	"cmp"
 	"context"
 	"encoding/binary"
@@ -143,7 +144,7 @@ func (w *writer) write(ctx context.Context, c *Contents) error {
 			}
 		}
 	}
-	v, err := openView(ctx, c.Store)
+	v, err := openView(ctx, c.Store, 0)
 	if err != nil {
 		return err
 	}
@@ -161,57 +162,66 @@ func (w *writer) write(ctx context.Context, c *Contents) error {
 // of what changed up to the revision rev.
 type view struct {
 	base      store.Snapshot // nil without a compaction
+	newest    store.Snapshot
 	watcher   store.Watcher
 	compacted int64
 	rev       int64
 }
 
-// openView takes a consistent view; a compaction under way makes it try again.
-func openView(ctx context.Context, s store.Store) (*view, error) {
+// openView takes a consistent view up to revision rev, 0 for the newest; a
+// compaction under way makes it try again.
+func openView(ctx context.Context, s store.Store, rev int64) (*view, error) {
 	for {
 		v := &view{compacted: s.Status().CompactRevision}
-		newest, err := s.Snapshot(ctx, 0)
+		newest, err := s.Snapshot(ctx, rev)
 		if err != nil {
 			return nil, err
 		}
-		v.rev = newest.Revision()
+		v.rev, v.newest = newest.Revision(), newest
 		if v.compacted > 0 {
 			v.base, err = s.Snapshot(ctx, v.compacted)
 		}
 		if err == nil {
 			v.watcher, err = s.Watch(ctx, store.WatchRequest{Key: "\x00", End: "\x00", StartRevision: v.compacted + 1})
 		}
-		if !errors.Is(err, store.ErrCompacted) {
+		if !errors.Is(err, store.ErrCompacted) || rev > 0 && rev < s.Status().CompactRevision {
 			return v, err
 		}
 	}
 }
 
 func (w *writer) keys(ctx context.Context, v *view) error {
-	last, sub := int64(0), int64(0)
-	add := func(kv *store.KV, deleted bool) error {
-		if kv.ModRevision != last {
-			last, sub = kv.ModRevision, -1
-		}
-		sub++
+	var base []*store.KV
+	if v.base != nil {
+		base = slices.Collect(v.base.Range("\x00", "\x00"))
+	}
+	return v.records(ctx, base, func(key, value []byte) error {
+		return w.put("key", key, bytes.Clone(value)) // the file takes it at the next commit
+	})
+}
+
+// records hands the entries of the key bucket to add, which must not keep the
+// value, in order: those of base,
+// then those of every change after the compaction.
+func (v *view) records(ctx context.Context, base []*store.KV, add func(key, value []byte) error) error {
+	slices.SortFunc(base, func(a, b *store.KV) int {
+		return cmp.Or(cmp.Compare(a.ModRevision, b.ModRevision), cmp.Compare(a.Order, b.Order))
+	})
+	var value []byte
+	one := func(kv *store.KV, deleted bool) (err error) {
 		body := &mvccpb.KeyValue{Key: []byte(kv.Key)}
 		if !deleted {
 			body.Value, body.Lease = kv.Value, int64(kv.Lease)
 			body.CreateRevision, body.ModRevision, body.Version = kv.CreateRevision, kv.ModRevision, kv.Version
 		}
-		value, err := proto.Marshal(body)
-		if err != nil {
+		if value, err = (proto.MarshalOptions{}).MarshalAppend(value[:0], body); err != nil {
 			return err
 		}
-		return w.put("key", revisionKey(last, sub, deleted), value)
+		return add(revisionKey(kv.ModRevision, int64(kv.Order), deleted), value)
 	}
-	if v.base != nil {
-		kvs := slices.Collect(v.base.Range("\x00", "\x00"))
-		slices.SortStableFunc(kvs, func(a, b *store.KV) int { return cmp.Compare(a.ModRevision, b.ModRevision) })
-		for _, kv := range kvs {
-			if err := add(kv, false); err != nil {
-				return err
-			}
+	for _, kv := range base {
+		if err := one(kv, false); err != nil {
+			return err
 		}
 	}
 	for at := max(v.compacted, 1); at < v.rev; { // revision 1 is the empty store
@@ -223,7 +233,7 @@ func (w *writer) keys(ctx context.Context, v *view) error {
 			if ev.KV.ModRevision > v.rev {
 				return nil
 			}
-			if err := add(ev.KV, ev.Type == store.EventDelete); err != nil {
+			if err := one(ev.KV, ev.Type == store.EventDelete); err != nil {
 				return err
 			}
 		}

@@ -195,7 +195,7 @@ func (f *form) operation(method string) (string, func(e *edit) error) {
 
 // parse reads the query and the form of a request.
 func (k *Keys) parse(r *http.Request) (*form, error) {
-	bad := func(code int, cause string) error { return fail(code, cause, k.index()) }
+	bad := func(code int, cause string) error { return fail(code, cause, 0) }
 	if err := r.ParseForm(); err != nil {
 		return nil, bad(codeInvalidForm, err.Error())
 	}
@@ -243,6 +243,9 @@ type parser struct {
 func (p *parser) reject(name string, code int) {
 	if p.code == 0 {
 		p.code, p.cause = code, fmt.Sprintf("invalid value for %q", name)
+		if name == "prevExist" {
+			p.cause = "invalid value for prevExist"
+		}
 	}
 }
 
