@@ -16,7 +16,7 @@ LDFLAGS    := -T 0x411000 -s -w -buildid= -X github.com/skiff-project/skiff/clus
 STATICCHECK := honnef.co/go/tools/cmd/staticcheck@v0.8.2
 PACKAGES   := ./...
 
-.PHONY: build run test test-long test-unit test-scripts lint reproducible clean-cluster clean bench conformance envtest store-long robustness
+.PHONY: build run test test-long test-unit test-scripts lint reproducible clean-cluster clean bench conformance envtest store-long robustness fuzz
 
 build: ## bin/skiff, one static binary
 	@GO="$(GO)" sh runtime/embedded/build.sh
@@ -62,6 +62,14 @@ reproducible: ## two builds are byte-identical
 	$(BUILD) -ldflags '$(LDFLAGS)' -o bin/skiff.1 ./cmd/skiff
 	GOFLAGS= $(BUILD) -a -ldflags '$(LDFLAGS)' -o bin/skiff.2 ./cmd/skiff
 	cmp bin/skiff.1 bin/skiff.2 && rm bin/skiff.1 bin/skiff.2
+
+FUZZ     ?= ./store/...
+FUZZTIME ?= 10m
+fuzz: ## every fuzz target of the packages FUZZ, one after the other, FUZZTIME each
+	@n=0; for p in $$($(GO) list $(FUZZ)); do for f in $$($(GO) test -list '^Fuzz' $$p | grep '^Fuzz'); do \
+		n=$$((n+1)); echo "$$n: $$p $$f"; \
+		CGO_ENABLED=0 $(GO) test -run '^$$' -fuzz "^$$f\$$" -fuzztime $(FUZZTIME) -parallel $(or $(PARALLEL),1) $$p || exit 1; \
+	done; done; echo "$$n fuzz targets clean, $(FUZZTIME) each"
 
 envtest: build ## controller-runtime's own envtest package against this binary
 	cd test/envtest && CGO_ENABLED=0 SKIFF_BINARY=$(CURDIR)/bin/skiff $(GO) test -count=1 ./...

@@ -197,7 +197,7 @@ func (k *kvServer) Put(ctx context.Context, r *pb.PutRequest) (*pb.PutResponse, 
 		return nil, err
 	}
 	res, err := k.s.cfg.Store.Txn(ctx, store.Txn{Then: []store.Op{op}})
-	k.s.alarms.note(err)
+	k.s.noteSpace(err)
 	if err != nil {
 		return nil, toGRPC(err)
 	}

@@ -32,6 +32,7 @@ func (l *leaseServer) LeaseGrant(ctx context.Context, r *pb.LeaseGrantRequest) (
 		return nil, rpctypes.ErrGRPCLeaseTTLTooLarge
 	}
 	lease, err := l.leases().Grant(ctx, store.LeaseID(r.ID), max(r.TTL, minLeaseTTL))
+	l.s.noteSpace(err)
 	if err != nil {
 		return nil, toGRPC(err)
 	}

@@ -2,13 +2,17 @@ package etcdapi
 
 import (
 	"context"
+	"errors"
 	"strings"
 	"testing"
 
 	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
+	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
 	clientv3 "go.etcd.io/etcd/client/v3"
 	"go.etcd.io/etcd/client/v3/concurrency"
 	"google.golang.org/grpc"
+
+	"github.com/skiff-project/skiff/store/embedded"
 )
 
 func TestLockService(t *testing.T) {
@@ -136,5 +140,64 @@ func TestAlarms(t *testing.T) {
 	alarm(pb.AlarmRequest_ACTIVATE, pb.AlarmType_CORRUPT)
 	if _, err := kv.Range(ctx, &pb.RangeRequest{Key: []byte("k")}); err == nil || !strings.Contains(err.Error(), "etcdserver: corrupt cluster") {
 		t.Errorf("get under CORRUPT: %v", err)
+	}
+}
+
+// A full store: writes are refused and NOSPACE is raised; reads, deletions and
+// compactions go on. Compaction makes room, and the alarm lasts until it is
+// disarmed, over a restart of the server too.
+func TestNoSpaceAlarm(t *testing.T) {
+	db, err := embedded.Open(embedded.Options{QuotaBytes: 50_000})
+	if err != nil {
+		t.Fatal(err)
+	}
+	side, err := embedded.Open(embedded.Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { db.Close(); side.Close() })
+	ctx := t.Context()
+	c := dial(t, serve(t, Config{Store: db, Side: side, MemberID: 7}).url, nil)
+	for err = nil; err == nil; {
+		_, err = c.Put(ctx, "k", strings.Repeat("x", 1000))
+	}
+	if !errors.Is(err, rpctypes.ErrNoSpace) || err.Error() != "etcdserver: mvcc: database space exceeded" {
+		t.Fatalf("puts end with %v", err)
+	}
+	raised := func(c *clientv3.Client) bool {
+		a := must(c.AlarmList(ctx)).Alarms
+		return len(a) == 1 && a[0].MemberID == 7 && a[0].Alarm == pb.AlarmType_NOSPACE
+	}
+	if !raised(c) {
+		t.Errorf("alarms: %v", must(c.AlarmList(ctx)).Alarms)
+	}
+	if _, err := c.Grant(ctx, 10); !errors.Is(err, rpctypes.ErrNoSpace) {
+		t.Errorf("grant: %v", err)
+	}
+	rev := must(c.Get(ctx, "k")).Header.Revision
+	if _, err := c.Delete(ctx, "nothing"); err != nil {
+		t.Errorf("delete: %v", err)
+	}
+	if _, err := c.Compact(ctx, rev, clientv3.WithCompactPhysical()); err != nil {
+		t.Errorf("compact: %v", err)
+	}
+	if _, err := c.Defragment(ctx, c.Endpoints()[0]); err != nil {
+		t.Errorf("defragment: %v", err)
+	}
+	again := dial(t, serve(t, Config{Store: db, Side: side, MemberID: 7}).url, nil)
+	for name, c := range map[string]*clientv3.Client{"the server": c, "one started later": again} {
+		if _, err := c.Put(ctx, "k", "v"); !errors.Is(err, rpctypes.ErrNoSpace) || !raised(c) {
+			t.Errorf("%s forgets the alarm: %v", name, err)
+		}
+	}
+	if _, err := c.AlarmDisarm(ctx, &clientv3.AlarmMember{}); err != nil {
+		t.Error(err)
+	}
+	for err = rpctypes.ErrNoSpace; errors.Is(err, rpctypes.ErrNoSpace); { // what was compacted is freed in the background
+		c.AlarmDisarm(ctx, &clientv3.AlarmMember{})
+		_, err = c.Put(ctx, "k", "v")
+	}
+	if err != nil || raised(c) {
+		t.Errorf("after the alarm: %v", err)
 	}
 }

@@ -6,7 +6,6 @@ import (
 	"errors"
 	"io"
 	"os"
-	"slices"
 	"sync"
 	"sync/atomic"
 
@@ -41,12 +40,10 @@ func (m *maintenanceServer) Status(ctx context.Context, r *pb.StatusRequest) (*p
 
 // alarms are the alarms raised, by hand or by the store. The zero value has none.
 type alarms struct {
-	full   atomic.Bool  // the last put found no room
-	count  atomic.Int32 // of raised
-	member uint64
+	count atomic.Int32 // of raised
 
 	mu     sync.Mutex
-	raised map[pb.AlarmType]uint64 // by hand: the member
+	raised map[pb.AlarmType]uint64 // the member
 }
 
 // list returns the alarms as etcd does.
@@ -57,8 +54,6 @@ func (a *alarms) list() []*pb.AlarmMember {
 	for _, t := range []pb.AlarmType{pb.AlarmType_NOSPACE, pb.AlarmType_CORRUPT} {
 		if id, ok := a.raised[t]; ok {
 			out = append(out, &pb.AlarmMember{MemberID: id, Alarm: t})
-		} else if t == pb.AlarmType_NOSPACE && a.full.Load() {
-			out = append(out, &pb.AlarmMember{MemberID: a.member, Alarm: t})
 		}
 	}
 	return out
@@ -66,18 +61,50 @@ func (a *alarms) list() []*pb.AlarmMember {
 
 // has reports whether an alarm is raised.
 func (a *alarms) has(t pb.AlarmType) bool {
-	return slices.ContainsFunc(a.list(), func(m *pb.AlarmMember) bool { return m.Alarm == t })
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	_, ok := a.raised[t]
+	return ok
 }
 
-// note follows the outcome of a put: the store recovers by itself.
-func (a *alarms) note(err error) {
-	full := errors.Is(err, store.ErrNoSpace)
-	if (err == nil || full) && a.full.Load() != full {
-		a.full.Store(full)
+// noteSpace raises the NOSPACE alarm if err says that a put found no room. As
+// in etcd it stays until it is disarmed, also when there is room again.
+func (s *Server) noteSpace(err error) {
+	if !errors.Is(err, store.ErrNoSpace) || s.alarms.has(pb.AlarmType_NOSPACE) {
+		return
+	}
+	s.cfg.Log.Warn("alarm NOSPACE raised: puts are refused. Delete, compact and defragment, then disarm it (etcdctl alarm disarm)")
+	// The side store may have no room either: the alarm is not kept over a restart then.
+	if err := s.setAlarm(context.Background(), &pb.AlarmMember{MemberID: s.cfg.MemberID, Alarm: pb.AlarmType_NOSPACE}, true); err != nil {
+		s.cfg.Log.Warn("alarm NOSPACE could not be stored", "err", err)
 	}
 }
 
-// set raises or ends an alarm by hand.
+// setAlarm raises or ends an alarm, durably if there is a side store.
+func (s *Server) setAlarm(ctx context.Context, a *pb.AlarmMember, on bool) error {
+	if on {
+		s.alarms.set(a.Alarm, a.MemberID, true)
+	}
+	if s.cfg.Side != nil {
+		key, err := proto.Marshal(a)
+		if err != nil {
+			return err
+		}
+		e := entry{bucket: "alarm", key: string(key)}
+		if on {
+			e.value = []byte{}
+		}
+		if err := s.writeBuckets(ctx, e); err != nil {
+			return err
+		}
+	}
+	if !on {
+		s.alarms.set(a.Alarm, a.MemberID, false)
+	}
+	return nil
+}
+
+// set raises or ends an alarm.
 func (a *alarms) set(t pb.AlarmType, member uint64, on bool) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
@@ -90,9 +117,6 @@ func (a *alarms) set(t pb.AlarmType, member uint64, on bool) {
 		return
 	}
 	delete(a.raised, t)
-	if t == pb.AlarmType_NOSPACE {
-		a.full.Store(false)
-	}
 }
 
 // refuses returns why a request is not served.
@@ -136,7 +160,6 @@ func putsAny(r *pb.TxnRequest) bool {
 
 // loadAlarms reads the alarms raised before a restart.
 func (s *Server) loadAlarms(ctx context.Context) error {
-	s.alarms.member = s.cfg.MemberID
 	stored, err := s.bucket(ctx, "alarm")
 	for key := range stored {
 		var a pb.AlarmMember
@@ -147,8 +170,7 @@ func (s *Server) loadAlarms(ctx context.Context) error {
 	return err
 }
 
-// Alarm implements pb.MaintenanceServer. NOSPACE is listed while puts find no
-// room and goes by itself when they do; alarms raised by hand stay.
+// Alarm implements pb.MaintenanceServer.
 func (m *maintenanceServer) Alarm(ctx context.Context, r *pb.AlarmRequest) (*pb.AlarmResponse, error) {
 	resp := &pb.AlarmResponse{Header: m.s.now()}
 	if r.Action == pb.AlarmRequest_GET {
@@ -164,20 +186,9 @@ func (m *maintenanceServer) Alarm(ctx context.Context, r *pb.AlarmRequest) (*pb.
 		return resp, nil
 	}
 	a := &pb.AlarmMember{MemberID: r.MemberID, Alarm: r.Alarm}
-	key, err := proto.Marshal(a)
-	if err != nil {
+	if err := m.s.setAlarm(ctx, a, on); err != nil {
 		return nil, err
 	}
-	if m.s.cfg.Side != nil {
-		e := entry{bucket: "alarm", key: string(key)}
-		if on {
-			e.value = []byte{}
-		}
-		if err := m.s.writeBuckets(ctx, e); err != nil {
-			return nil, err
-		}
-	}
-	m.s.alarms.set(r.Alarm, r.MemberID, on)
 	resp.Alarms = append(resp.Alarms, a)
 	return resp, nil
 }

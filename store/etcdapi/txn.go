@@ -20,9 +20,7 @@ func (k *kvServer) Txn(ctx context.Context, r *pb.TxnRequest) (*pb.TxnResponse, 
 		return nil, toGRPC(err)
 	}
 	res, err := k.s.cfg.Store.Txn(ctx, txn)
-	if putsAny(r) {
-		k.s.alarms.note(err)
-	}
+	k.s.noteSpace(err)
 	if err != nil {
 		return nil, toGRPC(err)
 	}

@@ -14,6 +14,9 @@ const (
 	// watchBatch is about how many events one Next returns at most; a
 	// revision is never split.
 	watchBatch = 1024
+	// watchBytes is about how many bytes of keys and values they have at most:
+	// what a slow client's stream holds is one batch.
+	watchBytes = 1 << 20
 	// watchScan is how many events of history are looked at before the
 	// caller's context is looked at again.
 	watchScan = 16384
@@ -121,8 +124,13 @@ func (w *watcher) advance() (b store.Batch, more bool, err error) {
 		return store.Batch{}, false, store.ErrCompacted
 	}
 	b.Events = make([]store.Event, 0, len(pos))
-	for _, p := range pos {
-		b.Events = append(b.Events, v.Log().At(p))
+	for i, size := 0, 0; i < len(pos); i++ {
+		if size >= watchBytes {
+			all = false
+			break
+		}
+		b.Events = append(b.Events, v.Log().At(pos[i]))
+		size += weight(b.Events[i])
 	}
 	if !all {
 		b.Events, err = w.wholeRevisions(v, b.Events)
@@ -138,6 +146,15 @@ func (w *watcher) advance() (b store.Batch, more bool, err error) {
 	b.Events = slices.DeleteFunc(b.Events, func(ev store.Event) bool { return ev.KV.ModRevision < w.start })
 	w.last = max(w.last, b.Revision)
 	return b, true, nil
+}
+
+// weight is about how many bytes an event is for whoever sends it.
+func weight(ev store.Event) int {
+	n := len(ev.KV.Key) + len(ev.KV.Value)
+	if ev.Prev != nil {
+		n += len(ev.Prev.Value)
+	}
+	return n
 }
 
 // wholeRevisions drops the last revision of events if it may be incomplete,
@@ -170,15 +187,16 @@ func (w *watcher) scan(v *mvcc.View) (b store.Batch, more bool, err error) {
 		return store.Batch{}, false, store.ErrCompacted
 	}
 	rev := w.last
-	for looked := 0; w.hist < w.histEnd; w.hist++ {
+	for looked, size := 0, 0; w.hist < w.histEnd; w.hist++ {
 		ev := log.At(w.hist)
-		if ev.KV.ModRevision != rev && (len(b.Events) >= watchBatch || looked >= watchScan) {
+		if ev.KV.ModRevision != rev && (len(b.Events) >= watchBatch || size >= watchBytes || looked >= watchScan) {
 			break
 		}
 		looked++
 		rev = ev.KV.ModRevision
 		if mvcc.Contains(w.feed.key, w.feed.end, ev.KV.Key) {
 			b.Events = append(b.Events, ev)
+			size += weight(ev)
 		}
 	}
 	if w.hist == w.histEnd {

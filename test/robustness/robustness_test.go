@@ -251,18 +251,18 @@ func (h *history) finish(c *clientv3.Client) error {
 			}
 		}
 		h.mu.Lock()
-		behind := 0
+		var behind []string
 		for _, s := range h.watches {
 			if !s.reached(rev) {
-				behind++
+				behind = append(behind, fmt.Sprintf("(all keys: %v, key %d, from %d, at %d)", s.prefix, s.key, s.start, s.last))
 			}
 		}
 		h.mu.Unlock()
-		if err == nil && behind == 0 {
+		if err == nil && behind == nil {
 			return nil
 		}
 		if time.Now().After(deadline) {
-			return fmt.Errorf("%d watches have not heard of the last writes after %v", behind, h.patience)
+			return fmt.Errorf("watches %v have not heard of revision %d after %v", behind, rev, h.patience)
 		}
 	}
 }

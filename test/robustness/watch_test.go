@@ -109,7 +109,7 @@ func (s *seen) watch(ctx context.Context, c *clientv3.Client) {
 func (s *seen) reached(rev int64) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	return s.last >= rev || s.compacted != 0 || s.err != nil
+	return s.last >= rev || s.start > rev || s.compacted != 0 || s.err != nil
 }
 
 // follow keeps watches from several revisions open until ctx ends. A watch

@@ -6,7 +6,6 @@ import (
 	"io"
 	"net/http"
 	"net/http/httptest"
-	"net/url"
 	"strings"
 	"testing"
 	"time"
@@ -188,30 +187,4 @@ func TestTimeToLive(t *testing.T) {
 	if p, at := k2.earliest(); p != "/b" || at.Sub(clk.Now()) > 200*time.Second {
 		t.Errorf("after a restart %q ends first, at %v", p, at)
 	}
-}
-
-// No request makes the server fail with more than an error answer.
-func FuzzRequest(f *testing.F) {
-	f.Add("PUT", "/a/b", "value=1&ttl=3")
-	f.Add("GET", "/..//a", "recursive=true&sorted=x")
-	f.Add("DELETE", "/", "recursive=true&dir=true")
-	f.Add("POST", "/%00", "prevExist=true&prevIndex=18446744073709551616")
-	f.Fuzz(func(t *testing.T, method, p, query string) {
-		db := open(t, "")
-		k, err := New(Config{Store: db})
-		if err != nil {
-			t.Fatal(err)
-		}
-		ctx, cancel := context.WithTimeout(t.Context(), 10*time.Millisecond)
-		defer cancel()
-		req := (&http.Request{Method: method, URL: &url.URL{Path: "/v2/keys" + p, RawQuery: query}, Header: http.Header{}, Body: http.NoBody}).WithContext(ctx)
-		w := httptest.NewRecorder()
-		k.serveKeys(w, req)
-		if w.Code >= 500 && ctx.Err() == nil {
-			t.Errorf("%s %s?%s: %d %s", method, p, query, w.Code, w.Body)
-		}
-		if _, err := New(Config{Store: db}); err != nil {
-			t.Errorf("%s %s?%s left keys that do not load: %v", method, p, query, err)
-		}
-	})
 }
