@@ -207,8 +207,17 @@ func (h *history) traffic(ctx context.Context) (stop func() error) {
 		wg.Go(func() {
 			(&client{id: i, c: c, rng: rng, rec: h.rec, padding: h.padding}).run(ctx)
 		})
-		s := &seen{start: 1 + h.rng.Int64N(50), prefix: i%2 == 0, key: h.rng.IntN(keys)}
-		watchers.Go(func() { follow(watching, c, s, h.found) })
+		s := &seen{start: 1, prefix: i%2 == 0, key: h.rng.IntN(keys)}
+		late, part := time.Duration(h.rng.IntN(200))*time.Millisecond, h.rng.Float64()
+		watchers.Go(func() {
+			// From somewhere in history, not from the future: the stock client resumes
+			// such a watch too early once it has had a progress report.
+			time.Sleep(late)
+			if resp, err := c.Get(watching, "/other"); err == nil {
+				s.start = 1 + int64(part*float64(resp.Header.Revision))
+			}
+			follow(watching, c, s, h.found)
+		})
 	}
 	watchers.Go(func() { asker(watching, clients[0]) })
 	if h.compacts {
