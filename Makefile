@@ -87,6 +87,11 @@ reference: ## upstream's Kubernetes and etcd, built from the Go module proxy int
 interop: build ## each component swapped with upstream's, one at a time (as root); writes docs/INTEROP.md
 	CGO_ENABLED=0 $(GO) run ./test/interop --skiff $(CURDIR)/bin/skiff --focus '$(FOCUS)' $(if $(FOCUS),,--out $(CURDIR)/docs/INTEROP.md)
 
+# SUITE=start,api (default: all) ROUNDS=5; BENCH holds further flags of test/bench, such as -only=skiff
+bench: build ## Skiff against upstream, side by side; writes docs/BENCHMARKS.md
+	CGO_ENABLED=0 $(GO) build -trimpath -buildvcs=false -o bin/bench ./test/bench
+	bin/bench -suite '$(SUITE)' -rounds $(or $(ROUNDS),5) $(BENCH)
+
 clean-cluster: ## leaves no process, mount, netns, nftables table or file behind
 	bin/skiff down --purge --data-dir $(DATA_DIR)
 

@@ -3,7 +3,6 @@ package kubelet
 import (
 	"context"
 	"fmt"
-	"slices"
 	"sort"
 	"time"
 
@@ -49,9 +48,7 @@ func (k *Kubelet) handlers() error {
 	}
 	keep := func(o any) {
 		if n, ok := o.(*v1.Node); ok && n.Name == k.cfg.NodeName {
-			if old := k.node.Swap(n); old == nil || !slices.Equal(old.Spec.PodCIDRs, n.Spec.PodCIDRs) {
-				k.kickNode()
-			}
+			k.node.Store(n)
 		}
 	}
 	_, err = k.nodes.AddEventHandler(cache.ResourceEventHandlerFuncs{

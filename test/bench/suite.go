@@ -1,0 +1,23 @@
+//go:build linux
+
+package main
+
+import (
+	"context"
+	"time"
+)
+
+// suite is a set of figures.
+type suite struct {
+	name, about string
+	run         func(context.Context, *round) error // one round of one system
+	together    bool                                // both systems at the same time: nothing is done but wait
+	limit       time.Duration                       // of one round of one system
+	rounds      int                                 // at most, if not 0
+	budgets     map[string]string                   // by figure
+}
+
+// allSuites is a function, as suites use what uses it.
+func allSuites() []suite {
+	return []suite{startSuite, sizeSuite, apiSuite, storeSuite, schedSuite, nodeSuite, scaleSuite}
+}
