@@ -8,101 +8,113 @@ import (
 	"net"
 	"net/netip"
 	"net/url"
-	"os"
-	"os/signal"
-	"path/filepath"
 	"slices"
 	"strconv"
-	"syscall"
+	"strings"
 	"time"
 
-	"github.com/spf13/cobra"
 	clientv3 "go.etcd.io/etcd/client/v3"
 
 	"github.com/skiff-project/skiff/cluster"
 )
 
+var apiServerHarmless = []harmless{
+	{"default-watch-cache-size watch-cache? watch-cache-sizes etcd-compaction-interval etcd-count-metric-poll-period etcd-db-metric-poll-interval " +
+		"etcd-healthcheck-timeout etcd-readycheck-timeout lease-reuse-duration-seconds delete-collection-workers enable-garbage-collector? " +
+		"storage-initialization-timeout concurrent-watch-object-decode?", "the store works otherwise inside"},
+	{"max-requests-inflight max-mutating-requests-inflight enable-priority-and-fairness? request-timeout min-request-timeout goaway-chance " +
+		"shutdown-delay-duration shutdown-send-retry-after? shutdown-watch-termination-grace-period livez-grace-period http2-max-streams-per-connection " +
+		"disable-http2-serving? permit-address-sharing? permit-port-sharing? apiserver-count endpoint-reconciler-type", "bounds and grace periods are the server's own"},
+	{"proxy-client-cert-file proxy-client-key-file enable-aggregator-routing? aggregator-reject-forwarding-redirect?", "there is no API aggregation"},
+	{"kubelet-timeout kubelet-port external-hostname anonymous-auth?", "kubelets say their port; the health endpoints are for everybody, the rest for who is known"},
+	{"authentication-token-webhook-cache-ttl authentication-token-webhook-version authorization-webhook-cache-authorized-ttl " +
+		"authorization-webhook-cache-unauthorized-ttl authorization-webhook-version", "without their webhook's file they have no effect"},
+	{"service-account-lookup? service-account-extend-token-expiration? event-ttl", "tokens are always looked up; events last an hour"},
+}
+
 // apiServerFlags are upstream kube-apiserver's flags, as far as they have a
 // meaning here; any other one is an error.
 type apiServerFlags struct {
-	opts        cluster.APIServerOptions
-	etcd        []string
-	certDir     string
-	bind        string
-	port        int
-	advertise   string
-	serviceCIDR string
-	issuers     []string
-	modes       []string
-	verbosity   int
-	privileged  bool
+	opts         cluster.APIServerOptions
+	etcd         []string
+	certDir      string
+	bind         string
+	port         int
+	advertise    string
+	serviceCIDRs []string
+	issuers      []string
+	modes        []string
+	enable       []string
+	tls          tlsFlags
+	user, uid    []string
+	group, extra []string
 }
 
-// APIServerMain is the binary called kube-apiserver: upstream's flags, one
-// API server, nothing around it. It returns the exit status.
-func APIServerMain(args []string) int {
-	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
-	defer stop()
-	cmd := (&apiServerFlags{}).command()
-	cmd.SetArgs(args)
-	if err := cmd.ExecuteContext(ctx); err != nil {
-		fmt.Fprintln(os.Stderr, "kube-apiserver:", err)
-		return 1
-	}
-	return 0
+func newAPIServer() *program {
+	p, _ := apiServerProgram()
+	return p
 }
 
-func (f *apiServerFlags) command() *cobra.Command {
-	cmd := &cobra.Command{
-		Use: "kube-apiserver", Short: "An API server by itself, on upstream's flags", Args: cobra.NoArgs,
-		SilenceErrors: true, SilenceUsage: true,
-		RunE: func(cmd *cobra.Command, _ []string) error { return f.run(cmd.Context()) },
-	}
-	fs := cmd.Flags()
+func apiServerProgram() (*program, *apiServerFlags) {
+	p := newProgram("kube-apiserver", "The API server by itself", apiServerHarmless...)
+	f := &apiServerFlags{}
+	fs, o := p.fs, &f.opts
 	fs.StringSliceVar(&f.etcd, "etcd-servers", nil, "etcd servers (scheme://host:port), which must hold no objects: they are kept in memory")
 	fs.StringVar(&f.certDir, "cert-dir", "", "folder with apiserver.crt and apiserver.key")
-	fs.StringVar(&f.opts.CertFile, "tls-cert-file", "", "serving certificate; overrides --cert-dir")
-	fs.StringVar(&f.opts.KeyFile, "tls-private-key-file", "", "its key")
+	fs.StringVar(&o.CertFile, "tls-cert-file", "", "serving certificate; overrides --cert-dir")
+	fs.StringVar(&o.KeyFile, "tls-private-key-file", "", "its key")
+	f.tls.add(fs)
 	fs.StringVar(&f.bind, "bind-address", "0.0.0.0", "address to serve on")
 	fs.IntVar(&f.port, "secure-port", 6443, "port to serve on")
 	fs.StringVar(&f.advertise, "advertise-address", "", "address members of the cluster reach the server at (default: the bind address)")
-	fs.StringVar(&f.opts.ClientCAFile, "client-ca-file", "", "authority of client certificates")
-	fs.StringVar(&f.serviceCIDR, "service-cluster-ip-range", "10.0.0.0/24", "range of Services' cluster IPs")
+	fs.StringVar(&o.ClientCAFile, "client-ca-file", "", "authority of client certificates")
+	requestHeaderFlags(fs, &o.RequestHeaderCAFile, &o.RequestHeaderNames, &f.user, &f.uid, &f.group, &f.extra)
+	fs.StringVar(&o.KubeletCertFile, "kubelet-client-certificate", "", "certificate shown to kubelets (default: logs and exec do not work)")
+	fs.StringVar(&o.KubeletKeyFile, "kubelet-client-key", "", "its key")
+	fs.StringVar(&o.KubeletCAFile, "kubelet-certificate-authority", "", "authority of kubelets' certificates (default: any is accepted)")
+	fs.StringSliceVar(&f.serviceCIDRs, "service-cluster-ip-range", []string{"10.0.0.0/24"}, "range of Services' cluster IPs")
 	fs.StringSliceVar(&f.issuers, "service-account-issuer", nil, "issuer of service account tokens")
-	fs.StringSliceVar(&f.opts.KeyFiles, "service-account-key-file", nil, "keys that verify service account tokens")
-	fs.StringVar(&f.opts.SigningKeyFile, "service-account-signing-key-file", "", "key that signs service account tokens")
-	fs.StringSliceVar(&f.opts.DisableAdmission, "disable-admission-plugins", nil, "admission plugins to leave out")
+	fs.StringSliceVar(&o.KeyFiles, "service-account-key-file", nil, "keys that verify service account tokens")
+	fs.StringVar(&o.SigningKeyFile, "service-account-signing-key-file", "", "key that signs service account tokens")
+	fs.DurationVar(&o.MaxTokenLife, "service-account-max-token-expiration", 0, "longest life of a service account token (default: no limit)")
+	fs.StringSliceVar(&o.Audiences, "api-audiences", nil, "audiences of tokens that are for this server (default: the issuer)")
+	fs.StringSliceVar(&f.enable, "enable-admission-plugins", nil, "admission plugins to add; those that are there are on")
+	fs.StringSliceVar(&o.DisableAdmission, "disable-admission-plugins", nil, "admission plugins to leave out")
 	fs.StringSliceVar(&f.modes, "authorization-mode", []string{"Node", "RBAC"}, "Node and RBAC are supported, and both are always on")
-	fs.BoolVar(&f.privileged, "allow-privileged", true, "privileged containers are always allowed")
-	fs.IntVarP(&f.verbosity, "v", "v", 0, "4 and above: debug messages")
-	return cmd
-}
-
-func (f *apiServerFlags) run(ctx context.Context) error {
-	level := slog.LevelInfo
-	if f.verbosity >= 4 {
-		level = slog.LevelDebug
+	p.limited("allow-privileged", "true", "use Pod Security admission against privileged containers", "true")
+	p.limited("enable-bootstrap-token-auth", "true", "bootstrap tokens are Secrets: make none", "true")
+	p.limited("kubelet-preferred-address-types", "InternalIP,ExternalIP,Hostname", "kubelets are reached in that order", "InternalIP,ExternalIP,Hostname")
+	p.limited("service-node-port-range", "30000-32767", "node ports are from there", "30000-32767")
+	p.limited("storage-media-type", "application/vnd.kubernetes.protobuf", "objects are stored so", "application/vnd.kubernetes.protobuf")
+	p.limited("storage-backend", "etcd3", "there is no other", "", "etcd3")
+	p.limited("runtime-config", "", "every API that is there is served", "", "api/all=true")
+	p.limited("cloud-provider", "", "there is no cloud provider here", "")
+	p.run = func(ctx context.Context, log *slog.Logger) error {
+		o.Log = log
+		if err := f.settle(); err != nil {
+			return err
+		}
+		if err := emptyEtcd(ctx, f.etcd); err != nil {
+			return err
+		}
+		log.Info("objects are kept in memory, not in etcd, and end with this process", "etcd-servers", f.etcd)
+		return cluster.RunAPIServer(ctx, *o)
 	}
-	f.opts.Log = slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: level}))
-	if err := f.settle(); err != nil {
-		return err
-	}
-	if err := emptyEtcd(ctx, f.etcd); err != nil {
-		return err
-	}
-	f.opts.Log.Info("objects are kept in memory, not in etcd, and end with this process", "etcd-servers", f.etcd)
-	return cluster.RunAPIServer(ctx, f.opts)
+	return p, f
 }
 
 // settle turns flags into options.
 func (f *apiServerFlags) settle() error {
 	o := &f.opts
 	o.Address = net.JoinHostPort(f.bind, strconv.Itoa(f.port))
-	if o.CertFile == "" && f.certDir != "" {
-		crt := filepath.Join(f.certDir, "apiserver.crt")
-		if _, err := os.Stat(crt); err == nil { // else made anew, as upstream
-			o.CertFile, o.KeyFile = crt, filepath.Join(f.certDir, "apiserver.key")
-		}
+	if err := certificate(f.certDir, "apiserver", &o.CertFile, &o.KeyFile); err != nil {
+		return err
+	}
+	if err := f.tls.settle(&o.MinTLS, &o.CipherSuites); err != nil {
+		return err
+	}
+	if (o.KubeletCertFile == "") != (o.KubeletKeyFile == "") {
+		return errors.New("--kubelet-client-certificate and --kubelet-client-key must be given together")
 	}
 	if len(f.issuers) > 1 {
 		return fmt.Errorf("--service-account-issuer: one issuer is supported, not %d", len(f.issuers))
@@ -115,13 +127,30 @@ func (f *apiServerFlags) settle() error {
 			return fmt.Errorf("--authorization-mode: %q is not supported; Node and RBAC are", m)
 		}
 	}
-	if !f.privileged {
-		return errors.New("--allow-privileged=false is not supported; use Pod Security admission")
+	if known := cluster.AdmissionPlugins(); len(f.enable) > 0 {
+		for _, name := range f.enable {
+			if !slices.Contains(known, name) {
+				return fmt.Errorf("--enable-admission-plugins: %q is not supported; those there are, all on: %s", name, strings.Join(known, ", "))
+			}
+		}
 	}
-	var err error
-	if o.ServiceCIDR, err = netip.ParsePrefix(f.serviceCIDR); err != nil {
-		return fmt.Errorf("--service-cluster-ip-range: %q is not an address range such as 10.0.0.0/24", f.serviceCIDR)
+	for _, h := range []struct {
+		flag, want string
+		got        []string
+	}{{"username-headers", "X-Remote-User", f.user}, {"uid-headers", "X-Remote-Uid", f.uid}, {"group-headers", "X-Remote-Group", f.group},
+		{"extra-headers-prefix", "X-Remote-Extra-", f.extra}} {
+		if len(h.got) != 1 || !strings.EqualFold(h.got[0], h.want) {
+			return fmt.Errorf("--requestheader-%s: %v is not supported; %s is", h.flag, h.got, h.want)
+		}
 	}
+	ranges, err := prefixes("service-cluster-ip-range", f.serviceCIDRs)
+	if err != nil {
+		return err
+	}
+	if len(ranges) != 1 {
+		return fmt.Errorf("--service-cluster-ip-range: one range is supported, not %d", len(ranges))
+	}
+	o.ServiceCIDR = ranges[0]
 	if f.advertise == "" {
 		return nil
 	}

@@ -146,13 +146,20 @@ func (c *Cluster) apiConfig() (apiserver.Config, error) {
 	if err != nil {
 		return apiserver.Config{}, err
 	}
-	front, err := requestheader.New(requestheader.Config{Pool: x509.Static(c.assets.FrontProxyCA.Pool()), AllowedNames: frontProxyNames})
+	front, err := requestheader.New(requestheader.Config{Pool: x509.Static(c.assets.FrontProxyCA.Pool()), AllowedNames: c.frontNames})
 	if err != nil {
 		return apiserver.Config{}, err
 	}
 	bootstrapTokens := bootstraptoken.New(func(ctx context.Context, name string) (*corev1.Secret, error) {
 		return source.Secret(ctx, metav1.NamespaceSystem, name)
 	}, nil)
+	if c.kubeletTLS == nil {
+		c.kubeletTLS = &tls.Config{
+			Certificates: []tls.Certificate{c.assets.APIServerKubeletClient.TLS()},
+			RootCAs:      c.assets.CA.Pool(),
+			MinVersion:   tls.VersionTLS12,
+		}
+	}
 	bearer := auth.Tokens(c.tokens, bootstrapTokens)
 	roles := rbac.New(source)
 	authorizer := auth.Authorizers(auth.Masters(), node.New(source, policy.NodeRules()), roles)
@@ -163,11 +170,12 @@ func (c *Cluster) apiConfig() (apiserver.Config, error) {
 		Listener:  c.listener,
 		TLS: &tls.Config{
 			Certificates: []tls.Certificate{c.assets.APIServer.TLS()},
-			MinVersion:   tls.VersionTLS12,
+			MinVersion:   max(c.minTLS, tls.VersionTLS12),
+			CipherSuites: c.cipherSuites,
 		},
 		ClientCA:           c.assets.CA.CertPEM(),
 		RequestHeaderCA:    c.assets.FrontProxyCA.CertPEM(),
-		RequestHeaderNames: frontProxyNames,
+		RequestHeaderNames: c.frontNames,
 		Authenticator:      auth.Server(front, x509.New(x509.Static(c.assets.CA.Pool()), nil), auth.Bearer(bearer)),
 		Tokens:             bearer,
 		ServiceAccounts:    c.tokens,
@@ -175,15 +183,11 @@ func (c *Cluster) apiConfig() (apiserver.Config, error) {
 		Rules:              roles,
 		Admission:          c.admission(admission.Config{Reader: reader, Authorizer: authorizer}),
 		Policy:             policy.Bootstrap(),
-		KubeletTLS: &tls.Config{
-			Certificates: []tls.Certificate{c.assets.APIServerKubeletClient.TLS()},
-			RootCAs:      c.assets.CA.Pool(),
-			MinVersion:   tls.VersionTLS12,
-		},
-		ShutdownGrace:    c.shutdownGrace,
-		ServiceCIDR:      c.opts.ServiceCIDR,
-		AdvertiseAddress: c.advertised(),
-		AdvertisePort:    c.opts.APIPort,
+		KubeletTLS:         c.kubeletTLS,
+		ShutdownGrace:      c.shutdownGrace,
+		ServiceCIDR:        c.opts.ServiceCIDR,
+		AdvertiseAddress:   c.advertised(),
+		AdvertisePort:      c.opts.APIPort,
 		Version: version.Info{
 			Major: "1", Minor: "37", GitVersion: gitVersion(), GitTreeState: "clean", Compiler: "gc", Platform: platform(),
 			EmulationMajor: "1", EmulationMinor: "37", MinCompatibilityMajor: "1", MinCompatibilityMinor: "36",
@@ -198,6 +202,15 @@ func (c *Cluster) admission(cfg admission.Config) []admission.Plugin {
 	})
 }
 
+// AdmissionPlugins are the names of those that are there.
+func AdmissionPlugins() []string {
+	var names []string
+	for _, p := range admission.New(admission.Config{}) {
+		names = append(names, p.Name())
+	}
+	return names
+}
+
 // advertised is the endpoint of the kubernetes Service; none where only this
 // machine can reach the server.
 func (c *Cluster) advertised() netip.Addr {
@@ -207,10 +220,12 @@ func (c *Cluster) advertised() netip.Addr {
 	return c.opts.NodeIP
 }
 
-var frontProxyNames = []string{"front-proxy-client"}
-
-// config is a connection to the API in this process under an identity.
+// config is a connection to the API in this process under an identity, or to
+// the API server of another process as whom the kubeconfig says.
 func (c *Cluster) config(user string, groups ...string) *rest.Config {
+	if c.remote != nil {
+		return rest.CopyConfig(c.remote)
+	}
 	cfg := c.api.InProcess(auth.User{Name: user, Groups: append(groups, auth.GroupAuthenticated)})
 	cfg.QPS = -1                           // in one process a client-side limit only delays
 	cfg.WarningHandler = rest.NoWarnings{} // meant for people

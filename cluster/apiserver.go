@@ -8,6 +8,7 @@ import (
 	"log/slog"
 	"net"
 	"net/netip"
+	"time"
 
 	"k8s.io/client-go/util/cert"
 	"k8s.io/client-go/util/keyutil"
@@ -26,15 +27,26 @@ type APIServerOptions struct {
 	// CertFile and KeyFile are what it shows clients. Default: made anew, by
 	// an authority nobody knows.
 	CertFile, KeyFile string
+	MinTLS            uint16   // default TLS 1.2
+	CipherSuites      []uint16 // default Go's
 	// ClientCAFile (one PEM certificate) signs client certificates. Default:
 	// none are accepted.
 	ClientCAFile string
+	// RequestHeaderCAFile signs front proxies named RequestHeaderNames (none:
+	// any). Default: none is trusted.
+	RequestHeaderCAFile string
+	RequestHeaderNames  []string
+	// KubeletCertFile and KubeletKeyFile are shown to kubelets, whose own
+	// certificates KubeletCAFile signs. Default: none, and any is accepted.
+	KubeletCertFile, KubeletKeyFile, KubeletCAFile string
 	// SigningKeyFile signs service account tokens; KeyFiles hold further
 	// public keys that verify them. Default: a key made anew.
 	SigningKeyFile string
 	KeyFiles       []string
 	// Issuer of those tokens. Default upstream's.
-	Issuer string
+	Issuer       string
+	Audiences    []string      // that are this server's own; default the issuer
+	MaxTokenLife time.Duration // default: no limit
 	// AdvertiseAddress is published as the kubernetes Service's endpoint,
 	// unless it is a loopback one. Default: Address's host.
 	AdvertiseAddress netip.Addr
@@ -55,7 +67,9 @@ func RunAPIServer(ctx context.Context, o APIServerOptions) error {
 	}
 	c := newCluster(nil)
 	c.log, c.logs = o.Log, &logs{all: o.Log}
+	routeKlog(o.Log)
 	c.notAdmitted = o.DisableAdmission
+	c.minTLS, c.cipherSuites = o.MinTLS, o.CipherSuites
 	if err := c.openAPIServer(o); err != nil {
 		c.stop()
 		return err
@@ -96,28 +110,21 @@ func (c *Cluster) openAPIServer(o APIServerOptions) error {
 
 // loadAssets puts what files hold in the place of what was made.
 func (c *Cluster) loadAssets(o APIServerOptions) error {
+	var err error
 	if o.CertFile != "" {
-		pair, err := tls.LoadX509KeyPair(o.CertFile, o.KeyFile)
-		if err != nil {
-			return fmt.Errorf("serving certificate: %w", err)
+		if c.assets.APIServer, err = pair("serving certificate", o.CertFile, o.KeyFile); err != nil {
+			return err
 		}
-		key, ok := pair.PrivateKey.(crypto.Signer)
-		if !ok {
-			return fmt.Errorf("serving certificate: %s holds a key that cannot sign", o.KeyFile)
-		}
-		c.assets.APIServer = bootstrap.Pair{Cert: pair.Leaf, Key: key}
 	}
 	if o.ClientCAFile != "" {
-		list, err := cert.CertsFromFile(o.ClientCAFile)
-		if err != nil {
-			return fmt.Errorf("client CA: %w", err)
+		if c.assets.CA, err = authority("client CA", o.ClientCAFile); err != nil {
+			return err
 		}
-		if len(list) != 1 {
-			return fmt.Errorf("client CA: %s holds %d certificates; one is supported", o.ClientCAFile, len(list))
-		}
-		c.assets.CA = bootstrap.Pair{Cert: list[0]}
 	}
-	c.accounts = serviceaccount.Config{Issuer: o.Issuer}
+	if err := c.loadPeers(o); err != nil {
+		return err
+	}
+	c.accounts = serviceaccount.Config{Issuer: o.Issuer, Audiences: o.Audiences, MaxExpirationSeconds: int64(o.MaxTokenLife / time.Second)}
 	for _, file := range o.KeyFiles {
 		keys, err := keyutil.PublicKeysFromFile(file)
 		if err != nil {
@@ -140,4 +147,55 @@ func (c *Cluster) loadAssets(o APIServerOptions) error {
 	}
 	c.assets.ServiceAccountKey = signer
 	return nil
+}
+
+// loadPeers reads what front proxies and kubelets are known by.
+func (c *Cluster) loadPeers(o APIServerOptions) error {
+	var err error
+	if o.RequestHeaderCAFile != "" {
+		if c.assets.FrontProxyCA, err = authority("request header CA", o.RequestHeaderCAFile); err != nil {
+			return err
+		}
+		c.frontNames = o.RequestHeaderNames
+	}
+	if o.KubeletCertFile != "" {
+		if c.assets.APIServerKubeletClient, err = pair("certificate for kubelets", o.KubeletCertFile, o.KubeletKeyFile); err != nil {
+			return err
+		}
+	}
+	c.kubeletTLS = &tls.Config{Certificates: []tls.Certificate{c.assets.APIServerKubeletClient.TLS()}, MinVersion: tls.VersionTLS12}
+	if o.KubeletCAFile == "" {
+		// As upstream: a kubelet's own certificate proves nothing, and nobody else's was named.
+		c.kubeletTLS.InsecureSkipVerify = true
+		return nil
+	}
+	if c.kubeletTLS.RootCAs, err = cert.NewPool(o.KubeletCAFile); err != nil {
+		return fmt.Errorf("kubelets' CA: %w", err)
+	}
+	return nil
+}
+
+// pair reads a certificate and its key.
+func pair(what, certFile, keyFile string) (bootstrap.Pair, error) {
+	p, err := tls.LoadX509KeyPair(certFile, keyFile)
+	if err != nil {
+		return bootstrap.Pair{}, fmt.Errorf("%s: %w", what, err)
+	}
+	key, ok := p.PrivateKey.(crypto.Signer)
+	if !ok {
+		return bootstrap.Pair{}, fmt.Errorf("%s: %s holds a key that cannot sign", what, keyFile)
+	}
+	return bootstrap.Pair{Cert: p.Leaf, Key: key}, nil
+}
+
+// authority reads the one certificate of a CA.
+func authority(what, file string) (bootstrap.Pair, error) {
+	list, err := cert.CertsFromFile(file)
+	if err != nil {
+		return bootstrap.Pair{}, fmt.Errorf("%s: %w", what, err)
+	}
+	if len(list) != 1 {
+		return bootstrap.Pair{}, fmt.Errorf("%s: %s holds %d certificates; one is supported", what, file, len(list))
+	}
+	return bootstrap.Pair{Cert: list[0]}, nil
 }

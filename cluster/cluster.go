@@ -6,6 +6,7 @@ package cluster
 
 import (
 	"context"
+	"crypto/tls"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -18,6 +19,7 @@ import (
 
 	"k8s.io/client-go/informers"
 	"k8s.io/client-go/kubernetes"
+	"k8s.io/client-go/rest"
 
 	"github.com/skiff-project/skiff/apiserver"
 	"github.com/skiff-project/skiff/auth/serviceaccount"
@@ -42,8 +44,16 @@ type Cluster struct {
 	side     *embedded.Store // etcd's users, roles, alarms and v2 keys
 	api      *apiserver.Server
 	listener net.Listener // the API server's, if it is open already; nil: it listens on APIPort
+	// remote leads to an API server of another process; nil: api is it.
+	remote        *rest.Config
+	accountTokens *accountTokens // remote: what controllers show there; nil: remote's own credentials
 	// notAdmitted names the admission plugins this cluster leaves out.
 	notAdmitted []string
+	// frontNames are front proxies' common names; empty: any the front-proxy CA signed.
+	frontNames   []string
+	minTLS       uint16      // of the API's port; 0: TLS 1.2
+	cipherSuites []uint16    // nil: Go's
+	kubeletTLS   *tls.Config // to kubelets; nil: with the cluster's own certificates
 	// accounts is how service account tokens are made and checked, but for
 	// the signing key, which is an asset; its zero value is good.
 	accounts serviceaccount.Config
@@ -122,7 +132,8 @@ func Up(ctx context.Context, opts Options, timeout time.Duration, progress Progr
 func newCluster(progress Progress) *Cluster {
 	return &Cluster{
 		progress: progress, begun: time.Now(), agents: newLayer(), servers: newLayer(),
-		health: map[string]string{}, failed: make(chan error, 1), abort: func(error) {},
+		frontNames: []string{"front-proxy-client"},
+		health:     map[string]string{}, failed: make(chan error, 1), abort: func(error) {},
 	}
 }
 
@@ -243,7 +254,10 @@ func (c *Cluster) status() Status {
 	defer c.mu.Unlock()
 	s := Status{
 		Version: Version, Kubernetes: KubernetesVersion, PID: os.Getpid(), Since: c.begun,
-		Options: c.opts, CertificateExpiry: c.assets.Expiry(),
+		Options: c.opts,
+	}
+	if c.assets != nil {
+		s.CertificateExpiry = c.assets.Expiry()
 	}
 	for _, name := range c.order {
 		s.Components = append(s.Components, ComponentStatus{Name: name, Health: c.health[name], Detail: c.detail(name)})

@@ -53,40 +53,47 @@ func (c *Cluster) startControlPlane(ctx context.Context) (string, error) {
 }
 
 // startControllers runs the controllers of upstream's --controllers list (nil:
-// those on by default), each under its upstream identity.
+// those on by default).
 func (c *Cluster) startControllers(enabled []string) error {
 	log, err := c.logs.logger("kube-controller-manager")
 	if err != nil {
 		return err
 	}
-	meta, err := metadata.NewForConfig(c.config(userControllerManager))
-	if err != nil {
-		return err
-	}
-	controllers, err := controller.New(controller.Config{
-		Client: c.clientFor(userControllerManager),
-		ClientFor: func(account string) kubernetes.Interface {
-			return kubernetes.NewForConfigOrDie(c.accountConfig(account))
-		},
-		Metadata: meta,
-		MetadataFor: func(account string) metadata.Interface {
-			return metadata.NewForConfigOrDie(c.accountConfig(account))
-		},
-		Informers:    c.informers,
+	controllers, err := c.newControllers(controller.Config{
 		ClusterCIDRs: []netip.Prefix{c.opts.PodCIDR},
 		ServiceCIDR:  c.opts.ServiceCIDR,
 		RootCA:       c.assets.CA.CertPEM(),
-		SignToken: func(_ context.Context, sa *corev1.ServiceAccount, secret *corev1.Secret) (string, error) {
-			return c.tokens.Legacy(sa, secret.Name)
-		},
-		Enabled: enabled,
-		Log:     log,
+		SignToken:    c.signLegacy,
+		Enabled:      enabled,
+		Log:          log,
 	})
 	if err != nil {
 		return err
 	}
 	c.start(c.agents, "controllers", controllers.Run)
 	return nil
+}
+
+// newControllers connects the controllers cfg tells of, each under its
+// upstream identity.
+func (c *Cluster) newControllers(cfg controller.Config) (*controller.Controllers, error) {
+	var err error
+	if cfg.Metadata, err = metadata.NewForConfig(c.config(userControllerManager)); err != nil {
+		return nil, err
+	}
+	cfg.Client, cfg.Informers = c.clientFor(userControllerManager), c.informers
+	cfg.ClientFor = func(account string) kubernetes.Interface {
+		return kubernetes.NewForConfigOrDie(c.accountConfig(account))
+	}
+	cfg.MetadataFor = func(account string) metadata.Interface {
+		return metadata.NewForConfigOrDie(c.accountConfig(account))
+	}
+	return controller.New(cfg)
+}
+
+// signLegacy signs the tokens that live in Secrets.
+func (c *Cluster) signLegacy(_ context.Context, sa *corev1.ServiceAccount, secret *corev1.Secret) (string, error) {
+	return c.tokens.Legacy(sa, secret.Name)
 }
 
 func (c *Cluster) startScheduler() error {
@@ -105,6 +112,9 @@ func (c *Cluster) startScheduler() error {
 // accountConfig is a connection as a service account of kube-system, as
 // upstream's controller manager uses one per controller.
 func (c *Cluster) accountConfig(account string) *rest.Config {
+	if c.accountTokens != nil {
+		return c.accountTokens.config(c.remote, account)
+	}
 	return c.config(auth.ServiceAccountUser(metav1.NamespaceSystem, account),
 		auth.GroupServiceAccounts, auth.GroupServiceAccounts+":"+metav1.NamespaceSystem)
 }

@@ -32,7 +32,9 @@ func (c *Cluster) startRuntime(ctx context.Context) (string, error) {
 	if c.network, err = network.New(networkConfig(c.opts, log)); err != nil {
 		return "", err
 	}
-	if c.runtime, err = runtime.New(runtimeConfig(c.opts, podNetwork{c.network}, log)); err != nil {
+	cfg := runtimeConfig(c.opts, podNetwork{c.network}, log)
+	cfg.OnPodCIDR = c.podCIDR
+	if c.runtime, err = runtime.New(cfg); err != nil {
 		return "", err
 	}
 	if err := freeDeadPods(ctx, c.runtime, c.network); err != nil {
@@ -62,11 +64,19 @@ func networkConfig(o Options, log *slog.Logger) network.Config {
 	return network.Config{
 		Bridge:       o.Bridge(),
 		DataDir:      o.path("network"),
-		ClusterCIDRs: []netip.Prefix{o.PodCIDR},
-		ServiceCIDRs: []netip.Prefix{o.ServiceCIDR},
+		ClusterCIDRs: known(o.PodCIDR),
+		ServiceCIDRs: known(o.ServiceCIDR),
 		Table:        o.Table("network"),
 		Log:          log,
 	}
+}
+
+// known is a list of a range, empty when nobody has said which.
+func known(p netip.Prefix) []netip.Prefix {
+	if !p.IsValid() {
+		return nil
+	}
+	return []netip.Prefix{p}
 }
 
 func runtimeConfig(o Options, n runtime.Network, log *slog.Logger) runtime.Config {

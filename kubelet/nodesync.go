@@ -7,6 +7,7 @@ import (
 	"maps"
 	"net"
 	"strconv"
+	"strings"
 	"time"
 
 	coordv1 "k8s.io/api/coordination/v1"
@@ -37,6 +38,7 @@ type nodeState struct {
 	runtime  string
 	handlers []v1.NodeRuntimeHandler
 	groups   *bool
+	podCIDRs string // the node's, that the runtime was told
 }
 
 // imagesEvery is how often the node's image list is read when nothing was pulled.
@@ -91,6 +93,7 @@ func (k *Kubelet) syncNode(ctx context.Context, st *nodeState) error {
 	if err != nil {
 		return err
 	}
+	k.tellPodCIDRs(ctx, st)
 	wasReady := k.ready.Load() == nil
 	problems := k.checkRuntime(ctx, st)
 	if len(problems) == 0 && !wasReady {
@@ -134,6 +137,24 @@ func (k *Kubelet) syncNode(ctx context.Context, st *nodeState) error {
 	}
 	st.events = want
 	return nil
+}
+
+// tellPodCIDRs tells the runtime which addresses this node's pods get.
+func (k *Kubelet) tellPodCIDRs(ctx context.Context, st *nodeState) {
+	have := k.node.Load()
+	if have == nil {
+		return
+	}
+	ranges := strings.Join(have.Spec.PodCIDRs, ",")
+	if ranges == "" || ranges == st.podCIDRs {
+		return
+	}
+	err := k.cfg.Runtime.UpdateRuntimeConfig(ctx, &runtimeapi.RuntimeConfig{NetworkConfig: &runtimeapi.NetworkConfig{PodCidr: ranges}})
+	if err != nil {
+		k.cfg.Log.Warn("the container runtime does not take the node's pod range; it is told again", "range", ranges, "err", err)
+		return
+	}
+	st.podCIDRs = ranges
 }
 
 // checkRuntime asks the runtime how it is; the answers are why the node is not ready.

@@ -3,6 +3,7 @@ package kubelet
 import (
 	"context"
 	"fmt"
+	"slices"
 	"sort"
 	"time"
 
@@ -48,7 +49,9 @@ func (k *Kubelet) handlers() error {
 	}
 	keep := func(o any) {
 		if n, ok := o.(*v1.Node); ok && n.Name == k.cfg.NodeName {
-			k.node.Store(n)
+			if old := k.node.Swap(n); old == nil || !slices.Equal(old.Spec.PodCIDRs, n.Spec.PodCIDRs) {
+				k.kickNode()
+			}
 		}
 	}
 	_, err = k.nodes.AddEventHandler(cache.ResourceEventHandlerFuncs{

@@ -2,22 +2,17 @@ package etcd
 
 import (
 	"cmp"
-	"crypto/ecdsa"
-	"crypto/elliptic"
-	"crypto/rand"
 	"crypto/tls"
 	"crypto/x509"
-	"crypto/x509/pkix"
 	"errors"
 	"fmt"
 	"math"
-	"math/big"
-	"net"
 	"os"
 	"slices"
 	"strings"
 	"time"
 
+	"github.com/skiff-project/skiff/bootstrap"
 	"github.com/skiff-project/skiff/store/etcdapi"
 )
 
@@ -61,11 +56,11 @@ func (o *options) tls() (*tls.Config, error) {
 	case o.certFile != "" || o.keyFile != "":
 		return nil, errors.New("--cert-file and --key-file must be given together")
 	case o.autoTLS:
-		cert, err := selfSigned()
+		cert, err := bootstrap.SelfSigned("etcd")
 		if err != nil {
 			return nil, err
 		}
-		conf.Certificates = []tls.Certificate{cert}
+		conf.Certificates = []tls.Certificate{cert.TLS()}
 	default:
 		return nil, nil
 	}
@@ -120,24 +115,4 @@ func (o *options) protocols(conf *tls.Config) error {
 		conf.CipherSuites = append(conf.CipherSuites, tls.CipherSuites()[i].ID)
 	}
 	return nil
-}
-
-// selfSigned makes the certificate of --auto-tls: it proves nothing.
-func selfSigned() (tls.Certificate, error) {
-	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
-	if err != nil {
-		return tls.Certificate{}, err
-	}
-	serial, err := rand.Int(rand.Reader, new(big.Int).Lsh(big.NewInt(1), 120))
-	if err != nil {
-		return tls.Certificate{}, err
-	}
-	template := &x509.Certificate{
-		SerialNumber: serial, Subject: pkix.Name{Organization: []string{"etcd"}},
-		NotBefore: time.Now().Add(-time.Hour), NotAfter: time.Now().AddDate(1, 0, 0),
-		KeyUsage: x509.KeyUsageDigitalSignature, ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth},
-		DNSNames: []string{"localhost"}, IPAddresses: []net.IP{net.IPv4(127, 0, 0, 1), net.IPv6loopback},
-	}
-	der, err := x509.CreateCertificate(rand.Reader, template, template, &key.PublicKey, key)
-	return tls.Certificate{Certificate: [][]byte{der}, PrivateKey: key}, err
 }

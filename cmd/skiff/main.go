@@ -44,6 +44,9 @@ func run(args []string) int {
 	}
 	root.CompletionOptions.HiddenDefaultCmd = true
 	root.AddCommand(cli.Commands()...)
+	for _, s := range cli.Summaries() {
+		root.AddCommand(listed(s[0], s[1]))
+	}
 	root.AddCommand(
 		listed("kubectl", "The stock kubectl, embedded"),
 		listed("etcd", "A server of etcd's API, on upstream's flags"),
@@ -68,8 +71,6 @@ func frontEnd(name string, args []string) (code int, ok bool) {
 	switch name {
 	case "kubectl":
 		return kubectl.Main(args), true
-	case "kube-apiserver":
-		return cli.APIServerMain(args), true
 	case "etcd":
 		return etcd.Main(args), true
 	case "etcdctl":
@@ -78,6 +79,9 @@ func frontEnd(name string, args []string) (code int, ok bool) {
 		return etcdutl.Main(args), true
 	case "skiff":
 		return 0, false
+	}
+	if code, ok := cli.Main(name, args); ok {
+		return code, true
 	}
 	if box.Has(name) {
 		return box.Main(name, args), true

@@ -140,6 +140,14 @@ func (r *Runtime) Version(context.Context, string) (*runtimeapi.VersionResponse,
 	return &runtimeapi.VersionResponse{RuntimeName: "fake", RuntimeVersion: "0.1", RuntimeApiVersion: "v1"}, nil
 }
 
+// UpdateRuntimeConfig notes the node's pod range as a call.
+func (r *Runtime) UpdateRuntimeConfig(_ context.Context, c *runtimeapi.RuntimeConfig) error {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.call("UpdateRuntimeConfig %s", c.GetNetworkConfig().GetPodCidr())
+	return nil
+}
+
 // Status is always ready.
 func (r *Runtime) Status(context.Context, bool) (*runtimeapi.StatusResponse, error) {
 	return &runtimeapi.StatusResponse{Status: &runtimeapi.RuntimeStatus{Conditions: []*runtimeapi.RuntimeCondition{

@@ -32,6 +32,7 @@ func TestScripts(t *testing.T) {
 		Cmds: map[string]func(*testscript.TestScript, bool, []string){
 			"retry":     retry,
 			"listen":    listen,
+			"ports":     ports,
 			"kill9":     kill9,
 			"same":      same,
 			"capture":   capture,
@@ -149,6 +150,15 @@ func retry(ts *testscript.TestScript, neg bool, args []string) {
 			ts.Fatalf("still so after %d s: %s: %v", seconds, strings.Join(args[1:], " "), err)
 		}
 		time.Sleep(200 * time.Millisecond)
+	}
+}
+
+// ports NAME... sets each name to a free TCP port.
+func ports(ts *testscript.TestScript, neg bool, args []string) {
+	free, err := freePorts(len(args))
+	ts.Check(err)
+	for i, name := range args {
+		ts.Setenv(name, strconv.Itoa(free[i]))
 	}
 }
 
