@@ -1,6 +1,7 @@
 package etcd
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -285,7 +286,7 @@ func (p *player) call(name, text string) []string {
 	if err := p.conn.Invoke(ctx, fullName(m), in, out, grpc.WaitForReady(true)); err != nil {
 		return []string{failure(err)}
 	}
-	return []string{show(out.ProtoReflect())}
+	return []string{cmp.Or(show(out.ProtoReflect()), "(empty)")}
 }
 
 func failure(err error) string {
@@ -405,6 +406,9 @@ func (p *player) http(rest string) []string {
 		text, _ = json.Marshal(value)
 	}
 	lines := strings.Split(strings.TrimSpace(normal(string(text))), "\n")
+	if strings.HasPrefix(lines[0], "[") { // health checks, in any order
+		slices.Sort(lines)
+	}
 	for i := range lines {
 		lines[i] = "| " + lines[i]
 	}
@@ -447,7 +451,7 @@ func show(m protoreflect.Message) string {
 	fields := m.Descriptor().Fields()
 	for i := range fields.Len() {
 		f := fields.Get(i)
-		if !m.Has(f) {
+		if !m.Has(f) || f.TextName() == "dbSizeInUse" {
 			continue
 		}
 		name, v := f.TextName(), m.Get(f)

@@ -59,9 +59,6 @@ func (c *clusterServer) MemberRemove(ctx context.Context, r *pb.MemberRemoveRequ
 
 // MemberUpdate implements pb.ClusterServer: peer URLs are the command line's.
 func (c *clusterServer) MemberUpdate(ctx context.Context, r *pb.MemberUpdateRequest) (*pb.MemberUpdateResponse, error) {
-	if !peerURLs(r.PeerURLs) {
-		return nil, rpctypes.ErrGRPCMemberBadURLs
-	}
 	if r.ID != c.s.cfg.MemberID {
 		return nil, rpctypes.ErrGRPCMemberNotFound
 	}
@@ -152,9 +149,6 @@ type healthCheck struct {
 }
 
 func (s *Server) readable(ctx context.Context) error {
-	if s.alarms.has(pb.AlarmType_CORRUPT) {
-		return rpctypes.ErrCorrupt
-	}
 	_, err := s.cfg.Store.Snapshot(ctx, 0)
 	return err
 }

@@ -109,7 +109,10 @@ func (a *authServer) Authenticate(ctx context.Context, r *pb.AuthenticateRequest
 	acc.mu.RLock()
 	u, rev := acc.users[r.Name], acc.rev
 	acc.mu.RUnlock()
-	if u == nil || u.GetOptions().GetNoPassword() || bcrypt.CompareHashAndPassword(u.Password, []byte(r.Password)) != nil {
+	if u.GetOptions().GetNoPassword() {
+		return nil, errNoPassword
+	}
+	if u == nil || bcrypt.CompareHashAndPassword(u.Password, []byte(r.Password)) != nil {
 		return nil, rpctypes.ErrGRPCAuthFailed
 	}
 	text, err := acc.newToken(r.Name, rev)
@@ -122,6 +125,8 @@ func (a *authServer) Authenticate(ctx context.Context, r *pb.AuthenticateRequest
 	return &pb.AuthenticateResponse{Header: a.s.now(), Token: text}, nil
 }
 
+var errNoPassword = errors.New("auth: authentication failed, password was given for no password user")
+
 // hash makes what is stored of a password; clients may send it hashed.
 func (a *authServer) hash(password, hashed string) ([]byte, error) {
 	if hashed != "" {
@@ -130,9 +135,6 @@ func (a *authServer) hash(password, hashed string) ([]byte, error) {
 			return nil, rpctypes.ErrGRPCAuthFailed
 		}
 		return text, nil
-	}
-	if password == "" {
-		return nil, rpctypes.ErrGRPCUserEmpty
 	}
 	text, err := bcrypt.GenerateFromPassword([]byte(password), a.s.cfg.BcryptCost)
 	if err != nil {

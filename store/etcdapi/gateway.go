@@ -67,8 +67,17 @@ func legacy[T any, P interface {
 
 func (g *gateway) register(mux *http.ServeMux) {
 	add := func(path string, r route) {
-		mux.HandleFunc("POST "+path, func(w http.ResponseWriter, req *http.Request) { g.serve(w, req, r) })
+		mux.HandleFunc(path, func(w http.ResponseWriter, req *http.Request) {
+			if req.Method != http.MethodPost {
+				writeStatus(w, status.Error(codes.Unimplemented, "Method Not Allowed"))
+				return
+			}
+			g.serve(w, req, r)
+		})
 	}
+	mux.HandleFunc("/v3/", func(w http.ResponseWriter, req *http.Request) {
+		writeStatus(w, status.Error(codes.NotFound, "Not Found"))
+	})
 	services := pb.File_rpc_proto.Services()
 	for i := range services.Len() {
 		methods := services.Get(i).Methods()
@@ -215,7 +224,7 @@ func (g *gateway) stream(ctx context.Context, w http.ResponseWriter, body *json.
 
 func statusBody(err error) map[string]any {
 	st := status.Convert(err)
-	return map[string]any{"code": st.Code(), "message": st.Message(), "details": []any{}}
+	return map[string]any{"code": st.Code(), "message": st.Message()}
 }
 
 var httpStatus = map[codes.Code]int{
@@ -229,6 +238,7 @@ func writeStatus(w http.ResponseWriter, err error) {
 	if !ok {
 		code = http.StatusInternalServerError
 	}
+	w.Header().Set("Content-Type", "application/json")
 	w.WriteHeader(code)
 	json.NewEncoder(w).Encode(statusBody(err))
 }

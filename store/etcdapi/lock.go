@@ -8,6 +8,8 @@ import (
 	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
 	"go.etcd.io/etcd/api/v3/mvccpb"
 	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
 
 	"github.com/skiff-project/skiff/store"
 )
@@ -153,13 +155,14 @@ func registerLocks(g *grpc.Server, s *Server) {
 	}}}}, srv)
 }
 
-// claim puts the key of a lease under a name and waits until it is the oldest.
-func (l *lockServer) claim(ctx context.Context, name, value []byte, lease int64) (*store.KV, error) {
+// claim puts the key of a lease under a name and waits until it is the oldest;
+// rev is the revision as of which it was there.
+func (l *lockServer) claim(ctx context.Context, name, value []byte, lease int64) (own *store.KV, rev int64, err error) {
 	db := l.s.cfg.Store
 	if lease == 0 {
 		granted, err := db.Leases().Grant(ctx, 0, sessionTTL)
 		if err != nil {
-			return nil, toGRPC(err)
+			return nil, 0, plain(err)
 		}
 		lease = int64(granted.ID)
 	}
@@ -171,22 +174,31 @@ func (l *lockServer) claim(ctx context.Context, name, value []byte, lease int64)
 		Else: []store.Op{{Kind: store.OpRange, Key: key}},
 	})
 	if err != nil {
-		return nil, toGRPC(err)
+		return nil, 0, plain(err)
 	}
-	own := res.Results[0].KV
+	own = res.Results[0].KV
 	if !res.Succeeded {
 		if own = res.Results[0].KVs[0]; value != nil && string(own.Value) != string(value) {
 			if _, err := db.Txn(ctx, store.Txn{If: holds(key, own.CreateRevision), Then: []store.Op{put}}); err != nil {
-				return nil, toGRPC(err)
+				return nil, 0, plain(err)
 			}
 		}
 	}
 	if err := l.wait(ctx, string(name)+"/", own); err != nil {
 		// Whoever no longer waits must not get it later.
 		db.Txn(context.WithoutCancel(ctx), store.Txn{If: holds(key, own.CreateRevision), Then: []store.Op{{Kind: store.OpDelete, Key: key}}})
-		return nil, toGRPC(err)
+		return nil, 0, plain(err)
 	}
-	return own, nil
+	return own, res.Revision, nil
+}
+
+// plain is an error as etcd's lock and election services return them: those of
+// the keys beneath without their code.
+func plain(err error) error {
+	if err == nil || errors.Is(err, context.Canceled) || errors.Is(err, context.DeadlineExceeded) {
+		return toGRPC(err)
+	}
+	return status.Error(codes.Unknown, status.Convert(toGRPC(err)).Message())
 }
 
 // holds is true while a key is the one created at a revision.
@@ -252,7 +264,7 @@ func (l *lockServer) gone(ctx context.Context, key string, from int64) error {
 func prefixEnd(prefix string) string { return prefix[:len(prefix)-1] + "0" }
 
 func (l *lockServer) lock(ctx context.Context, r *lockRequest) (*lockResponse, error) {
-	kv, err := l.claim(ctx, r.Name, nil, r.Lease)
+	kv, _, err := l.claim(ctx, r.Name, nil, r.Lease)
 	if err != nil {
 		return nil, err
 	}
@@ -262,7 +274,7 @@ func (l *lockServer) lock(ctx context.Context, r *lockRequest) (*lockResponse, e
 func (l *lockServer) unlock(ctx context.Context, r *unlockRequest) (*headerResponse, error) {
 	res, err := l.s.cfg.Store.Txn(ctx, store.Txn{Then: []store.Op{{Kind: store.OpDelete, Key: string(r.Key)}}})
 	if err != nil {
-		return nil, toGRPC(err)
+		return nil, plain(err)
 	}
 	return &headerResponse{Header: l.s.header(res.Revision)}, nil
 }
@@ -272,11 +284,11 @@ func (l *lockServer) campaign(ctx context.Context, r *campaignRequest) (*campaig
 	if value == nil {
 		value = []byte{}
 	}
-	kv, err := l.claim(ctx, r.Name, value, r.Lease)
+	kv, rev, err := l.claim(ctx, r.Name, value, r.Lease)
 	if err != nil {
 		return nil, err
 	}
-	return &campaignResponse{Header: l.s.now(), Leader: &leaderKey{Name: r.Name, Key: []byte(kv.Key), Rev: kv.CreateRevision, Lease: int64(kv.Lease)}}, nil
+	return &campaignResponse{Header: l.s.header(rev), Leader: &leaderKey{Name: r.Name, Key: []byte(kv.Key), Rev: kv.CreateRevision, Lease: int64(kv.Lease)}}, nil
 }
 
 var (
@@ -292,7 +304,7 @@ func (l *lockServer) proclaim(ctx context.Context, r *proclaimRequest) (*headerR
 	res, err := l.s.cfg.Store.Txn(ctx, store.Txn{If: holds(string(r.Leader.Key), r.Leader.Rev),
 		Then: []store.Op{{Kind: store.OpPut, Key: string(r.Leader.Key), Value: r.Value, Lease: store.LeaseID(r.Leader.Lease)}}})
 	if err != nil {
-		return nil, toGRPC(err)
+		return nil, plain(err)
 	}
 	if !res.Succeeded {
 		return nil, errNotLeader
@@ -307,7 +319,7 @@ func (l *lockServer) resign(ctx context.Context, r *resignRequest) (*headerRespo
 	res, err := l.s.cfg.Store.Txn(ctx, store.Txn{If: holds(string(r.Leader.Key), r.Leader.Rev),
 		Then: []store.Op{{Kind: store.OpDelete, Key: string(r.Leader.Key)}}})
 	if err != nil {
-		return nil, toGRPC(err)
+		return nil, plain(err)
 	}
 	return &headerResponse{Header: l.s.header(res.Revision)}, nil
 }
@@ -325,7 +337,7 @@ func oldest(snap store.Snapshot, prefix string) (first *store.KV) {
 func (l *lockServer) leader(ctx context.Context, r *leaderRequest) (*leaderResponse, error) {
 	snap, err := l.s.cfg.Store.Snapshot(ctx, 0)
 	if err != nil {
-		return nil, toGRPC(err)
+		return nil, plain(err)
 	}
 	kv := oldest(snap, string(r.Name)+"/")
 	if kv == nil {
@@ -339,14 +351,14 @@ func (l *lockServer) observe(r *leaderRequest, stream grpc.ServerStream) error {
 	ctx, prefix := stream.Context(), string(r.Name)+"/"
 	w, err := l.s.cfg.Store.Watch(ctx, store.WatchRequest{Key: prefix, End: prefixEnd(prefix)})
 	if err != nil {
-		return toGRPC(err)
+		return plain(err)
 	}
 	defer w.Close()
 	sent := int64(0)
 	for {
 		snap, err := l.s.cfg.Store.Snapshot(ctx, 0)
 		if err != nil {
-			return toGRPC(err)
+			return plain(err)
 		}
 		if kv := oldest(snap, prefix); kv != nil && kv.ModRevision != sent {
 			sent = kv.ModRevision
@@ -355,7 +367,7 @@ func (l *lockServer) observe(r *leaderRequest, stream grpc.ServerStream) error {
 			}
 		}
 		if _, err := w.Next(ctx); err != nil {
-			return toGRPC(err)
+			return plain(err)
 		}
 	}
 }

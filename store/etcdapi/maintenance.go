@@ -4,6 +4,7 @@ import (
 	"context"
 	"crypto/sha256"
 	"errors"
+	"fmt"
 	"io"
 	"os"
 	"sync"
@@ -12,6 +13,8 @@ import (
 	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
 	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
 	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
 	"google.golang.org/protobuf/proto"
 
 	"github.com/skiff-project/skiff/store"
@@ -119,7 +122,7 @@ func (a *alarms) set(t pb.AlarmType, member uint64, on bool) {
 	delete(a.raised, t)
 }
 
-// refuses returns why a request is not served.
+// refuses returns why a request is not served. Reading is never refused.
 func (a *alarms) refuses(req any) error {
 	if a.count.Load() == 0 {
 		return nil
@@ -128,23 +131,37 @@ func (a *alarms) refuses(req any) error {
 	defer a.mu.Unlock()
 	_, corrupt := a.raised[pb.AlarmType_CORRUPT]
 	_, full := a.raised[pb.AlarmType_NOSPACE]
+	grows := false
 	switch r := req.(type) {
-	case *pb.RangeRequest, *pb.DeleteRangeRequest, *pb.CompactionRequest, *pb.LeaseRevokeRequest:
 	case *pb.PutRequest, *pb.LeaseGrantRequest:
-		if full && !corrupt {
-			return rpctypes.ErrGRPCNoSpace
-		}
+		grows = true
 	case *pb.TxnRequest:
-		if full && !corrupt && putsAny(r) {
-			return rpctypes.ErrGRPCNoSpace
+		if grows = putsAny(r); !grows && readOnly(r) {
+			return nil
 		}
+	case *pb.DeleteRangeRequest, *pb.CompactionRequest, *pb.LeaseRevokeRequest:
 	default:
 		return nil
 	}
-	if corrupt {
+	switch {
+	case corrupt:
 		return rpctypes.ErrGRPCCorrupt
+	case full && grows:
+		return rpctypes.ErrGRPCNoSpace
 	}
 	return nil
+}
+
+// readOnly reports whether a transaction can change nothing.
+func readOnly(r *pb.TxnRequest) bool {
+	for _, ops := range [][]*pb.RequestOp{r.Success, r.Failure} {
+		for _, op := range ops {
+			if op.GetRequestRange() == nil && (op.GetRequestTxn() == nil || !readOnly(op.GetRequestTxn())) {
+				return false
+			}
+		}
+	}
+	return true
 }
 
 func putsAny(r *pb.TxnRequest) bool {
@@ -186,6 +203,9 @@ func (m *maintenanceServer) Alarm(ctx context.Context, r *pb.AlarmRequest) (*pb.
 		return resp, nil
 	}
 	a := &pb.AlarmMember{MemberID: r.MemberID, Alarm: r.Alarm}
+	if !on && !m.s.alarms.has(r.Alarm) {
+		return resp, nil
+	}
 	if err := m.s.setAlarm(ctx, a, on); err != nil {
 		return nil, err
 	}
@@ -201,7 +221,7 @@ func (m *maintenanceServer) Defragment(ctx context.Context, r *pb.DefragmentRequ
 			return nil, toGRPC(err)
 		}
 	}
-	return &pb.DefragmentResponse{Header: m.s.now()}, nil
+	return &pb.DefragmentResponse{}, nil
 }
 
 // MoveLeader implements pb.MaintenanceServer: there is nobody to move it to.
@@ -212,12 +232,24 @@ func (m *maintenanceServer) MoveLeader(ctx context.Context, r *pb.MoveLeaderRequ
 	return nil, rpctypes.ErrGRPCBadLeaderTransferee
 }
 
-// Downgrade implements pb.MaintenanceServer: there is one version.
+// Downgrade implements pb.MaintenanceServer: what could be done is told, but
+// there is one version.
 func (m *maintenanceServer) Downgrade(ctx context.Context, r *pb.DowngradeRequest) (*pb.DowngradeResponse, error) {
-	if r.Action == pb.DowngradeRequest_CANCEL {
-		return nil, rpctypes.ErrGRPCNoInflightDowngrade
+	resp := &pb.DowngradeResponse{Header: m.s.now(), Version: "3.7"}
+	var major, minor, patch int
+	switch _, err := fmt.Sscanf(r.Version, "%d.%d.%d", &major, &minor, &patch); {
+	case r.Action == pb.DowngradeRequest_CANCEL:
+		return resp, nil
+	case r.Action != pb.DowngradeRequest_VALIDATE && r.Action != pb.DowngradeRequest_ENABLE:
+		return nil, status.Error(codes.Unknown, "etcdserver: unknown method")
+	case err != nil:
+		return nil, rpctypes.ErrGRPCWrongDowngradeVersionFormat
+	case major != 3 || minor != 6:
+		return nil, rpctypes.ErrGRPCInvalidDowngradeTargetVersion
+	case r.Action == pb.DowngradeRequest_ENABLE:
+		return nil, status.Error(codes.Unimplemented, "etcdserver: Skiff's files have one version: take a snapshot and restore it with etcd "+r.Version)
 	}
-	return nil, rpctypes.ErrGRPCInvalidDowngradeTargetVersion
+	return resp, nil
 }
 
 // snapshotChunk is how much of a snapshot one message has, as in etcd.

@@ -2,6 +2,7 @@ package etcdapi
 
 import (
 	"context"
+	"math"
 
 	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
 	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
@@ -77,9 +78,13 @@ func compare(c *pb.Compare) (store.Compare, error) {
 	if len(c.Key) == 0 {
 		return store.Compare{}, rpctypes.ErrGRPCEmptyKey
 	}
-	out := store.Compare{
-		Key: string(c.Key), End: string(c.RangeEnd),
-		Target: targets[c.Target], Relation: relations[c.Result],
+	out := store.Compare{Key: string(c.Key), End: string(c.RangeEnd)}
+	var known bool
+	if out.Relation, known = relations[c.Result]; !known {
+		return always(out, true), nil // as etcd
+	}
+	if out.Target, known = targets[c.Target]; !known {
+		return always(out, c.Result == pb.Compare_EQUAL), nil
 	}
 	switch c.Target {
 	case pb.Compare_VERSION:
@@ -94,6 +99,15 @@ func compare(c *pb.Compare) (store.Compare, error) {
 		out.Int = c.GetLease()
 	}
 	return out, nil
+}
+
+// always makes a compare that holds, or does not, whatever there is.
+func always(c store.Compare, holds bool) store.Compare {
+	c.Target, c.Relation = store.TargetVersion, store.Less
+	if holds {
+		c.Int = math.MaxInt64
+	}
+	return c
 }
 
 func (t *translator) ops(requests []*pb.RequestOp, depth int) ([]store.Op, error) {
@@ -168,7 +182,7 @@ func (t *translator) response(r *pb.TxnRequest, res store.TxnResult) *pb.TxnResp
 			out.Response = &pb.ResponseOp_ResponseDeleteRange{ResponseDeleteRange: body}
 		case *pb.RequestOp_RequestTxn:
 			body := t.response(req.RequestTxn, *res.Results[i].Txn)
-			body.Header = head
+			body.Header = &pb.ResponseHeader{}
 			out.Response = &pb.ResponseOp_ResponseTxn{ResponseTxn: body}
 		}
 		resp.Responses[i] = out
