@@ -16,7 +16,7 @@ LDFLAGS    := -T 0x411000 -s -w -buildid= -X github.com/skiff-project/skiff/clus
 STATICCHECK := honnef.co/go/tools/cmd/staticcheck@v0.8.2
 PACKAGES   := ./...
 
-.PHONY: build run test test-long test-unit test-scripts lint reproducible clean-cluster clean bench conformance envtest store-long robustness fuzz
+.PHONY: build run test test-long test-unit test-scripts lint reproducible clean-cluster clean bench conformance envtest store-long robustness fuzz etcd-long
 
 build: ## bin/skiff, one static binary
 	@GO="$(GO)" sh runtime/embedded/build.sh
@@ -48,7 +48,12 @@ test-unit:
 test-scripts: build ## txtar scripts: the real binary, real containers
 	CGO_ENABLED=0 SKIFF_BINARY=$(CURDIR)/bin/skiff $(GO) test -count=1 -timeout 14m ./test/...
 
-test-long: test reproducible store-long robustness
+test-long: test reproducible store-long robustness etcd-long
+
+etcd-long: ## the transcripts and snapshots of skiff etcd held against etcd 3.7
+	cd test/reference/upstream && CGO_ENABLED=0 $(GO) build -trimpath -o $(CURDIR)/bin/reference/etcd go.etcd.io/etcd/server/v3
+	cd test/reference/upstream && CGO_ENABLED=0 $(GO) build -trimpath -o $(CURDIR)/bin/reference/etcdutl go.etcd.io/etcd/etcdutl/v3
+	CGO_ENABLED=0 $(GO) test -count=1 ./cli/etcd -run 'Transcripts|Snapshots' -stock $(CURDIR)/bin/reference/etcd
 
 store-long: ## the store: every bit of a log flipped, every boundary of ten traces a power cut
 	CGO_ENABLED=0 SKIFF_TEST_LONG=1 $(GO) test -count=1 -timeout 0 -v -run 'Every' ./store/embedded

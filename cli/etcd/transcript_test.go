@@ -128,6 +128,12 @@ type openStream struct {
 }
 
 func newPlayer(t *testing.T, bin, text string) *player {
+	p := preparePlayer(t, bin, text)
+	p.begin()
+	return p
+}
+
+func preparePlayer(t *testing.T, bin, text string) *player {
 	p := &player{t: t, bin: bin, ctx: t.Context(), stream: map[string]*openStream{}}
 	client, peer := freePort(t), freePort(t)
 	p.url = "http://127.0.0.1:" + client
@@ -138,17 +144,21 @@ func newPlayer(t *testing.T, bin, text string) *player {
 			p.flags = append(p.flags, strings.Fields(extra)...)
 		}
 	}
+	return p
+}
+
+// begin starts the server and connects to it.
+func (p *player) begin() {
 	p.start()
 	var err error
 	p.conn, err = grpc.NewClient(strings.TrimPrefix(p.url, "http://"), grpc.WithTransportCredentials(insecure.NewCredentials()))
 	if err != nil {
-		t.Fatal(err)
+		p.t.Fatal(err)
 	}
-	t.Cleanup(func() {
+	p.t.Cleanup(func() {
 		p.conn.Close()
 		p.stop()
 	})
-	return p
 }
 
 func freePort(t *testing.T) string {

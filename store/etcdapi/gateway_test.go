@@ -22,7 +22,7 @@ func TestGateway(t *testing.T) {
 	for _, tt := range []struct{ path, body, want string }{
 		{"/v3/kv/put", `{"key":"Zm9v","value":"YmFy"}`, `"revision":"2"`},
 		{"/v3/kv/range", `{"key":"Zm9v"}`, `"kvs":[{"key":"Zm9v","create_revision":"2","mod_revision":"2","version":"1","value":"YmFy"}]`},
-		{"/v3/kv/range", `{"key":""}`, `400 {"code":3,"details":[],"message":"etcdserver: key is not provided"}`},
+		{"/v3/kv/range", `{"key":""}`, `400 {"code":3,"message":"etcdserver: key is not provided"}`},
 		{"/v3/kv/range", `{`, `400 `},
 		{"/v3/kv/txn", `{"compare":[{"key":"Zm9v","target":"VERSION","version":"1"}],"success":[{"request_range":{"key":"Zm9v"}}]}`, `"succeeded":true`},
 		{"/v3/lease/grant", `{"TTL":"60","ID":"7"}`, `"ID":"7"`},

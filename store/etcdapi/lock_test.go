@@ -138,7 +138,10 @@ func TestAlarms(t *testing.T) {
 		t.Errorf("put after the alarm: %v", err)
 	}
 	alarm(pb.AlarmRequest_ACTIVATE, pb.AlarmType_CORRUPT)
-	if _, err := kv.Range(ctx, &pb.RangeRequest{Key: []byte("k")}); err == nil || !strings.Contains(err.Error(), "etcdserver: corrupt cluster") {
+	if err := put(); err == nil || !strings.Contains(err.Error(), "etcdserver: corrupt cluster") {
+		t.Errorf("put under CORRUPT: %v", err)
+	}
+	if _, err := kv.Range(ctx, &pb.RangeRequest{Key: []byte("k")}); err != nil {
 		t.Errorf("get under CORRUPT: %v", err)
 	}
 }

@@ -76,7 +76,7 @@ func setup(env *testscript.Env, bin string) error {
 	if err != nil {
 		return err
 	}
-	ports, err := freePorts(3)
+	ports, err := freePorts(4)
 	if err != nil {
 		return err
 	}
@@ -86,6 +86,9 @@ func setup(env *testscript.Env, bin string) error {
 	env.Setenv("KUBECONFIG", filepath.Join(env.WorkDir, "kubeconfig"))
 	env.Setenv("API_PORT", strconv.Itoa(ports[0]))
 	env.Setenv("PORTS", fmt.Sprintf("--api-port=%d --kubelet-port=%d --etcd-port=%d", ports[0], ports[1], ports[2]))
+	env.Setenv("CLUSTER_ETCD_PORT", strconv.Itoa(ports[2]))
+	env.Setenv("ETCD_PORT", strconv.Itoa(ports[3]))
+	env.Setenv("ETCDCTL", etcdClient)
 	env.Setenv("UP", fmt.Sprintf("--data-dir=%s", data))
 	env.Setenv("SKIFF_DATA_DIR", data)
 	root, _ := filepath.Abs("../..")
@@ -104,10 +107,18 @@ func setup(env *testscript.Env, bin string) error {
 // nginxArchive is where the condition "nginx" puts the image the script loads.
 var nginxArchive = filepath.Join(os.TempDir(), "skiff-nginx-debs", "nginx.tar")
 
-// condition knows "nginx": the image could be assembled, which needs Debian's
-// packages. Where they cannot be had the script is skipped, but not in CI.
+// etcdClient is where the condition "etcdctl" puts Debian's.
+var etcdClient = filepath.Join(os.TempDir(), "skiff-etcdctl", "usr", "bin")
+
+// condition knows "nginx": the image could be assembled, and "etcdctl", which
+// need Debian's packages. Where they cannot be had the script is skipped, but
+// not in CI.
 func condition(name string) (bool, error) {
-	if name != "nginx" {
+	switch name {
+	case "etcdctl":
+		return haveEtcdctl()
+	case "nginx":
+	default:
 		return false, fmt.Errorf("unknown condition %q", name)
 	}
 	cmd := exec.Command("go", "run", "./test/nginximage", "-o", nginxArchive, "-tag", "nginx:1.14.2", "-tag", "nginx:1.16.1")
@@ -115,6 +126,18 @@ func condition(name string) (bool, error) {
 	out, err := cmd.CombinedOutput()
 	if err != nil && os.Getenv("CI") != "" {
 		return false, fmt.Errorf("assemble the nginx image: %w\n%s", err, out)
+	}
+	return err == nil, nil
+}
+
+func haveEtcdctl() (bool, error) {
+	if exists(filepath.Join(etcdClient, "etcdctl")) {
+		return true, nil
+	}
+	cmd := exec.Command("sh", "-c", "mkdir -p $0 && cd $0 && apt-get download -q -o APT::Sandbox::User=root etcd-client && dpkg-deb -x etcd-client_*.deb .", filepath.Dir(filepath.Dir(etcdClient)))
+	out, err := cmd.CombinedOutput()
+	if err != nil && os.Getenv("CI") != "" {
+		return false, fmt.Errorf("download Debian's etcd-client: %w\n%s", err, out)
 	}
 	return err == nil, nil
 }

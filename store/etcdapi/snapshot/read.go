@@ -150,7 +150,7 @@ func parse(k, v []byte) (record, error) {
 		return record{}, fmt.Errorf("the value at revision %x does not decode: %w", k, err)
 	}
 	rec.kv = &store.KV{Key: string(body.Key), Value: body.Value, CreateRevision: body.CreateRevision,
-		ModRevision: int64(binary.BigEndian.Uint64(k)), Version: body.Version, Lease: store.LeaseID(body.Lease)}
+		ModRevision: int64(binary.BigEndian.Uint64(k)), Order: int32(binary.BigEndian.Uint64(k[9:])), Version: body.Version, Lease: store.LeaseID(body.Lease)}
 	return rec, nil
 }
 
