@@ -2,8 +2,9 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
-	"io"
+
 	"os"
 	"path/filepath"
 	"strings"
@@ -129,22 +130,25 @@ type result struct {
 	took     time.Duration
 }
 
-func (r result) failed() bool { return r.firstError() != nil }
-
-func (r result) firstError() error {
+// errors are those of its steps; the first is the one to look at.
+func (r result) errors() []error {
+	var list []error
 	for _, o := range r.outcomes {
 		if o.err != nil {
-			return fmt.Errorf("%s: %w", o.step, o.err)
+			list = append(list, fmt.Errorf("%s: %w", o.step, o.err))
 		}
 	}
-	return nil
+	return list
 }
 
-func (r result) line() string {
-	if err := r.firstError(); err != nil {
-		return fmt.Sprintf("FAIL  %-52s %4.0f s  %s", r.cell, r.took.Seconds(), err)
+func (r result) failed() bool { return len(r.errors()) > 0 }
+
+func (r result) String() string {
+	verdict := "pass"
+	if r.failed() {
+		verdict = "FAIL"
 	}
-	return fmt.Sprintf("pass  %-52s %4.0f s", r.cell, r.took.Seconds())
+	return strings.TrimSpace(fmt.Sprintf("%s  %-52s %4.0f s  %s", verdict, r.cell, r.took.Seconds(), clip(errors.Join(r.errors()...))))
 }
 
 // run starts the cell's cluster, takes it through the script, and removes it.
@@ -153,7 +157,6 @@ func (c cell) run(ctx context.Context, p parts, logs string) (r result) {
 	began := time.Now()
 	r.cell = c.name
 	defer func() { r.took = time.Since(began) }()
-	c.options.Out = io.Discard
 	dir, err := os.MkdirTemp("/tmp", "skio")
 	if err != nil {
 		r.outcomes = append(r.outcomes, outcome{"start", 0, err})

@@ -92,7 +92,7 @@ func run(ctx context.Context, o options) error {
 			continue
 		}
 		r := c.run(ctx, p, o.logs)
-		fmt.Println(r.line())
+		fmt.Println(r)
 		results = append(results, r)
 	}
 	if o.out != "" {

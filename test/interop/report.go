@@ -39,26 +39,28 @@ nodes left out.
 	if slices.ContainsFunc(results, result.failed) {
 		b.WriteString("## What fails\n\n")
 		for _, r := range results {
-			if err := r.firstError(); err != nil {
-				fmt.Fprintf(&b, "**%s** — %s\n\n", r.cell, clip(err.Error()))
+			if r.failed() {
+				fmt.Fprintf(&b, "%s\n\n```\n%s\n```\n\n", r.cell, clip(r.errors()[0]))
 			}
 		}
 	}
 	return b.String()
 }
 
-// clip is an error's first lines as Markdown.
-func clip(s string) string {
-	lines := strings.Split(strings.TrimSpace(s), "\n")
-	if len(lines) == 1 {
-		return lines[0]
+// clip is an error's first line and its last few, of bounded width.
+func clip(err error) string {
+	if err == nil {
+		return ""
 	}
-	const most, width = 6, 300
-	rest := lines[max(1, len(lines)-most):]
-	for i, l := range rest {
-		rest[i] = l[:min(len(l), width)]
+	const most, width = 8, 300
+	lines := strings.Split(strings.TrimSpace(err.Error()), "\n")
+	if len(lines) > most {
+		lines = append(lines[:1:1], lines[len(lines)-most+1:]...)
 	}
-	return lines[0] + "\n```\n" + strings.Join(rest, "\n") + "\n```"
+	for i, l := range lines {
+		lines[i] = l[:min(len(l), width)]
+	}
+	return strings.Join(lines, "\n")
 }
 
 // group is results of one script.
