@@ -73,7 +73,7 @@ FUZZTIME ?= 10m
 fuzz: ## every fuzz target of the packages FUZZ, one after the other, FUZZTIME each
 	@n=0; for p in $$($(GO) list $(FUZZ)); do for f in $$($(GO) test -list '^Fuzz' $$p | grep '^Fuzz'); do \
 		n=$$((n+1)); echo "$$n: $$p $$f"; \
-		CGO_ENABLED=0 $(GO) test -run '^$$' -fuzz "^$$f\$$" -fuzztime $(FUZZTIME) -parallel $(or $(PARALLEL),1) $$p || exit 1; \
+		CGO_ENABLED=0 $(GO) test -run '^$$' -fuzz "^$$f\$$" -fuzztime $(FUZZTIME) -fuzzminimizetime 5s -parallel $(or $(PARALLEL),1) $$p || exit 1; \
 	done; done; echo "$$n fuzz targets clean, $(FUZZTIME) each"
 
 envtest: build ## controller-runtime's own envtest package against this binary

@@ -13,12 +13,12 @@ import (
 
 // seedFrames adds the frames of a real log, or of a real checkpoint.
 func seedFrames(f *testing.F, checkpoint bool) {
-	for seed := range uint64(6) {
+	for seed := range uint64(20) {
 		mem := vfs.NewMem()
 		opt := diskOptions(mem)
 		opt.CheckpointBytes = 1 << 30
 		s := open(f, opt)
-		churn(f, s, storetest.NewGen(seed), 40)
+		churn(f, s, storetest.NewGen(seed), 2+int(seed)%6)
 		if checkpoint {
 			if err := s.Checkpoint(f.Context()); err != nil {
 				f.Fatal(err)

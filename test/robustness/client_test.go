@@ -58,6 +58,7 @@ type client struct {
 	rec     *recorder
 	padding int // bytes of each value beside its name
 	n       int
+	refused int         // for lack of space
 	mods    [keys]int64 // last seen, for compare-and-swap
 }
 
@@ -134,6 +135,7 @@ func (c *client) do(ctx context.Context, r request) bool {
 	case errors.Is(err, rpctypes.ErrNoSpace):
 		c.rec.mu.Lock()
 		c.rec.noSpace++
+		c.refused++
 		c.rec.mu.Unlock()
 		time.Sleep(time.Millisecond)
 		return true // refused: nothing has happened

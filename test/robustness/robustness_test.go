@@ -169,12 +169,20 @@ func fillDisk(h *history) {
 	if err := os.Remove(ballast); err != nil {
 		h.Fatal(err)
 	}
-	if _, err := c.AlarmDisarm(h.Context(), &clientv3.AlarmMember{}); err != nil {
-		h.Error(err)
-	}
+	// Writes that were refused a moment ago may raise the alarm once more.
 	writer := client{id: 98, c: c, rng: h.rng, rec: h.rec, padding: h.padding}
-	if before := h.refused(); !writer.do(h.Context(), request{then: []op{writer.put(0)}}) || h.refused() > before {
-		h.Error("a write with room again fails")
+	for deadline := time.Now().Add(10 * time.Second); ; time.Sleep(10 * time.Millisecond) {
+		if _, err := c.AlarmDisarm(h.Context(), &clientv3.AlarmMember{}); err != nil {
+			h.Error(err)
+		}
+		refused := writer.refused
+		if writer.do(h.Context(), request{then: []op{writer.put(0)}}) && writer.refused == refused {
+			return
+		}
+		if time.Now().After(deadline) {
+			h.Error("there is room again and the alarm disarmed, but writes are refused")
+			return
+		}
 	}
 }
 

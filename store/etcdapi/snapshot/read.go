@@ -13,7 +13,6 @@ import (
 	"path/filepath"
 	"slices"
 
-	bolt "go.etcd.io/bbolt"
 	"go.etcd.io/etcd/api/v3/mvccpb"
 	"google.golang.org/protobuf/encoding/protowire"
 	"google.golang.org/protobuf/proto"
@@ -55,34 +54,6 @@ func CheckSum(name string, skip bool) error {
 	return nil
 }
 
-// open opens a snapshot for reading and checks the database's structure.
-func open(name string) (db *bolt.DB, err error) {
-	defer func() {
-		if r := recover(); r != nil { // bbolt's answer to some damage
-			db, err = nil, fmt.Errorf("snapshot %s is damaged: %v", name, r)
-		}
-	}()
-	if info, err := os.Stat(name); err != nil || info.Size() < 4*sectorSize {
-		return nil, cmp.Or(err, fmt.Errorf("snapshot %s is too short", name))
-	}
-	db, err = bolt.Open(name, 0o400, &bolt.Options{ReadOnly: true})
-	if err != nil {
-		return nil, fmt.Errorf("snapshot %s: %w", name, err)
-	}
-	err = db.View(func(tx *bolt.Tx) error {
-		var first error
-		for e := range tx.Check() {
-			first = cmp.Or(first, e)
-		}
-		return first
-	})
-	if err != nil {
-		db.Close()
-		return nil, fmt.Errorf("snapshot file integrity check failed: %w", err)
-	}
-	return db, nil
-}
-
 // Status is what `etcdutl snapshot status` tells.
 type Status struct {
 	Hash      uint32 `json:"hash"`
@@ -95,42 +66,44 @@ type Status struct {
 // ReadStatus reads a snapshot's status, as stock etcdutl computes it.
 func ReadStatus(name string) (Status, error) {
 	var st Status
-	db, err := open(name)
+	db, err := openDatabase(name)
 	if err != nil {
 		return st, err
 	}
-	defer db.Close()
+	defer db.f.Close()
+	st.TotalSize = int64(db.pages) * db.pageSize
 	h := crc32.New(crc32.MakeTable(crc32.Castagnoli))
 	live := map[string]struct{}{}
-	err = db.View(func(tx *bolt.Tx) error {
-		st.TotalSize = tx.Size()
-		if meta := tx.Bucket([]byte("meta")); meta != nil {
-			st.Version = string(meta.Get([]byte("storageVersion")))
-		}
-		return tx.ForEach(func(bucket []byte, b *bolt.Bucket) error {
-			h.Write(bucket)
-			return b.ForEach(func(k, v []byte) error {
-				h.Write(k)
-				h.Write(v)
-				if string(bucket) != "key" {
-					return nil
-				}
-				rec, err := parse(k, v)
-				if err != nil {
-					return err
-				}
-				st.Revision = rec.kv.ModRevision
-				if rec.deleted {
-					delete(live, rec.kv.Key)
-				} else {
-					live[rec.kv.Key] = struct{}{}
-				}
+	for i := range db.buckets {
+		b := &db.buckets[i]
+		h.Write([]byte(b.name))
+		err := db.each(b, func(k, v []byte) error {
+			h.Write(k)
+			h.Write(v)
+			if b.name == "meta" && string(k) == "storageVersion" {
+				st.Version = string(v)
+			}
+			if b.name != "key" {
 				return nil
-			})
+			}
+			rec, err := parse(k, v)
+			if err != nil {
+				return err
+			}
+			st.Revision = rec.kv.ModRevision
+			if rec.deleted {
+				delete(live, rec.kv.Key)
+			} else {
+				live[rec.kv.Key] = struct{}{}
+			}
+			return nil
 		})
-	})
+		if err != nil {
+			return st, err
+		}
+	}
 	st.Hash, st.TotalKey = h.Sum32(), len(live)
-	return st, err
+	return st, nil
 }
 
 // record is an entry of the key bucket. A put's revisions are the value's, a
@@ -162,55 +135,59 @@ type Restored struct {
 
 // Read reads a snapshot.
 func Read(name string) (*Restored, error) {
-	db, err := open(name)
+	db, err := openDatabase(name)
 	if err != nil {
 		return nil, err
 	}
-	defer db.Close()
+	defer db.f.Close()
 	r := &Restored{Image: mvcc.Image{Revision: 1, Leases: map[store.LeaseID]int64{}}, Buckets: map[string]map[string][]byte{}}
-	if err := db.View(r.read); err != nil {
+	if err := r.read(db); err != nil {
 		return nil, fmt.Errorf("snapshot %s: %w", name, err)
 	}
 	return r, nil
 }
 
-func (r *Restored) read(tx *bolt.Tx) error {
-	keys, meta := tx.Bucket([]byte("key")), tx.Bucket([]byte("meta"))
+func (r *Restored) read(db *database) error {
+	keys, meta := db.bucket("key"), db.bucket("meta")
 	if keys == nil || meta == nil {
 		return errors.New("it has no keys: it is not one of etcd 3")
 	}
-	for _, name := range []string{"scheduledCompactRev", "finishedCompactRev"} {
-		if v := meta.Get([]byte(name)); len(v) >= 8 {
+	err := db.each(meta, func(k, v []byte) error {
+		if (string(k) == "scheduledCompactRev" || string(k) == "finishedCompactRev") && len(v) >= 8 {
 			r.Image.Compacted = max(r.Image.Compacted, int64(binary.BigEndian.Uint64(v)))
 		}
+		return nil
+	})
+	if err != nil {
+		return err
 	}
-	if err := r.readKeys(keys); err != nil {
+	if err := r.readKeys(db, keys); err != nil {
 		return err
 	}
 	for _, name := range Copied {
-		b := tx.Bucket([]byte(name))
+		b := db.bucket(name)
 		if b == nil {
 			continue
 		}
 		r.Buckets[name] = map[string][]byte{}
-		err := b.ForEach(func(k, v []byte) error {
-			r.Buckets[name][string(k)] = bytes.Clone(v)
+		err := db.each(b, func(k, v []byte) error {
+			r.Buckets[name][string(k)] = v
 			return nil
 		})
 		if err != nil {
 			return err
 		}
 	}
-	if b := tx.Bucket([]byte("lease")); b != nil {
-		return b.ForEach(r.readLease)
+	if b := db.bucket("lease"); b != nil {
+		return db.each(b, r.readLease)
 	}
 	return nil
 }
 
-func (r *Restored) readKeys(b *bolt.Bucket) error {
+func (r *Restored) readKeys(db *database, b *bucket) error {
 	img := &r.Image
 	base := map[string]*store.KV{}
-	err := b.ForEach(func(k, v []byte) error {
+	err := db.each(b, func(k, v []byte) error {
 		rec, err := parse(k, v)
 		if err != nil {
 			return err

@@ -1,6 +1,7 @@
 package snapshot
 
 import (
+	"bytes"
 	"context"
 	"crypto/sha256"
 	"errors"
@@ -190,6 +191,12 @@ func FuzzRead(f *testing.F) {
 	f.Add(0, []byte{})
 	f.Add(4096, []byte("xx"))
 	f.Add(len(data)-100, []byte{0xff})
+	for page := 0; page < len(data); page += 4096 {
+		f.Add(page+8, []byte{1, 0, 0xff, 0xff})           // another kind of page, with more entries
+		f.Add(page+12, []byte{0xff, 0xff, 0xff, 0xff})    // reaching far
+		f.Add(page+16, bytes.Repeat([]byte{0xff}, 16))    // entries that point nowhere
+		f.Add(page+24, []byte{2, 0, 0, 0, 0, 0, 0, 0, 2}) // trees in trees
+	}
 	f.Fuzz(func(t *testing.T, at int, patch []byte) {
 		if at < 0 || at > len(data) {
 			t.Skip()
