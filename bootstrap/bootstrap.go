@@ -101,7 +101,7 @@ func (a *Assets) leaves() []*Pair {
 func (a *Assets) Expiry() time.Time {
 	first := a.CA.Cert.NotAfter
 	for _, p := range append(a.leaves(), &a.FrontProxyCA, &a.EtcdCA) {
-		if p.Cert.NotAfter.Before(first) {
+		if p.Cert != nil && p.Cert.NotAfter.Before(first) {
 			first = p.Cert.NotAfter
 		}
 	}

@@ -51,9 +51,7 @@ type leaf struct {
 func (m *maker) assets() *Assets {
 	const server, client = x509.ExtKeyUsageServerAuth, x509.ExtKeyUsageClientAuth
 	o := m.opts
-	loopback := []netip.Addr{netip.AddrFrom4([4]byte{127, 0, 0, 1}), netip.IPv6Loopback()}
-	nodeIPs := slices.Concat(o.NodeIPs, loopback)
-	nodeNames := []string{o.NodeName, "localhost"}
+	nodeIPs, nodeNames := o.nodeAddrs(), o.nodeNames()
 	api := leaf{
 		cn: "kube-apiserver", usages: []x509.ExtKeyUsage{server},
 		names: []string{o.NodeName, "kubernetes", "kubernetes.default", "kubernetes.default.svc", "kubernetes.default.svc." + o.Domain, "localhost"},
@@ -82,9 +80,8 @@ func (m *maker) assets() *Assets {
 	a.EtcdServer = m.pair("etcd/server", a.EtcdCA, etcd)
 	a.EtcdPeer = m.pair("etcd/peer", a.EtcdCA, etcd)
 	a.EtcdHealthcheck = m.pair("etcd/healthcheck-client", a.EtcdCA, clientOf("kube-etcd-healthcheck-client"))
-	node := "system:node:" + o.NodeName
-	a.Kubelet = m.pair("kubelet", a.CA, leaf{cn: node, orgs: []string{"system:nodes"}, usages: []x509.ExtKeyUsage{server}, names: nodeNames, ips: nodeIPs})
-	a.KubeletClient = m.pair("kubelet-client", a.CA, clientOf(node, "system:nodes"))
+	a.Kubelet = m.pair("kubelet", a.CA, o.kubeletServer())
+	a.KubeletClient = m.pair("kubelet-client", a.CA, o.kubeletClient())
 	m.serviceAccountKey(a)
 
 	// The administrator is in both groups: kubeadm's, so that an ordinary
@@ -93,7 +90,7 @@ func (m *maker) assets() *Assets {
 	a.ControllerManagerConf, a.ControllerManager = m.kubeconfig("controller-manager.conf", a.CA, "system:kube-controller-manager", clientOf("system:kube-controller-manager"))
 	a.SchedulerConf, a.Scheduler = m.kubeconfig("scheduler.conf", a.CA, "system:kube-scheduler", clientOf("system:kube-scheduler"))
 	a.KubeProxyConf, a.KubeProxy = m.kubeconfig("kube-proxy.conf", a.CA, "system:kube-proxy", clientOf("system:kube-proxy"))
-	a.KubeletConf = m.kubeconfigFor("kubelet.conf", a.CA, node, a.KubeletClient)
+	a.KubeletConf = m.kubeconfigFor("kubelet.conf", a.CA, o.nodeUser(), a.KubeletClient)
 	return a
 }
 

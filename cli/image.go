@@ -14,7 +14,7 @@ import (
 
 // newImage is `skiff image load|pull|ls|rm`.
 func newImage() *cobra.Command {
-	cmd := &cobra.Command{Use: "image", Short: "Load, pull, list and remove the node's images"}
+	cmd := &cobra.Command{Use: "image", Short: "Load, pull and remove images on all nodes; list the first one's"}
 	var dir string
 	cmd.PersistentFlags().StringVar(&dir, "data-dir", cluster.DefaultDataDir, "folder that holds the cluster")
 	client := func() *cluster.Client { return cluster.NewClient(dir) }

@@ -10,7 +10,6 @@ import (
 	"net/netip"
 	"os"
 	"os/exec"
-	"os/signal"
 	"path/filepath"
 	"syscall"
 	"time"
@@ -50,7 +49,7 @@ func newUp() *cobra.Command {
 			}
 			switch {
 			case f.progressFD > 0:
-				return f.detached(cmd.Context())
+				return f.detached(cmd.Context(), cluster.Up)
 			case f.detach:
 				return f.spawn()
 			}
@@ -60,6 +59,7 @@ func newUp() *cobra.Command {
 	fs := cmd.Flags()
 	dataDirFlag(cmd, &f.opts.DataDir)
 	fs.BoolVarP(&f.detach, "detach", "d", false, "return once the cluster is Ready; it goes on in the background")
+	fs.IntVar(&f.opts.Nodes, "nodes", 0, "how many nodes; further ones each live in a network namespace of this machine (default 1)")
 	fs.StringVar(&f.opts.NodeName, "node-name", "", "name of this node (default: the host name)")
 	fs.StringVar(&f.nodeIP, "node-ip", "", "address of this node (default: that of the default route's interface)")
 	fs.IntVar(&f.opts.APIPort, "api-port", 0, "port of the API server (default 6443)")
@@ -67,7 +67,7 @@ func newUp() *cobra.Command {
 	fs.IntVar(&f.opts.EtcdPort, "etcd-port", 0, "loopback port of etcd's API (default 2379)")
 	fs.StringVar(&f.podCIDR, "pod-cidr", "", "address range of pods (default 10.244.0.0/16)")
 	fs.StringVar(&f.svcCIDR, "service-cidr", "", "address range of Services (default 10.96.0.0/12)")
-	fs.DurationVar(&f.timeout, "timeout", 30*time.Second, "how long to wait for the node to be Ready")
+	fs.DurationVar(&f.timeout, "timeout", 30*time.Second, "how long to wait for all nodes to be Ready")
 	fs.BoolVar(&f.kubeconfig, "merge-kubeconfig", true, "add context \""+contextName+"\" to the user's kubeconfig")
 	fs.IntVar(&f.progressFD, "progress-fd", 0, "write progress as JSON lines to this file descriptor")
 	_ = fs.MarkHidden("progress-fd")
@@ -104,40 +104,23 @@ func (f *upFlags) foreground(ctx context.Context) error {
 	p := newPrinter(os.Stdout)
 	fmt.Printf("Starting a cluster in %s\n", orDefault(f.opts.DataDir))
 	begin := time.Now()
-	return f.serve(ctx, p.show, func() error {
+	return f.serve(ctx, cluster.Up, p.show, func() {
 		if err := f.welcome(time.Since(begin)); err != nil {
-			return err
+			fmt.Fprintln(os.Stderr, "skiff:", err)
+			return
 		}
 		fmt.Println("Ctrl-C ends skiff and leaves the pods running; 'skiff down' stops everything.")
-		return nil
 	})
 }
 
-// detached runs the cluster for a parent that reads its progress.
-func (f *upFlags) detached(ctx context.Context) error {
+// detached runs the cluster or node for a parent that reads its progress.
+func (f *upFlags) detached(ctx context.Context, start starter) error {
 	progress := jsonProgress(f.progressFD)
-	err := f.serve(ctx, progress, nil)
+	err := f.serve(ctx, start, progress, func() {})
 	if err != nil {
 		progress(cluster.Event{State: cluster.Stopped, Detail: err.Error()})
 	}
 	return err
-}
-
-// serve starts the cluster, calls ready once it is, and waits for its end.
-func (f *upFlags) serve(ctx context.Context, progress cluster.Progress, ready func() error) error {
-	ctx, stop := signal.NotifyContext(ctx, os.Interrupt, syscall.SIGTERM)
-	defer stop()
-	c, err := cluster.Up(ctx, f.opts, f.timeout, progress)
-	if err != nil {
-		return err
-	}
-	progress(cluster.Event{State: cluster.Ready})
-	if ready != nil {
-		if err := ready(); err != nil {
-			fmt.Fprintln(os.Stderr, "skiff:", err)
-		}
-	}
-	return c.Wait(ctx)
 }
 
 // spawn starts this program again in a session of its own and shows its

@@ -43,6 +43,7 @@ func (c *Cluster) ensureAssets(context.Context) (string, error) {
 		Server:      fmt.Sprintf("https://127.0.0.1:%d", c.opts.APIPort),
 		ServiceCIDR: c.opts.ServiceCIDR,
 		Domain:      c.opts.Domain,
+		ExtraSANs:   c.opts.nodeGateway(),
 	})
 	if err != nil {
 		return "", err

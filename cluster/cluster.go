@@ -29,7 +29,13 @@ import (
 	"github.com/skiff-project/skiff/store/embedded"
 )
 
-// Cluster is a running all-in-one cluster: every component in this process.
+// step is one stage of a start.
+type step struct {
+	name string
+	run  func(context.Context) (detail string, err error)
+}
+
+// Cluster is what runs in this process: a whole cluster, or one node of one.
 type Cluster struct {
 	opts     Options
 	progress Progress
@@ -64,6 +70,8 @@ type Cluster struct {
 	informers     informers.SharedInformerFactory
 	network       *network.Network
 	runtime       *runtime.Runtime
+	wire          *network.Network // between the nodes of this machine; nil with one
+	nodes         []*nodeProcess   // the further ones
 
 	// Two layers, stopped in turn: the agents that use the API, then what serves it.
 	agents, servers *layer
@@ -107,10 +115,7 @@ func Up(ctx context.Context, opts Options, timeout time.Duration, progress Progr
 	ctx, c.abort = context.WithCancelCause(ctx)
 	ctx, cancel := context.WithTimeout(ctx, timeout)
 	defer cancel()
-	for _, s := range []struct {
-		name string
-		run  func(context.Context) (string, error)
-	}{
+	for _, s := range []step{
 		{"checks", func(context.Context) (string, error) { return c.prepare(opts) }},
 		{"certificates", c.ensureAssets},
 		{"store", c.startStore},
@@ -124,6 +129,9 @@ func Up(ctx context.Context, opts Options, timeout time.Duration, progress Progr
 		if err := progress.step(s.name, func() (string, error) { return s.run(ctx) }); err != nil {
 			return nil, err
 		}
+	}
+	if err := c.waitNodes(ctx); err != nil {
+		return nil, err
 	}
 	c.servers.wg.Go(func() { c.rest(c.servers.ctx) })
 	return c, nil
@@ -195,8 +203,10 @@ func (c *Cluster) stop() {
 	if c.runtime != nil {
 		errs = append(errs, c.runtime.Close(context.Background()))
 	}
-	if c.network != nil {
-		c.network.Close()
+	for _, n := range []*network.Network{c.network, c.wire} {
+		if n != nil {
+			n.Close()
+		}
 	}
 	if c.store != nil {
 		errs = append(errs, c.store.Close())
@@ -274,6 +284,11 @@ func (c *Cluster) detail(name string) string {
 		return fmt.Sprintf("127.0.0.1:%d", c.opts.EtcdPort)
 	case "kubelet":
 		return fmt.Sprintf("https://%s:%d", c.opts.NodeIP, c.opts.KubeletPort)
+	}
+	for _, p := range c.nodes {
+		if name == "node "+p.opts.NodeName {
+			return p.opts.NodeIP.String()
+		}
 	}
 	return ""
 }

@@ -9,6 +9,8 @@ import (
 	"net/http"
 	"net/url"
 	"os"
+	"path/filepath"
+	"sync"
 	"time"
 
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
@@ -92,6 +94,9 @@ func (c control) handler() http.Handler {
 	})
 	mux.HandleFunc("POST /images", func(w http.ResponseWriter, r *http.Request) {
 		names, err := c.images.LoadReader(r.Context(), r.Body)
+		if err == nil { // an answer before the end would look like a broken connection
+			_, err = io.Copy(io.Discard, r.Body)
+		}
 		reply(w, names, err)
 	})
 	mux.HandleFunc("POST /images/pull", func(w http.ResponseWriter, r *http.Request) {
@@ -122,54 +127,94 @@ func reply(w http.ResponseWriter, v any, err error) {
 	_ = json.NewEncoder(w).Encode(v) // the reader has gone: nobody to tell
 }
 
-// Client speaks to the live process of a data folder.
-type Client struct{ http *http.Client }
+// Client speaks to the live processes of a data folder: the first node's, and
+// for images those of the further nodes too.
+type Client struct{ nodes []nodeClient }
 
-// NewClient connects to the control socket of a data folder when first used.
+// nodeClient speaks to one process.
+type nodeClient struct{ http *http.Client }
+
+// NewClient connects to the control sockets of a data folder when first used.
 func NewClient(dataDir string) *Client {
-	path := Options{DataDir: dataDir}.ControlSocket()
-	dial := func(ctx context.Context, _, _ string) (net.Conn, error) {
-		conn, err := (&net.Dialer{}).DialContext(ctx, "unix", path)
-		if err != nil {
-			return nil, Problem{
-				What: "no cluster is running in " + dataDir,
-				Fix:  "start one with 'sudo skiff up -d', or name its folder with --data-dir",
+	o := Options{DataDir: dataDir}
+	sockets, _ := filepath.Glob(o.path("nodes", "[^.]*", filepath.Base(o.ControlSocket()))) // it fails on a bad pattern only
+	c := &Client{}
+	for _, path := range append([]string{o.ControlSocket()}, sockets...) {
+		dial := func(ctx context.Context, _, _ string) (net.Conn, error) {
+			conn, err := (&net.Dialer{}).DialContext(ctx, "unix", path)
+			if err != nil {
+				return nil, Problem{
+					What: "no cluster is running in " + filepath.Dir(path),
+					Fix:  "start one with 'sudo skiff up -d', or name its folder with --data-dir",
+				}
 			}
+			return conn, nil
 		}
-		return conn, nil
+		c.nodes = append(c.nodes, nodeClient{&http.Client{Transport: &http.Transport{DialContext: dial, DisableKeepAlives: true}}})
 	}
-	return &Client{&http.Client{Transport: &http.Transport{DialContext: dial, DisableKeepAlives: true}}}
+	return c
+}
+
+// each asks every node at once.
+func (c *Client) each(ask func(i int, n nodeClient) error) error {
+	var wg sync.WaitGroup
+	errs := make([]error, len(c.nodes))
+	for i, n := range c.nodes {
+		wg.Go(func() { errs[i] = ask(i, n) })
+	}
+	wg.Wait()
+	return errors.Join(errs...)
 }
 
 // Status asks for the cluster's state.
 func (c *Client) Status(ctx context.Context) (Status, error) {
 	var s Status
-	return s, c.call(ctx, http.MethodGet, "/status", nil, &s)
+	return s, c.nodes[0].call(ctx, http.MethodGet, "/status", nil, &s)
 }
 
-// Images lists local images.
+// Images lists the first node's images.
 func (c *Client) Images(ctx context.Context) ([]Image, error) {
 	var list []Image
-	return list, c.call(ctx, http.MethodGet, "/images", nil, &list)
+	return list, c.nodes[0].call(ctx, http.MethodGet, "/images", nil, &list)
 }
 
-// LoadImages sends an archive and returns the names loaded.
+// LoadImages sends an archive to every node and returns the names loaded.
 func (c *Client) LoadImages(ctx context.Context, archive io.Reader) ([]string, error) {
-	var names []string
-	return names, c.call(ctx, http.MethodPost, "/images", archive, &names)
+	names := make([][]string, len(c.nodes))
+	readers, writers := make([]*io.PipeReader, len(c.nodes)), make([]io.Writer, len(c.nodes))
+	for i := range c.nodes {
+		readers[i], writers[i] = io.Pipe()
+	}
+	go func() {
+		_, err := io.Copy(io.MultiWriter(writers...), archive)
+		for _, w := range writers {
+			w.(*io.PipeWriter).CloseWithError(err)
+		}
+	}()
+	err := c.each(func(i int, n nodeClient) error {
+		defer readers[i].CloseWithError(errors.New("another node took it no further"))
+		return n.call(ctx, http.MethodPost, "/images", readers[i], &names[i])
+	})
+	return names[0], err
 }
 
-// PullImage pulls an image from its registry.
+// PullImage pulls an image from its registry to every node.
 func (c *Client) PullImage(ctx context.Context, name string) (id string, err error) {
-	return id, c.call(ctx, http.MethodPost, "/images/pull?name="+url.QueryEscape(name), nil, &id)
+	ids := make([]string, len(c.nodes))
+	err = c.each(func(i int, n nodeClient) error {
+		return n.call(ctx, http.MethodPost, "/images/pull?name="+url.QueryEscape(name), nil, &ids[i])
+	})
+	return ids[0], err
 }
 
-// RemoveImage removes an image by name or ID.
+// RemoveImage removes an image by name or ID from every node.
 func (c *Client) RemoveImage(ctx context.Context, name string) error {
-	return c.call(ctx, http.MethodDelete, "/images?name="+url.QueryEscape(name), nil, nil)
+	return c.each(func(_ int, n nodeClient) error {
+		return n.call(ctx, http.MethodDelete, "/images?name="+url.QueryEscape(name), nil, nil)
+	})
 }
 
-func (c *Client) call(ctx context.Context, method, path string, body io.Reader, out any) error {
+func (c nodeClient) call(ctx context.Context, method, path string, body io.Reader, out any) error {
 	req, err := http.NewRequestWithContext(ctx, method, "http://skiff"+path, body)
 	if err != nil {
 		return err

@@ -49,7 +49,7 @@ func (c *Cluster) startControlPlane(ctx context.Context) (string, error) {
 	if err := errors.Join(c.ensureDNSService(ctx), c.writeStaticPods()); err != nil {
 		return "", err
 	}
-	return "controllers and scheduler started", nil
+	return "controllers and scheduler started", c.startNodes(ctx)
 }
 
 // startControllers runs the controllers of upstream's --controllers list (nil:

@@ -6,9 +6,11 @@ import (
 	"fmt"
 	"net/netip"
 	"os"
+	"sync"
 	"syscall"
 	"time"
 
+	"github.com/skiff-project/skiff/internal/innetns"
 	"github.com/skiff-project/skiff/network"
 	"github.com/skiff-project/skiff/proxy"
 	"github.com/skiff-project/skiff/runtime"
@@ -29,12 +31,17 @@ func Down(ctx context.Context, dataDir string, purge bool, progress Progress) er
 	if os.Geteuid() != 0 {
 		return Problem{What: "skiff down needs root", Fix: "sudo skiff down"}
 	}
+	further, err := nodesBelow(o)
+	if err != nil && !purge {
+		return err
+	}
 	for _, s := range []struct {
 		name string
 		when bool
 		run  func(context.Context, Options) (string, error)
 	}{
 		{"skiff", true, stopProcess},
+		{"further nodes", len(further) > 0, stopNodes(further, purge)},
 		{"pods", true, stopPods},
 		{"network", true, removeNetwork},
 		{"data", purge, removeData},
@@ -55,7 +62,7 @@ func stopProcess(ctx context.Context, o Options) (string, error) {
 	if pid == 0 {
 		return "not running", nil
 	}
-	if err := syscall.Kill(pid, syscall.SIGTERM); err != nil {
+	if err := syscall.Kill(pid, syscall.SIGTERM); err != nil && !errors.Is(err, syscall.ESRCH) {
 		return "", fmt.Errorf("end process %d: %w", pid, err)
 	}
 	wait, cancel := context.WithTimeout(ctx, stopTimeout)
@@ -75,6 +82,38 @@ func stopProcess(ctx context.Context, o Options) (string, error) {
 	return fmt.Sprintf("process %d killed after %s", pid, stopTimeout), poll(ctx, "the killed process to go", gone)
 }
 
+// stopNodes ends the further nodes' processes, which end with the first's if
+// they can, their pods and their networks.
+func stopNodes(nodes []Options, purge bool) func(context.Context, Options) (string, error) {
+	stop := func(ctx context.Context, o Options) error {
+		if _, err := stopProcess(ctx, o); err != nil {
+			return err
+		}
+		if _, err := stopPods(ctx, o); err != nil {
+			return err
+		}
+		// With the namespace go its interfaces, routes and tables.
+		err := errors.Join(innetns.Remove(o.netns()), os.RemoveAll(o.path("network")))
+		if err == nil && purge {
+			_, err = removeData(ctx, o)
+		}
+		return err
+	}
+	return func(ctx context.Context, _ Options) (string, error) {
+		var wg sync.WaitGroup
+		errs := make([]error, len(nodes))
+		for i, n := range nodes {
+			wg.Go(func() {
+				if err := stop(ctx, n); err != nil {
+					errs[i] = fmt.Errorf("node %s: %w", n.NodeName, err)
+				}
+			})
+		}
+		wg.Wait()
+		return fmt.Sprintf("%d stopped", len(nodes)), errors.Join(errs...)
+	}
+}
+
 // stopPods ends every container of the cluster; images stay.
 func stopPods(ctx context.Context, o Options) (string, error) {
 	r, err := runtime.New(runtimeConfig(o, nil, nil))
@@ -91,7 +130,7 @@ func stopPods(ctx context.Context, o Options) (string, error) {
 // removeNetwork takes bridge, veths, routes and nftables tables away; the next
 // start makes them anew.
 func removeNetwork(_ context.Context, o Options) (string, error) {
-	return o.Bridge() + " removed", errors.Join(network.Purge(networkConfig(o, nil)), proxy.Purge(o.Table("proxy"), ""))
+	return o.Bridge() + " removed", errors.Join(network.Purge(networkConfig(o, nil)), network.Purge(wireConfig(o, nil)), proxy.Purge(o.Table("proxy"), ""))
 }
 
 // removeData deletes the folder, after unmounting what is left in it.

@@ -119,6 +119,8 @@ func (c *Cluster) startNode(context.Context) (string, error) {
 	if err := c.startProxy(); err != nil {
 		return "", err
 	}
+	c.start(c.agents, "routes", c.keepRoutes)
+	c.informers.Core().V1().Nodes().Informer() // before the start of the factory, which keepRoutes would miss
 	c.informers.Start(c.agents.ctx.Done())
 	log, err := c.logs.logger("dns")
 	if err != nil {
@@ -242,6 +244,9 @@ func (c *Cluster) waitReady(ctx context.Context) (string, error) {
 	})
 	if err != nil {
 		return "", err
+	}
+	if c.api == nil {
+		return "node " + c.opts.NodeName, nil
 	}
 	return "node " + c.opts.NodeName, c.markControlPlane(ctx)
 }

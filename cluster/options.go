@@ -55,6 +55,13 @@ type Options struct {
 	// the same host. Default: empty for the default folder, else four hex
 	// digits made of the folder's path.
 	Suffix string `json:"suffix"`
+	// Nodes is how many nodes this machine plays, each but the first in a
+	// network namespace of its own. Default 1. It may grow from start to start.
+	Nodes int `json:"nodes,omitempty"`
+	// NodeCIDR holds the further nodes' addresses; its first is this
+	// machine's. Default 10.95.0.0/24, or the next lower /24 that nothing on
+	// this machine uses, once there is more than one node.
+	NodeCIDR netip.Prefix `json:"nodeCIDR,omitzero"`
 	// Applets are the program names Skiff's own image answers to besides
 	// kubectl and etcdctl. Default: none.
 	Applets []string `json:"-"`
@@ -118,7 +125,16 @@ func (o Options) resolve(claim func(netip.Prefix) bool) (Options, error) {
 	if err != nil {
 		return o, err
 	}
+	if o.Nodes != 0 && o.Nodes < kept.Nodes {
+		return o, Problem{
+			What: fmt.Sprintf("the cluster in %s has %d nodes and cannot be resumed with %d", o.DataDir, kept.Nodes, o.Nodes),
+			Fix:  fmt.Sprintf("leave out --nodes, or make the cluster anew: skiff down --purge --data-dir %s", o.DataDir),
+		}
+	}
 	o = o.over(kept)
+	if o.Nodes > 1 && !o.NodeCIDR.IsValid() {
+		o.NodeCIDR = freeRange(nodeRanges, claim)
+	}
 	if !o.PodCIDR.IsValid() {
 		o.PodCIDR = freeRange(podRanges, claim)
 	}
@@ -147,7 +163,7 @@ func (o Options) resolve(claim func(netip.Prefix) bool) (Options, error) {
 
 func defaults(dataDir string) Options {
 	o := Options{
-		APIPort: 6443, KubeletPort: 10250, EtcdPort: 2379,
+		APIPort: 6443, KubeletPort: 10250, EtcdPort: 2379, Nodes: 1,
 		Domain: "cluster.local",
 	}
 	if dataDir != DefaultDataDir {
@@ -176,6 +192,10 @@ func (o Options) over(base Options) Options {
 	set(&o.APIPort, base.APIPort)
 	set(&o.KubeletPort, base.KubeletPort)
 	set(&o.EtcdPort, base.EtcdPort)
+	set(&o.Nodes, base.Nodes)
+	if !o.NodeCIDR.IsValid() {
+		o.NodeCIDR = base.NodeCIDR
+	}
 	if !o.NodeIP.IsValid() {
 		o.NodeIP = base.NodeIP
 	}
@@ -188,7 +208,22 @@ func (o Options) over(base Options) Options {
 	return o
 }
 
+// maxNodes is how many a machine may play: more than that is hollow nodes' work.
+const maxNodes = 64
+
 func (o Options) validate() error {
+	if o.Nodes < 0 || o.Nodes > maxNodes {
+		return Problem{
+			What: fmt.Sprintf("%d nodes on one machine", o.Nodes),
+			Fix:  fmt.Sprintf("give 1 to %d with --nodes; 'skiff sim' adds simulated ones by the thousand", maxNodes),
+		}
+	}
+	if room := 1 << max(0, 24-o.PodCIDR.Bits()); o.Nodes > room {
+		return Problem{
+			What: fmt.Sprintf("pod CIDR %s has room for %d nodes, not %d: each takes a /24", o.PodCIDR, room, o.Nodes),
+			Fix:  "give a larger range with --pod-cidr",
+		}
+	}
 	if o.PodCIDR.Bits() > 24 || !o.PodCIDR.Addr().Is4() {
 		return Problem{
 			What: fmt.Sprintf("pod CIDR %s cannot be cut into a /24 per node", o.PodCIDR),

@@ -8,13 +8,20 @@ import (
 	"github.com/vishvananda/netlink"
 )
 
-// podRanges and serviceRanges are tried in turn: a second cluster on a machine
+// podRanges, nodeRanges and serviceRanges are tried in turn: a second cluster on a machine
 // gets ranges of its own.
 var (
 	podRanges = func() []netip.Prefix {
 		var list []netip.Prefix
 		for n := byte(244); n >= 224; n-- {
 			list = append(list, netip.PrefixFrom(netip.AddrFrom4([4]byte{10, n, 0, 0}), 16))
+		}
+		return list
+	}()
+	nodeRanges = func() []netip.Prefix {
+		var list []netip.Prefix
+		for n := byte(95); n >= 64; n-- {
+			list = append(list, netip.PrefixFrom(netip.AddrFrom4([4]byte{10, n, 0, 0}), 24))
 		}
 		return list
 	}()
@@ -63,8 +70,8 @@ func (c *claims) take(r netip.Prefix) bool {
 
 // check claims the ranges a cluster is to use, chosen now or kept from before.
 func (c *claims) check(o Options) error {
-	for _, r := range []netip.Prefix{o.PodCIDR, o.ServiceCIDR} {
-		if !c.take(r) {
+	for _, r := range []netip.Prefix{o.PodCIDR, o.ServiceCIDR, o.NodeCIDR} {
+		if r.IsValid() && !c.take(r) {
 			return Problem{
 				What: fmt.Sprintf("address range %s is in use by another cluster on this machine", r),
 				Fix:  "stop that cluster, or choose other ranges with --pod-cidr and --service-cidr",

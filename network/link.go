@@ -375,12 +375,12 @@ func (n *Network) deletePorts(match func(name string) bool) error {
 // syncRoutes makes the routes to other nodes' pods exactly those listed.
 func (n *Network) syncRoutes(routes []Route) error {
 	want := map[string]bool{}
+	var errs []error
 	for _, r := range routes {
 		dst := r.PodCIDR.Masked()
 		want[dst.String()] = true
-		nr := &netlink.Route{Dst: ipNet(dst), Gw: r.NodeIP.Unmap().AsSlice(), Protocol: routeProtocol}
-		if err := n.nl.RouteReplace(nr); err != nil {
-			return fmt.Errorf("route pods %s by node %s: %w", r.PodCIDR, r.NodeIP, err)
+		if err := n.routePods(dst, r.NodeIP.Unmap()); err != nil {
+			errs = append(errs, fmt.Errorf("route pods %s by node %s: %w", r.PodCIDR, r.NodeIP, err))
 		}
 	}
 	have, err := n.nl.RouteListFiltered(netlink.FAMILY_ALL, &netlink.Route{Protocol: routeProtocol}, netlink.RT_FILTER_PROTOCOL)
@@ -393,10 +393,24 @@ func (n *Network) syncRoutes(routes []Route) error {
 			continue
 		}
 		if err := n.nl.RouteDel(&have[i]); err != nil && !errors.Is(err, unix.ESRCH) {
-			return fmt.Errorf("delete route %s: %w", dst, err)
+			errs = append(errs, fmt.Errorf("delete route %s: %w", dst, err))
 		}
 	}
-	return nil
+	return errors.Join(errs...)
+}
+
+// routePods sends a node's pods to the node, or to the router on the way to
+// it, which must know the route as well.
+func (n *Network) routePods(dst netip.Prefix, node netip.Addr) error {
+	way, err := n.nl.RouteGet(node.AsSlice())
+	if err != nil {
+		return fmt.Errorf("the node's address cannot be reached: %w", err)
+	}
+	nr := &netlink.Route{Dst: ipNet(dst), Gw: node.AsSlice(), Protocol: routeProtocol}
+	if len(way) > 0 && len(way[0].Gw) > 0 {
+		nr.Gw, nr.LinkIndex = way[0].Gw, way[0].LinkIndex
+	}
+	return n.nl.RouteReplace(nr)
 }
 
 func (n *Network) inCluster(dst *net.IPNet) bool {

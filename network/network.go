@@ -307,7 +307,8 @@ func (n *Network) Reconcile(live []string) ([]string, error) {
 }
 
 // SetRoutes makes the host send the listed nodes' pods to those nodes, and removes routes
-// set before that are no longer listed. The nodes must be on a shared link.
+// set before that are no longer listed. A node must be on a shared link, or behind a router
+// that sends its pods to it. A route that cannot be made keeps no other from being made.
 func (n *Network) SetRoutes(routes []Route) error {
 	n.mu.Lock()
 	defer n.mu.Unlock()
