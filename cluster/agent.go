@@ -16,9 +16,7 @@ import (
 	"k8s.io/client-go/informers"
 	coreinformers "k8s.io/client-go/informers/core/v1"
 	"k8s.io/client-go/kubernetes"
-	"k8s.io/client-go/rest"
 	"k8s.io/client-go/tools/cache"
-	"k8s.io/client-go/tools/clientcmd"
 
 	"github.com/skiff-project/skiff/bootstrap"
 	"github.com/skiff-project/skiff/network"
@@ -92,14 +90,11 @@ func (c *Cluster) connect(context.Context) (string, error) {
 	if c.assets, err = bootstrap.LoadNode(c.opts.DataDir); err != nil {
 		return "", err
 	}
-	cfg, err := clientcmd.BuildConfigFromFlags("", c.assets.KubeletConf)
+	// No bound on requests: the server bounds itself.
+	cfg, err := Connection{Kubeconfig: c.assets.KubeletConf, QPS: -1}.config("node")
 	if err != nil {
 		return "", err
 	}
-	cfg.QPS = -1 // the server bounds itself
-	cfg.WarningHandler = rest.NoWarnings{}
-	cfg.ContentType, cfg.AcceptContentTypes = protobuf, protobuf+",application/json"
-	cfg.UserAgent = "skiff-node"
 	c.remote = cfg
 	if c.client, err = kubernetes.NewForConfig(c.config("")); err != nil {
 		return "", err
@@ -113,8 +108,6 @@ func (c *Cluster) connect(context.Context) (string, error) {
 	})
 	return cfg.Host, nil
 }
-
-const protobuf = "application/vnd.kubernetes.protobuf"
 
 // keepRoutes sends the pods of every other node to that node, as Nodes come,
 // change and go, until ctx ends.

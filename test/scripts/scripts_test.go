@@ -231,7 +231,8 @@ func contains(ts *testscript.TestScript, neg bool, args []string) {
 	}
 }
 
-// leftovers DATADIR fails if anything of a purged cluster is left.
+// leftovers DATADIR [SUFFIX] fails if anything of a purged cluster is left; by
+// the suffix of its names it finds interfaces and control groups too.
 func leftovers(ts *testscript.TestScript, neg bool, args []string) {
 	dir := args[0]
 	if exists(dir) {
@@ -242,6 +243,18 @@ func leftovers(ts *testscript.TestScript, neg bool, args []string) {
 	for _, line := range strings.Split(string(mounts), "\n") {
 		if strings.Contains(line, dir) {
 			ts.Fatalf("mount left: %s", line)
+		}
+	}
+	if len(args) > 1 {
+		links, err := os.ReadFile("/proc/net/dev")
+		ts.Check(err)
+		if strings.Contains(string(links), args[1]+":") {
+			ts.Fatalf("interface left:\n%s", links)
+		}
+		for _, pattern := range []string{"/sys/fs/cgroup/*", "/sys/fs/cgroup/*/*"} {
+			if left, _ := filepath.Glob(pattern + "-" + args[1] + "*"); len(left) > 0 {
+				ts.Fatalf("control groups left: %v", left)
+			}
 		}
 	}
 	cmdlines, _ := filepath.Glob("/proc/[0-9]*/cmdline")
