@@ -18,6 +18,7 @@ import (
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/runtime/schema"
 	"k8s.io/apimachinery/pkg/util/validation/field"
+	"k8s.io/kube-openapi/pkg/validation/spec"
 )
 
 // Object is any API object with metadata.
@@ -32,6 +33,7 @@ type Resource struct {
 	Name       string // plural, lower case: "pods"
 	Singular   string // "pod"
 	Kind       string // "Pod"
+	ListKind   string // empty: Kind with "List" after it
 	ShortNames []string
 	Categories []string // "all" and the like
 	Namespaced bool
@@ -52,6 +54,14 @@ type Resource struct {
 	// deletecollection, get, list, patch, update, watch. A resource with no
 	// storage (reviews) has just "create" and a Create function.
 	Verbs []string
+	// Codec stores objects in a form of its own, custom resources as JSON. Nil:
+	// protobuf, as upstream. DecodeJSON reads what another API server stored as JSON.
+	Codec      Codec
+	DecodeJSON func(value []byte) (Object, error)
+	// HashKind is the stored kind where StoredKind is not it (each version of a custom resource is a
+	// Resource). Revision changes whenever the resource's schema does; empty: never.
+	HashKind schema.GroupVersionKind
+	Revision string
 	// Create, when set, answers a POST without storing anything (token and
 	// access reviews). The API server supplies it by name; see
 	// apiserver.Config. Here it only marks the resource as virtual.
@@ -90,6 +100,13 @@ func (r *Resource) StoredKind() schema.GroupVersionKind {
 	return k
 }
 
+// Codec turns stored bytes into objects and back. Encode leaves the object
+// alone and keeps its resourceVersion out of the bytes.
+type Codec interface {
+	Decode(value []byte) (Object, error)
+	Encode(obj Object) ([]byte, error)
+}
+
 // Version is one served version of a resource.
 type Version struct {
 	Name    string // "v1"
@@ -102,6 +119,12 @@ type Version struct {
 	ToStorage   func(Object) (Object, error)
 	// Default fills unset fields of this version as upstream does; idempotent.
 	Default func(Object)
+	// Coerce, when set, fits a decoded object to the version's schema; with
+	// report it names the fields it dropped. Custom resources only.
+	Coerce func(obj Object, report bool) (unknown []string, err error)
+	// Model, when set, is the OpenAPI schema instead of the Go type's; open
+	// says that nothing may be added to it. The caller owns the schema.
+	Model func(v2 bool) (s *spec.Schema, open bool, err error)
 	// Deprecated, when set, is the warning text sent with every response.
 	Deprecated string
 }
@@ -173,4 +196,14 @@ type Scale struct {
 	Get func(obj Object) (autoscalingv1.ScaleSpec, autoscalingv1.ScaleStatus)
 	// Set writes spec.replicas.
 	Set func(obj Object, replicas int32)
+	// Missing, when set, tells why an object has no scale to show.
+	Missing func(obj Object) error
+}
+
+// List is the kind of the resource's lists.
+func (r *Resource) List() string {
+	if r.ListKind != "" {
+		return r.ListKind
+	}
+	return r.Kind + "List"
 }

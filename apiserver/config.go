@@ -26,9 +26,10 @@ import (
 	"github.com/skiff-project/skiff/apiserver/admission"
 	"github.com/skiff-project/skiff/apiserver/alloc"
 	"github.com/skiff-project/skiff/apiserver/connect"
-	"github.com/skiff-project/skiff/apiserver/discovery"
 	"github.com/skiff-project/skiff/apiserver/managed"
 	"github.com/skiff-project/skiff/apiserver/metrics"
+	"github.com/skiff-project/skiff/apiserver/openapidoc"
+	"github.com/skiff-project/skiff/apiserver/registry"
 	"github.com/skiff-project/skiff/auth"
 	"github.com/skiff-project/skiff/auth/rbac/policy"
 	"github.com/skiff-project/skiff/auth/serviceaccount"
@@ -168,11 +169,11 @@ type Server struct {
 	codec     *codec.Codec
 	endpoints map[string]*endpoint // by group/version/resource
 	stores    map[string]*endpoint // by group/resource: the one with the stored version
-	discovery discovery.Groups
+	customs   customs
 	reader    *Reader
 	services  *alloc.Services
 	managed   *managed.Fields
-	openapi   openAPI
+	openapi   openapidoc.Cache
 	proxy     *connect.Proxy
 	metrics   *metrics.Metrics
 
@@ -205,11 +206,19 @@ func New(cfg Config) (*Server, error) {
 	if err := s.buildEndpoints(); err != nil {
 		return nil, err
 	}
+	s.openDefinitions()
 	if s.reader, err = NewReader(cfg.Store, cfg.Resources); err != nil {
 		return nil, err
 	}
-	s.discovery = discovery.New(s.cfg.Resources)
 	return s, s.openAllocator()
+}
+
+// Reader reads stored objects for authorizers and admission plugins.
+type Reader = registry.Reader
+
+// NewReader returns a reader over the store; resources without storage are left out.
+func NewReader(s store.Store, resources []*api.Resource) (*Reader, error) {
+	return registry.NewReader(s, resources)
 }
 
 // Reader reads stored objects; admission plugins and authorizers use it.

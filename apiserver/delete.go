@@ -91,7 +91,7 @@ func queryDeleteOptions(c *call, opts *metav1.DeleteOptions) error {
 }
 
 func (s *Server) delete(c *call) {
-	out, err := negotiate(c.req, c.query, true)
+	out, err := c.negotiate(true)
 	if err != nil {
 		s.fail(c, err)
 		return
@@ -137,7 +137,7 @@ var returnsDeleted = map[string]bool{
 }
 
 func (s *Server) deleteCollection(c *call) {
-	out, err := negotiate(c.req, c.query, true)
+	out, err := c.negotiate(true)
 	if err != nil {
 		s.fail(c, err)
 		return

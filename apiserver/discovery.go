@@ -20,7 +20,7 @@ func (s *Server) serveDiscovery(c *call) bool {
 	if parts[0] != "api" && parts[0] != "apis" || c.req.Method != http.MethodGet && c.req.Method != http.MethodHead {
 		return false
 	}
-	d := s.discovery
+	d := s.served().groups
 	switch {
 	case len(parts) == 1 && wantsAggregated(c.req) != "":
 		s.aggregated(c, parts[0] == "api")
@@ -65,7 +65,7 @@ func (s *Server) legacyVersions(c *call) *metav1.APIVersions {
 }
 
 func (s *Server) resourceList(c *call, group, version string) bool {
-	l := s.discovery.Resources(group, version)
+	l := s.served().groups.Resources(group, version)
 	if l == nil {
 		return false
 	}
@@ -96,8 +96,9 @@ func wantsAggregated(req *http.Request) string {
 func (s *Server) aggregated(c *call, legacy bool) {
 	l := &apidiscoveryv2.APIGroupDiscoveryList{}
 	l.SetGroupVersionKind(apidiscoveryv2.SchemeGroupVersion.WithKind("APIGroupDiscoveryList"))
-	for i := range s.discovery {
-		if g := &s.discovery[i]; (g.Name == "") == legacy {
+	groups := s.served().groups
+	for i := range groups {
+		if g := &groups[i]; (g.Name == "") == legacy {
 			l.Items = append(l.Items, g.Aggregated())
 		}
 	}

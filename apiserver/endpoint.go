@@ -3,13 +3,17 @@ package apiserver
 import (
 	"fmt"
 	"slices"
+	"time"
 
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime/schema"
 
 	"github.com/skiff-project/skiff/api"
+	"github.com/skiff-project/skiff/api/apiextensions"
 	"github.com/skiff-project/skiff/apiserver/discovery"
 	"github.com/skiff-project/skiff/apiserver/managed"
 	"github.com/skiff-project/skiff/apiserver/registry"
+	"github.com/skiff-project/skiff/object/codec"
 )
 
 // endpoint is one resource in one served version.
@@ -27,7 +31,14 @@ type endpoint struct {
 	// formNames name this endpoint's encodings among those shared per version; true is protobuf.
 	formNames map[bool]string
 	fields    *managed.Type
+	codec     *codec.Codec    // of this endpoint's bodies; nil: the built-in types'
+	gone      <-chan struct{} // closed when the endpoint is served no more; nil: never
+	// terminating says that no object may be created any more.
+	terminating bool
 }
+
+// custom tells whether the objects are custom resources: JSON, with no protobuf form.
+func (e *endpoint) custom() bool { return e.res.Codec != nil }
 
 func key3(group, version, resource string) string { return group + "/" + version + "/" + resource }
 
@@ -49,6 +60,9 @@ func (s *Server) buildEndpoints() error {
 				return fmt.Errorf("resource %s is listed twice", k)
 			}
 			s.endpoints[k] = e
+			if res.Group == apiextensions.Group { // whose types client-go does not know
+				e.codec, e.fields.Deduced = codec.New(apiextensions.Scheme()), true
+			}
 			if gr := res.Group + "/" + res.Name; s.stores[gr] == nil || e.verbatim {
 				s.stores[gr] = e
 			}
@@ -77,10 +91,10 @@ func newEndpoint(res *api.Resource, ver *api.Version, reg *registry.Registry) *e
 		subs: map[string]*api.Subresource{},
 	}
 	e.apiV = e.kind.GroupVersion().String()
-	e.formNames = map[bool]string{false: e.apiV + ";json", true: e.apiV + ";protobuf"}
+	e.formNames = map[bool]string{false: e.apiV + ";json" + res.Revision, true: e.apiV + ";protobuf"}
 	if reg != nil {
 		e.storedV = reg.Kind().GroupVersion().String()
-		e.verbatim = ver.FromStorage == nil
+		e.verbatim = ver.FromStorage == nil && res.Codec == nil
 		e.fields = &managed.Type{Resource: res, Version: ver, Kind: e.kind, Stored: reg.Kind(), New: reg.New}
 	}
 	for i := range res.Subresources {
@@ -92,6 +106,11 @@ func newEndpoint(res *api.Resource, ver *api.Version, reg *registry.Registry) *e
 // registryConfig adds what single resources need besides their strategy.
 func (s *Server) registryConfig(res *api.Resource) registry.Config {
 	c := registry.Config{Resource: res, Store: s.cfg.Store, Clock: s.cfg.Clock}
+	if res.Group == apiextensions.Group {
+		// The first request to delete a definition only begins it: its instances go first.
+		c.MayRemove = func(obj api.Object) bool { return obj.GetDeletionTimestamp() != nil }
+		c.Marked = s.beginDeletion
+	}
 	if res.Group != "" {
 		return c
 	}
@@ -104,7 +123,18 @@ func (s *Server) registryConfig(res *api.Resource) registry.Config {
 	return c
 }
 
-func (e *endpoint) serves(verb string) bool { return slices.Contains(discovery.Verbs(e.res), verb) }
+func (s *Server) beginDeletion(obj api.Object) {
+	if crd, ok := obj.(*apiextensions.CRD); ok {
+		crd.DeletionGracePeriodSeconds = nil
+		apiextensions.BeginDeletion(crd, metav1.NewTime(s.cfg.Clock.Now().Truncate(time.Second)))
+	}
+}
+
+// serves tells whether a verb is answered; of a custom resource being deleted
+// more are than discovery tells.
+func (e *endpoint) serves(verb string) bool {
+	return e.custom() || slices.Contains(discovery.Verbs(e.res), verb)
+}
 
 // served converts a stored object to this endpoint's version and sets its kind.
 func (e *endpoint) served(obj api.Object) (api.Object, error) {

@@ -214,6 +214,9 @@ func (s *Server) route(c *call) {
 	if (i.Prefix == "api") != (i.Group == "") {
 		c.ep = nil
 	}
+	if c.ep == nil {
+		c.ep = s.customEndpoint(c)
+	}
 	if c.ep == nil || i.Namespace != "" && !c.ep.res.Namespaced && i.Resource != "namespaces" {
 		s.notFoundPath(c)
 		return

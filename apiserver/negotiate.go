@@ -30,14 +30,24 @@ type output struct {
 	pretty  bool
 }
 
+// negotiate picks the response format of a request on a resource: custom
+// resources have no protobuf form, only their metadata has.
+func (c *call) negotiate(transforms bool) (output, error) {
+	return negotiateFor(c.req, c.query, transforms, c.ep != nil && c.ep.custom())
+}
+
 // negotiate picks the response format from the Accept header. transforms
 // tells whether Table and PartialObjectMetadata can be made here.
 func negotiate(req *http.Request, query url.Values, transforms bool) (output, error) {
+	return negotiateFor(req, query, transforms, false)
+}
+
+func negotiateFor(req *http.Request, query url.Values, transforms, custom bool) (output, error) {
 	header := req.Header.Get("Accept")
-	switch header {
-	case "":
+	switch {
+	case header == "":
 		return output{media: codec.JSON, pretty: wantsPretty(req, query)}, nil
-	case codec.Protobuf:
+	case header == codec.Protobuf && !custom:
 		return output{media: codec.Protobuf}, nil
 	}
 	if len(header) > 4096 {
@@ -49,7 +59,7 @@ func negotiate(req *http.Request, query url.Values, transforms bool) (output, er
 			continue
 		}
 		o, ok := acceptParams(media, clause.Params, transforms)
-		if !ok {
+		if !ok || custom && o.media == codec.Protobuf && o.shape == shapePlain {
 			continue
 		}
 		o.pretty = o.pretty || o.media == codec.JSON && wantsPretty(req, query)

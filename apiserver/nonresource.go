@@ -64,7 +64,7 @@ func (s *Server) index(c *call) {
 		"/.well-known/openid-configuration", "/api", "/api/v1", "/apis", "/healthz", "/healthz/etcd", "/healthz/ping", "/livez", "/livez/etcd", "/livez/ping",
 		"/metrics", "/openapi/v2", "/openapi/v3", "/openid/v1/jwks", "/readyz", "/readyz/etcd", "/readyz/ping", "/version",
 	}
-	for _, g := range s.discovery {
+	for _, g := range s.served().groups {
 		if g.Name == "" {
 			continue
 		}

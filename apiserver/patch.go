@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"mime"
 	"net/http"
+	"slices"
 	"strings"
 
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
@@ -51,9 +52,13 @@ func (s *Server) parsePatch(c *call) (*patchRequest, error) {
 			}
 		}
 	}
-	if p.kind == "" {
+	accepted := patchTypes
+	if c.ep.custom() { // no strategy is known for the fields of a custom resource
+		accepted = slices.DeleteFunc(slices.Clone(patchTypes), func(t string) bool { return t == string(types.StrategicMergePatchType) })
+	}
+	if !slices.Contains(accepted, string(p.kind)) {
 		return nil, statusError(http.StatusUnsupportedMediaType, metav1.StatusReasonUnsupportedMediaType,
-			"the body of the request was in an unknown format - accepted media types include: "+strings.Join(patchTypes, ", "))
+			"the body of the request was in an unknown format - accepted media types include: "+strings.Join(accepted, ", "))
 	}
 	if p.body, err = readBody(c.req); err != nil {
 		return nil, err
@@ -99,7 +104,7 @@ func (p *patchRequest) parseApply() error {
 }
 
 func (s *Server) patch(c *call) {
-	out, err := negotiate(c.req, c.query, true)
+	out, err := c.negotiate(true)
 	if err != nil {
 		s.fail(c, err)
 		return
@@ -196,7 +201,7 @@ func (s *Server) mergePatch(c *call, p *patchRequest, current, obj api.Object) (
 	if len(merged) > 2*MaxBody {
 		return nil, "", apierrors.NewRequestEntityTooLargeError(fmt.Sprintf("the patched object has %d bytes, limit is %d", len(merged), 2*MaxBody))
 	}
-	got, gvk, err := s.codec.Decode(codec.Request{Media: codec.JSON, Strict: p.strict(), Body: merged, Want: c.ep.kind}, obj)
+	got, gvk, err := s.decode(c.ep, codec.Request{Media: codec.JSON, Strict: p.strict(), Body: merged, Want: c.ep.kind}, obj)
 	if err != nil {
 		strict, ok := runtime.AsStrictDecodingError(err)
 		if !ok {
@@ -226,6 +231,11 @@ func (s *Server) applied(c *call, p *patchRequest, sub string, old api.Object) (
 	obj, err := s.managed.Apply(c.ep.fields, sub, old, config, managed.Apply{Manager: p.manager, Force: p.force != nil && *p.force})
 	if status := apierrors.APIStatus(nil); err != nil && !errors.As(err, &status) {
 		err = &registry.ClientFault{Message: err.Error()} // a field the schema does not have, for one
+	}
+	if err == nil && c.ep.ver.Coerce != nil {
+		if _, err = c.ep.ver.Coerce(obj, false); err == nil {
+			c.ep.ver.Default(obj)
+		}
 	}
 	if err != nil {
 		return nil, err

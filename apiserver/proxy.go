@@ -247,9 +247,18 @@ func (s *Server) podTarget(c *call, scheme, name, port string) (connect.Target, 
 
 // serviceTarget picks one ready endpoint of a service port, by name or number.
 func (s *Server) serviceTarget(c *call, scheme, name, port string) (connect.Target, error) {
-	obj, err := s.reader.Get("", "services", c.info.Namespace, name)
+	host, err := s.serviceHost(c.info.Namespace, name, port)
 	if err != nil {
 		return connect.Target{}, err
+	}
+	return connect.Target{URL: &url.URL{Scheme: scheme, Host: host}, TLS: s.cfg.ProxyTLS}, nil
+}
+
+// serviceHost is the address of one ready endpoint of a service port.
+func (s *Server) serviceHost(namespace, name, port string) (string, error) {
+	obj, err := s.reader.Get("", "services", namespace, name)
+	if err != nil {
+		return "", err
 	}
 	svc := obj.(*corev1.Service)
 	if n, err := strconv.ParseInt(port, 10, 64); err == nil {
@@ -261,12 +270,12 @@ func (s *Server) serviceTarget(c *call, scheme, name, port string) (connect.Targ
 			}
 		}
 		if !found {
-			return connect.Target{}, apierrors.NewServiceUnavailable(fmt.Sprintf("no service port %d found for service %q", n, name))
+			return "", apierrors.NewServiceUnavailable(fmt.Sprintf("no service port %d found for service %q", n, name))
 		}
 	}
-	list, err := s.reader.List("discovery.k8s.io", "endpointslices", c.info.Namespace)
+	list, err := s.reader.List("discovery.k8s.io", "endpointslices", namespace)
 	if err != nil {
-		return connect.Target{}, err
+		return "", err
 	}
 	var hosts []string
 	for _, o := range list {
@@ -276,7 +285,7 @@ func (s *Server) serviceTarget(c *call, scheme, name, port string) (connect.Targ
 		}
 	}
 	if len(hosts) == 0 {
-		return connect.Target{}, apierrors.NewServiceUnavailable(fmt.Sprintf("no endpoints available for service %q", name))
+		return "", apierrors.NewServiceUnavailable(fmt.Sprintf("no endpoints available for service %q", name))
 	}
-	return connect.Target{URL: &url.URL{Scheme: scheme, Host: hosts[rand.IntN(len(hosts))]}, TLS: s.cfg.ProxyTLS}, nil
+	return hosts[rand.IntN(len(hosts))], nil
 }

@@ -2,6 +2,7 @@ package apiserver
 
 import (
 	"fmt"
+	"slices"
 	"strconv"
 
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
@@ -9,6 +10,7 @@ import (
 	"k8s.io/apimachinery/pkg/apis/meta/internalversion"
 	internalvalidation "k8s.io/apimachinery/pkg/apis/meta/internalversion/validation"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
 	"k8s.io/apimachinery/pkg/labels"
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/runtime/schema"
@@ -22,7 +24,7 @@ import (
 )
 
 func (s *Server) get(c *call) {
-	out, err := negotiate(c.req, c.query, true)
+	out, err := c.negotiate(true)
 	if err != nil {
 		s.fail(c, err)
 		return
@@ -53,9 +55,10 @@ func (s *Server) encodeItem(c *call, out output, it registry.Item) ([]byte, erro
 	if it.KV != nil && out.media == codec.Protobuf {
 		raw := wire.Raw(it.KV.Value)
 		switch {
+		case raw == nil:
 		case out.shape == shapePartial:
 			return wire.AppendObject(nil, metaGV(out), "PartialObjectMetadata", wire.MetadataOnly(raw), it.ResourceVersion), nil
-		case c.ep.verbatim && raw != nil:
+		case c.ep.verbatim:
 			return wire.AppendObject(nil, c.ep.apiV, c.ep.kind.Kind, raw, it.ResourceVersion), nil
 		}
 	}
@@ -95,7 +98,13 @@ func objectMeta(obj api.Object) *metav1.ObjectMeta {
 			return m
 		}
 	}
-	return &metav1.ObjectMeta{Name: obj.GetName(), Namespace: obj.GetNamespace()}
+	meta := &metav1.ObjectMeta{Name: obj.GetName(), Namespace: obj.GetNamespace()}
+	if u, ok := obj.(*unstructured.Unstructured); ok {
+		if m, ok := u.Object["metadata"].(map[string]any); ok {
+			runtime.DefaultUnstructuredConverter.FromUnstructured(m, meta) //nolint:errcheck // Coerce has made it fit
+		}
+	}
+	return meta
 }
 
 // listOptions are the query parameters of list, watch and deletecollection.
@@ -154,7 +163,7 @@ func (o *listOptions) validate() error {
 }
 
 func (s *Server) list(c *call) {
-	out, err := negotiate(c.req, c.query, true)
+	out, err := c.negotiate(true)
 	if err != nil {
 		s.fail(c, err)
 		return
@@ -179,11 +188,12 @@ func (s *Server) list(c *call) {
 
 func (s *Server) encodePage(c *call, out output, page registry.Page) ([]byte, error) {
 	lmeta := wire.ListMeta{ResourceVersion: strconv.FormatInt(page.Revision, 10), Continue: page.Continue, Remaining: page.Remaining}
+	stored := out.media == codec.Protobuf && !slices.ContainsFunc(page.Items, func(kv *store.KV) bool { return !wire.IsProtobuf(kv.Value) })
 	switch {
-	case out.media == codec.Protobuf && out.shape == shapePartial:
+	case stored && out.shape == shapePartial:
 		return wire.AppendList(nil, metaGV(out), "PartialObjectMetadataList", lmeta, stamped(page.Items, wire.MetadataOnly)), nil
-	case out.media == codec.Protobuf && c.ep.verbatim:
-		return wire.AppendList(nil, c.ep.apiV, c.ep.kind.Kind+"List", lmeta, stamped(page.Items, nil)), nil
+	case stored && c.ep.verbatim:
+		return wire.AppendList(nil, c.ep.apiV, c.ep.res.List(), lmeta, stamped(page.Items, nil)), nil
 	case out.media == codec.JSON && !out.pretty && out.shape == shapePlain:
 		return s.listJSON(c, lmeta, page.Items)
 	}
@@ -223,7 +233,9 @@ func typedList(e *endpoint, objs []api.Object, lm metav1.ListMeta) (runtime.Obje
 		if err != nil {
 			return nil, err
 		}
-		o.GetObjectKind().SetGroupVersionKind(schema.GroupVersionKind{})
+		if !e.custom() {
+			o.GetObjectKind().SetGroupVersionKind(schema.GroupVersionKind{})
+		}
 		items[i] = o
 	}
 	if err := meta.SetList(l, items); err != nil {
@@ -234,7 +246,7 @@ func typedList(e *endpoint, objs []api.Object, lm metav1.ListMeta) (runtime.Obje
 		a.SetContinue(lm.Continue)
 		a.SetRemainingItemCount(lm.RemainingItemCount)
 	}
-	l.GetObjectKind().SetGroupVersionKind(e.kind.GroupVersion().WithKind(e.kind.Kind + "List"))
+	l.GetObjectKind().SetGroupVersionKind(e.kind.GroupVersion().WithKind(e.res.List()))
 	return l, nil
 }
 
@@ -266,7 +278,7 @@ func (s *Server) listJSON(c *call, meta wire.ListMeta, items []*store.KV) ([]byt
 	if err != nil {
 		return nil, err
 	}
-	buf := fmt.Appendf(nil, `{"kind":"%sList","apiVersion":%q,"metadata":%s,"items":[`, c.ep.kind.Kind, c.ep.apiV, lm[:len(lm)-1])
+	buf := fmt.Appendf(nil, `{"kind":%q,"apiVersion":%q,"metadata":%s,"items":[`, c.ep.res.List(), c.ep.apiV, lm[:len(lm)-1])
 	for i, kv := range items {
 		if i > 0 {
 			buf = append(buf, ',')
@@ -278,7 +290,8 @@ func (s *Server) listJSON(c *call, meta wire.ListMeta, items []*store.KV) ([]byt
 	return append(buf, "]}\n"...), nil
 }
 
-// appendBareJSON appends an object without kind and apiVersion, as list items are.
+// appendBareJSON appends an object without kind and apiVersion, as list items
+// are; custom resources keep theirs.
 func (e *endpoint) appendBareJSON(buf []byte, it registry.Item) ([]byte, error) {
 	obj, err := e.reg.Object(it)
 	if err == nil && e.ver.FromStorage != nil {
@@ -287,7 +300,9 @@ func (e *endpoint) appendBareJSON(buf []byte, it registry.Item) ([]byte, error) 
 	if err != nil {
 		return nil, err
 	}
-	obj.GetObjectKind().SetGroupVersionKind(schema.GroupVersionKind{})
+	if !e.custom() {
+		obj.GetObjectKind().SetGroupVersionKind(schema.GroupVersionKind{})
+	}
 	buf, err = codec.AppendJSON(buf, obj)
 	if err != nil {
 		return nil, err

@@ -40,7 +40,7 @@ func (s *Server) serveReview(c *call) {
 		s.notImplemented(c)
 		return
 	}
-	out, err := negotiate(c.req, c.query, false)
+	out, err := c.negotiate(false)
 	if err != nil {
 		s.fail(c, err)
 		return

@@ -28,6 +28,9 @@ func (s *Server) Run(ctx context.Context) error {
 	wg.Go(func() { s.bootstrapLoop(ctx) })
 	wg.Go(func() { s.compactLoop(ctx) })
 	wg.Go(func() { s.repairLoop(ctx) })
+	if s.customs.Table != nil {
+		wg.Go(func() { s.customs.Run(ctx) })
+	}
 	if s.cfg.TLS == nil {
 		s.ready.Store(true)
 		<-ctx.Done()

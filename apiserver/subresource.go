@@ -26,6 +26,10 @@ import (
 // serveSubresource routes a request on a subresource.
 func (s *Server) serveSubresource(c *call) {
 	sub := c.ep.subs[c.info.Subresource]
+	if sub == nil && c.ep.custom() {
+		s.fail(c, apierrors.NewNotFound(c.ep.gr, c.info.Name))
+		return
+	}
 	if sub == nil || c.ep.reg == nil {
 		s.notFoundPath(c)
 		return
@@ -78,7 +82,7 @@ func (s *Server) serveView(c *call, sub *api.Subresource) {
 		s.fail(c, err)
 		return
 	}
-	out, err := negotiate(c.req, c.query, true)
+	out, err := c.negotiate(true)
 	if err != nil {
 		s.fail(c, err)
 		return
@@ -113,7 +117,7 @@ func scaleOf(obj api.Object, sc *api.Scale) *autoscalingv1.Scale {
 }
 
 func (s *Server) serveScale(c *call, sub *api.Subresource) {
-	out, err := negotiate(c.req, c.query, false)
+	out, err := c.negotiate(false)
 	if err != nil {
 		s.fail(c, err)
 		return
@@ -130,6 +134,11 @@ func (s *Server) serveScale(c *call, sub *api.Subresource) {
 	var obj api.Object
 	if err == nil {
 		obj, err = c.ep.reg.Object(it)
+	}
+	if err == nil && sub.Scale.Missing != nil {
+		if missing := sub.Scale.Missing(obj); missing != nil {
+			err = apierrors.NewInternalError(missing)
+		}
 	}
 	if err != nil {
 		s.fail(c, err)
@@ -218,7 +227,7 @@ func (s *Server) patchScale(c *call, p *patchRequest, old *autoscalingv1.Scale) 
 		return out, nil
 	}
 	scaleEP := *c.ep
-	scaleEP.kind = scaleKind
+	scaleEP.kind, scaleEP.codec = scaleKind, nil
 	sub := *c
 	sub.ep = &scaleEP
 	out := &autoscalingv1.Scale{}
@@ -237,7 +246,7 @@ func (s *Server) success(c *call, out output, code int) {
 // subCreate is the common beginning of POST on a subresource: it decodes and
 // admits the body.
 func (s *Server) subCreate(c *call, kind schema.GroupVersionKind, body api.Object) (output, writeOptions, error) {
-	out, err := negotiate(c.req, c.query, false)
+	out, err := c.negotiate(false)
 	if err != nil {
 		return out, writeOptions{}, err
 	}

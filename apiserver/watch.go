@@ -30,7 +30,7 @@ func streamType(media string) string {
 }
 
 func (s *Server) watch(c *call) {
-	out, err := negotiate(c.req, c.query, true)
+	out, err := c.negotiate(true)
 	if err != nil || out.media == codec.YAML {
 		err = notAcceptable(codec.JSON+";stream=watch", codec.Protobuf+";stream=watch")
 	}
@@ -107,6 +107,12 @@ func (st *stream) run(w *registry.Watch, initialEnd bool, timeout time.Duration)
 	go func() {
 		select {
 		case <-st.s.stopping:
+			cancel()
+		case <-st.c.ep.gone: // what is left to tell is told within a second
+			select {
+			case <-st.s.cfg.Clock.After(time.Second):
+			case <-ctx.Done():
+			}
 			cancel()
 		case <-ctx.Done():
 		}

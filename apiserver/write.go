@@ -2,6 +2,7 @@ package apiserver
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"net/http"
 	"strings"
@@ -9,6 +10,7 @@ import (
 	rbacv1 "k8s.io/api/rbac/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
 	metavalidation "k8s.io/apimachinery/pkg/apis/meta/v1/validation"
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/runtime/schema"
@@ -66,7 +68,7 @@ func (s *Server) decodeBody(c *call, o writeOptions, want schema.GroupVersionKin
 		return err
 	}
 	r := codec.Request{Media: media, Strict: o.strict(), Body: body, Want: want}
-	obj, gvk, err := s.codec.Decode(r, into)
+	obj, gvk, err := s.decode(c.ep, r, into)
 	if err != nil {
 		strict, ok := runtime.AsStrictDecodingError(err)
 		if !ok || obj == nil || o.validation == metav1.FieldValidationStrict {
@@ -80,8 +82,40 @@ func (s *Server) decodeBody(c *call, o writeOptions, want schema.GroupVersionKin
 	if obj != into {
 		return apierrors.NewBadRequest(fmt.Sprintf("the object provided is unrecognized: the kind in the data (%s) does not match the expected kind (%s)", gvk.Kind, want.Kind))
 	}
+	if u, ok := obj.(*unstructured.Unstructured); ok && gvk.Kind != want.Kind {
+		return apierrors.NewInvalid(schema.GroupKind{Group: want.Group, Kind: gvk.Kind}, u.GetName(), field.ErrorList{
+			field.Invalid(field.NewPath("kind"), gvk.Kind, "must be "+want.Kind)})
+	}
 	obj.GetObjectKind().SetGroupVersionKind(want)
 	return nil
+}
+
+// decode decodes a body; one of the endpoint's own kind is fitted to its schema.
+func (s *Server) decode(ep *endpoint, r codec.Request, into runtime.Object) (runtime.Object, *schema.GroupVersionKind, error) {
+	if r.Want != ep.kind || ep.codec == nil {
+		return s.codec.Decode(r, into)
+	}
+	got, gvk, err := ep.codec.Decode(r, into)
+	obj, ok := got.(api.Object)
+	strict, isStrict := runtime.AsStrictDecodingError(err)
+	if !ok || ep.ver.Coerce == nil || err != nil && !isStrict {
+		return got, gvk, err
+	}
+	unknown, bad := ep.ver.Coerce(obj, r.Strict)
+	if bad != nil {
+		return nil, gvk, bad
+	}
+	var errs []error
+	if isStrict {
+		errs = strict.Errors()
+	}
+	for _, f := range unknown {
+		errs = append(errs, fmt.Errorf("unknown field %q", f))
+	}
+	if len(errs) > 0 {
+		return got, gvk, runtime.NewStrictDecodingError(errs)
+	}
+	return got, gvk, nil
 }
 
 // warnStrict sends unknown and duplicate fields as warnings.
@@ -178,7 +212,7 @@ func (s *Server) writeOf(c *call, options runtime.Object, dryRun bool) registry.
 }
 
 func (s *Server) create(c *call) {
-	out, err := negotiate(c.req, c.query, true)
+	out, err := c.negotiate(true)
 	if err != nil {
 		s.fail(c, err)
 		return
@@ -237,7 +271,15 @@ func (s *Server) createObject(c *call, o writeOptions, options *metav1.CreateOpt
 		return registry.Item{}, err
 	}
 	dedupOwners(c, obj, true)
+	if c.ep.terminating {
+		return registry.Item{}, forbidCreate(c, obj.GetName())
+	}
 	return c.ep.reg.Create(c.ctx(), s.writeOf(c, options, o.isDryRun()), r.Object)
+}
+
+// forbidCreate is the answer while a definition and its objects are being deleted.
+func forbidCreate(c *call, name string) error {
+	return apierrors.NewForbidden(c.ep.gr, name, errors.New("create not allowed while custom resource definition is terminating"))
 }
 
 // checkNamespace compares the body's namespace with the URL's.
@@ -264,7 +306,7 @@ func checkName(c *call, obj api.Object) error {
 }
 
 func (s *Server) update(c *call) {
-	out, err := negotiate(c.req, c.query, true)
+	out, err := c.negotiate(true)
 	if err != nil {
 		s.fail(c, err)
 		return
@@ -326,6 +368,9 @@ func (s *Server) admitUpdate(ctx context.Context, c *call, o writeOptions, obj, 
 		obj = r.Object
 	}
 	dedupOwners(c, obj, true)
+	if old == nil && c.ep.terminating {
+		return nil, forbidCreate(c, obj.GetName())
+	}
 	return obj, nil
 }
 

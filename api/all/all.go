@@ -6,6 +6,7 @@ import (
 
 	"github.com/skiff-project/skiff/api"
 	"github.com/skiff-project/skiff/api/admissionregistration"
+	"github.com/skiff-project/skiff/api/apiextensions"
 	"github.com/skiff-project/skiff/api/apps"
 	"github.com/skiff-project/skiff/api/authentication"
 	"github.com/skiff-project/skiff/api/authorization"
@@ -49,6 +50,7 @@ func Resources() []*api.Resource {
 		flowcontrol.Resources(),
 		apps.Resources(),
 		admissionregistration.Resources(),
+		apiextensions.Resources(),
 		events.Resources(),
 		resource.Resources(),
 	)

@@ -152,7 +152,7 @@ func (b *Builder) Models() map[string]*spec.Schema {
 	m := newModels(true, b.rules)
 	for _, r := range b.cfg.Resources {
 		for _, v := range r.Versions {
-			m.addKind(reflect.TypeOf(v.New()).Elem(), r.Group, v.Name, r.Kind)
+			m.addResource(r, &v)
 		}
 	}
 	return pointers(m.defs)

@@ -24,6 +24,7 @@ type operation struct {
 	in, out                        string // definition names; "" for none
 	created                        bool   // may answer 201
 	plain                          bool   // answers plain text
+	custom                         bool   // on custom resources
 }
 
 type param struct{ name, kind, about string }
@@ -69,12 +70,8 @@ type set struct {
 // operations lists the operations of one resource in one version, by path.
 func operations(m *models, r *api.Resource, v api.Version) map[string][]operation {
 	s := &set{m: m, r: r, version: v.Name, paths: map[string][]operation{}}
-	kind := m.addKind(reflect.TypeOf(v.New()).Elem(), r.Group, v.Name, r.Kind)
-	list := ""
-	if v.NewList != nil {
-		list = m.addKind(reflect.TypeOf(v.NewList()).Elem(), r.Group, v.Name, r.Kind+"List")
-	}
-	s.base = operation{tag: s.tag(), group: r.Group, version: v.Name, kind: r.Kind}
+	kind, list := m.addResource(r, &v)
+	s.base = operation{tag: s.tag(), group: r.Group, version: v.Name, kind: r.Kind, custom: r.Codec != nil}
 	root := "/apis/" + r.Group + "/" + v.Name
 	if r.Group == "" {
 		root = "/api/" + v.Name
@@ -97,15 +94,32 @@ func operations(m *models, r *api.Resource, v api.Version) map[string][]operatio
 	return s.paths
 }
 
+// addResource adds the definitions of a resource and, where it has them, of its lists.
+func (m *models) addResource(r *api.Resource, v *api.Version) (kind, list string) {
+	if v.Model != nil {
+		return m.addCustom(r, v)
+	}
+	kind = m.addKind(reflect.TypeOf(v.New()).Elem(), r.Group, v.Name, r.Kind)
+	if v.NewList != nil {
+		list = m.addKind(reflect.TypeOf(v.NewList()).Elem(), r.Group, v.Name, r.List())
+	}
+	return kind, list
+}
+
 func (s *set) serves(verb string) bool {
 	return s.r.Verbs == nil || slices.Contains(s.r.Verbs, verb)
 }
 
 // scope is the group and version in the names of operations: "CoreV1".
 func (s *set) scope() string {
-	group, _, _ := strings.Cut(s.r.Group, ".")
+	group, rest, _ := strings.Cut(s.r.Group, ".")
 	if group == "" {
 		group = "core"
+	}
+	if s.r.Codec != nil { // anybody may name a group, so the whole name tells them apart
+		for part := range strings.SplitSeq(rest, ".") {
+			group += strings.ToUpper(part[:min(len(part), 1)]) + part[min(len(part), 1):]
+		}
 	}
 	return strings.ToUpper(group[:1]) + group[1:] + strings.ToUpper(s.version[:1]) + s.version[1:]
 }

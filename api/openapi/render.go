@@ -27,6 +27,9 @@ func (o *operation) extensions() spec.Extensions {
 
 func (o *operation) consumes() []string {
 	if o.method == "patch" && o.action == "patch" {
+		if o.custom {
+			return []string{patchTypes[0], patchTypes[1], patchTypes[3]}
+		}
 		return patchTypes
 	}
 	return []string{"*/*"}
@@ -36,6 +39,8 @@ func (o *operation) produces() []string {
 	switch {
 	case o.plain:
 		return []string{"*/*"}
+	case o.custom:
+		return objectTypes[:2]
 	case o.action == "list":
 		return append(append([]string{}, objectTypes...), watchTypes...)
 	}

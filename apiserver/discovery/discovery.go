@@ -154,7 +154,10 @@ func SubVerbs(sub *api.Subresource) []string {
 
 // storageHash is upstream's opaque hash of the storage version.
 func storageHash(r *api.Resource) string {
-	k := r.StoredKind()
+	k := r.HashKind
+	if k.Empty() {
+		k = r.StoredKind()
+	}
 	sum := sha256.Sum256(fmt.Appendf(nil, "%s/%s/%s", k.Group, k.Version, k.Kind))
 	return base64.StdEncoding.EncodeToString(sum[:8])
 }

@@ -17,6 +17,7 @@ import (
 
 	"github.com/skiff-project/skiff/api"
 	"github.com/skiff-project/skiff/api/all"
+	"github.com/skiff-project/skiff/api/apiextensions"
 )
 
 // types are all stored types, as the server describes them.
@@ -25,7 +26,7 @@ func types() []*Type {
 	for _, r := range all.Resources() {
 		for i := range r.Versions {
 			v := &r.Versions[i]
-			if r.Virtual || v.ToStorage != nil {
+			if r.Virtual || v.ToStorage != nil || r.Group == apiextensions.Group { // deduced
 				continue
 			}
 			kind := schema.GroupVersionKind{Group: r.Group, Version: v.Name, Kind: r.Kind}

@@ -30,6 +30,107 @@ type Type struct {
 	// Sharing are the other resources stored as the same kind: managers may
 	// have written to the object through them.
 	Sharing []*api.Resource
+	// Deduced says that client-go has no schema of the type: lists are owned as a whole.
+	Deduced bool
+	// Custom, when set, makes the manager of a custom resource, whose types only its definition knows.
+	Custom *Custom
+}
+
+// Custom is a custom resource to the field manager. Its managers live as long as it does.
+type Custom struct {
+	Kinds     []schema.GroupVersionKind // of all versions
+	HasStatus func(version string) bool
+	// Types makes the converter to typed values, when first needed.
+	Types func() (managedfields.TypeConverter, error)
+	// Convert changes an object's version; it may change its argument.
+	Convert func(obj *unstructured.Unstructured, version string) (*unstructured.Unstructured, error)
+	// Default fills in defaults.
+	Default func(api.Object)
+
+	mu    sync.Mutex
+	bySub map[string]*managedfields.FieldManager
+}
+
+// manager returns the manager for a subresource.
+func (c *Custom) manager(typ *Type, sub string) (*managedfields.FieldManager, error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if m := c.bySub[sub]; m != nil {
+		return m, nil
+	}
+	types, err := c.Types()
+	if err != nil {
+		return nil, err
+	}
+	conv := customConverter{c}
+	m, err := managedfields.NewDefaultCRDFieldManager(types, conv, conv, conv, typ.Kind, typ.Kind.GroupVersion(), sub, c.resetFields(sub))
+	if err == nil {
+		if c.bySub == nil {
+			c.bySub = map[string]*managedfields.FieldManager{}
+		}
+		c.bySub[sub] = m
+	}
+	return m, err
+}
+
+func (c *Custom) resetFields(sub string) map[fieldpath.APIVersion]fieldpath.Filter {
+	out := map[fieldpath.APIVersion]fieldpath.Filter{}
+	for _, k := range c.Kinds {
+		set := fieldpath.NewSet()
+		switch {
+		case !c.HasStatus(k.Version):
+			continue
+		case sub == "status":
+			set.Insert(fieldpath.MakePathOrDie("metadata"))
+			set.Insert(fieldpath.MakePathOrDie("spec"))
+		case sub == "":
+			set.Insert(fieldpath.MakePathOrDie("status"))
+		default:
+			continue
+		}
+		out[fieldpath.APIVersion(k.GroupVersion().String())] = fieldpath.NewExcludeSetFilter(set)
+	}
+	return out
+}
+
+// customConverter converts between the versions of a custom resource for the field manager.
+type customConverter struct{ c *Custom }
+
+// ConvertToVersion implements runtime.ObjectConvertor.
+func (v customConverter) ConvertToVersion(in runtime.Object, target runtime.GroupVersioner) (runtime.Object, error) {
+	u, ok := in.(*unstructured.Unstructured)
+	kind, known := target.KindForGroupVersionKinds([]schema.GroupVersionKind{in.GetObjectKind().GroupVersionKind()})
+	if !ok || !known {
+		return nil, fmt.Errorf("%T is not suitable for converting to %q", in, target)
+	}
+	if u.GroupVersionKind() == kind {
+		return u, nil // the library only reads it
+	}
+	return v.c.Convert(u.DeepCopy(), kind.Version)
+}
+
+// Convert implements runtime.ObjectConvertor.
+func (v customConverter) Convert(in, out, context any) error {
+	return fmt.Errorf("conversion of %T into %T is not supported", in, out)
+}
+
+// ConvertFieldLabel implements runtime.ObjectConvertor.
+func (v customConverter) ConvertFieldLabel(_ schema.GroupVersionKind, label, value string) (string, string, error) {
+	return label, value, nil
+}
+
+// Default implements runtime.ObjectDefaulter.
+func (v customConverter) Default(in runtime.Object) {
+	if obj, ok := in.(api.Object); ok {
+		v.c.Default(obj)
+	}
+}
+
+// New implements runtime.ObjectCreater.
+func (v customConverter) New(kind schema.GroupVersionKind) (runtime.Object, error) {
+	u := &unstructured.Unstructured{Object: map[string]any{}}
+	u.SetGroupVersionKind(kind)
+	return u, nil
 }
 
 // resources are all resources the stored objects are served as.
@@ -78,6 +179,9 @@ func New() *Fields {
 }
 
 func (f *Fields) get(typ *Type, sub string) (*managedfields.FieldManager, error) {
+	if typ.Custom != nil {
+		return typ.Custom.manager(typ, sub)
+	}
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	key := managerKey{typ, sub}
@@ -86,7 +190,11 @@ func (f *Fields) get(typ *Type, sub string) (*managedfields.FieldManager, error)
 	}
 	conv := versionConverter{typ}
 	hub := typ.Stored.GroupVersion()
-	m, err := managedfields.NewDefaultFieldManager(f.converter(), conv, conv, conv, typ.Kind, hub, sub, resetFields(typ, sub))
+	types := managedfields.NewDeducedTypeConverter()
+	if !typ.Deduced {
+		types = f.converter()
+	}
+	m, err := managedfields.NewDefaultFieldManager(types, conv, conv, conv, typ.Kind, hub, sub, resetFields(typ, sub))
 	if err == nil {
 		f.byKey[key] = m
 	}
@@ -118,7 +226,7 @@ func resetFields(typ *Type, sub string) map[fieldpath.APIVersion]fieldpath.Filte
 func (f *Fields) Update(typ *Type, sub string, old, obj api.Object, manager string) api.Object {
 	kind := typ.Stored
 	obj.GetObjectKind().SetGroupVersionKind(kind)
-	if old == nil && sub == "" && f.first(typ, obj, manager) {
+	if old == nil && sub == "" && typ.Custom == nil && !typ.Deduced && f.first(typ, obj, manager) {
 		return obj
 	}
 	return f.update(typ, sub, old, obj, manager)

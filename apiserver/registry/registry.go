@@ -132,6 +132,18 @@ func (r *Registry) Object(it Item) (api.Object, error) {
 }
 
 func (r *Registry) decode(kv *store.KV) (api.Object, error) {
+	read := r.Resource.DecodeJSON
+	if c := r.Resource.Codec; c != nil {
+		read = c.Decode
+	}
+	if read != nil && !wire.IsProtobuf(kv.Value) {
+		obj, err := read(kv.Value)
+		if err != nil {
+			return nil, apierrors.NewInternalError(err)
+		}
+		obj.SetResourceVersion(strconv.FormatInt(kv.ModRevision, 10))
+		return obj, nil
+	}
 	obj := r.New()
 	m, ok := obj.(interface{ Unmarshal([]byte) error })
 	if !ok {
@@ -150,6 +162,13 @@ func (r *Registry) decode(kv *store.KV) (api.Object, error) {
 
 // encode seals obj for storage; its resourceVersion is not part of the bytes.
 func (r *Registry) encode(obj api.Object) ([]byte, error) {
+	if c := r.Resource.Codec; c != nil {
+		value, err := c.Encode(obj)
+		if err != nil {
+			return nil, apierrors.NewInternalError(err)
+		}
+		return value, nil
+	}
 	m, ok := obj.(wire.Message)
 	if !ok {
 		return nil, apierrors.NewInternalError(fmt.Errorf("type %T has no protobuf form", obj))

@@ -7,6 +7,7 @@ import (
 	stdjson "encoding/json"
 	"fmt"
 
+	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured/unstructuredscheme"
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/runtime/schema"
 	"k8s.io/apimachinery/pkg/runtime/serializer/json"
@@ -26,16 +27,32 @@ const (
 // Codec decodes and encodes the types of one scheme. It is immutable and safe
 // for concurrent use.
 type Codec struct {
-	scheme                             *runtime.Scheme
+	types                              types
 	json, jsonStrict, yaml, yamlStrict *json.Serializer
 }
 
+// types makes objects and knows their kinds.
+type types interface {
+	runtime.ObjectCreater
+	runtime.ObjectTyper
+}
+
 // New returns a codec for the types in scheme.
-func New(scheme *runtime.Scheme) *Codec {
+func New(scheme *runtime.Scheme) *Codec { return with(scheme) }
+
+// Unstructured returns a codec for objects of any kind as maps: JSON and YAML only.
+func Unstructured() *Codec {
+	return with(struct {
+		runtime.ObjectCreater
+		runtime.ObjectTyper
+	}{unstructuredscheme.NewUnstructuredCreator(), unstructuredscheme.NewUnstructuredObjectTyper()})
+}
+
+func with(t types) *Codec {
 	mk := func(yaml, strict bool) *json.Serializer {
-		return json.NewSerializerWithOptions(json.DefaultMetaFactory, scheme, scheme, json.SerializerOptions{Yaml: yaml, Strict: strict})
+		return json.NewSerializerWithOptions(json.DefaultMetaFactory, t, t, json.SerializerOptions{Yaml: yaml, Strict: strict})
 	}
-	return &Codec{scheme: scheme, json: mk(false, false), jsonStrict: mk(false, true), yaml: mk(true, false), yamlStrict: mk(true, true)}
+	return &Codec{types: t, json: mk(false, false), jsonStrict: mk(false, true), yaml: mk(true, false), yamlStrict: mk(true, true)}
 }
 
 // Request is one body to decode.
@@ -72,6 +89,9 @@ func (c *Codec) Decode(r Request, into runtime.Object) (runtime.Object, *schema.
 // decodeFast decodes JSON of the expected kind in one pass. Everything out of
 // the ordinary is left to the serializer, for its error texts; done is false then.
 func decodeFast(r Request, into runtime.Object) (_ runtime.Object, _ *schema.GroupVersionKind, err error, done bool) {
+	if _, ok := into.(runtime.Unstructured); ok {
+		return nil, nil, nil, false
+	}
 	var strict []error
 	if r.Strict {
 		strict, err = kjson.UnmarshalStrict(r.Body, into)
@@ -119,7 +139,7 @@ func (c *Codec) decodeProtobuf(r Request, into runtime.Object) (runtime.Object, 
 	}
 	target := into
 	if gvk != r.Want {
-		if target, err = c.scheme.New(gvk); err != nil {
+		if target, err = c.types.New(gvk); err != nil {
 			return nil, &gvk, err
 		}
 	}

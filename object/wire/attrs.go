@@ -1,6 +1,7 @@
 package wire
 
 import (
+	"encoding/json"
 	"sync"
 	"sync/atomic"
 	"weak"
@@ -25,12 +26,32 @@ func (a *Attrs) Labels(value []byte) Pairs {
 	if p := a.labels.Load(); p != nil {
 		return *p
 	}
-	pairs, err := Labels(Raw(value))
+	var pairs []Pair
+	var err error
+	if IsProtobuf(value) {
+		pairs, err = Labels(Raw(value))
+	} else {
+		pairs, err = jsonLabels(value)
+	}
 	if err != nil {
 		pairs = nil // unreadable objects match no label selector
 	}
 	a.labels.Store(&pairs)
 	return pairs
+}
+
+// jsonLabels returns the labels of an object stored as JSON.
+func jsonLabels(value []byte) (pairs []Pair, err error) {
+	var obj struct {
+		Metadata struct {
+			Labels map[string]string `json:"labels"`
+		} `json:"metadata"`
+	}
+	err = json.Unmarshal(value, &obj)
+	for k, v := range obj.Metadata.Labels {
+		pairs = append(pairs, Pair{k, v})
+	}
+	return pairs, err
 }
 
 // fieldSet is the selectable fields as one resource names them; two resources
@@ -43,11 +64,12 @@ type fieldSet struct {
 // Fields returns the selectable fields as owner (a pointer) names them,
 // calling compute the first time.
 func (a *Attrs) Fields(owner any, compute func() []Pair) Pairs {
-	if p := a.fields.Load(); p != nil && p.owner == owner {
+	p := a.fields.Load()
+	if p != nil && p.owner == owner {
 		return p.pairs
 	}
 	pairs := compute()
-	a.fields.CompareAndSwap(nil, &fieldSet{owner, pairs})
+	a.fields.CompareAndSwap(p, &fieldSet{owner, pairs})
 	return pairs
 }
 

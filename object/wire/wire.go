@@ -406,3 +406,29 @@ func grow(dst []byte, n int) []byte {
 	copy(out, dst)
 	return out
 }
+
+// Without returns a copy of a message that lacks the field at path (field
+// numbers, each but the last of a message field, wherever it occurs).
+func Without(msg []byte, path ...uint64) ([]byte, error) {
+	out := make([]byte, 0, len(msg))
+	for len(msg) > 0 {
+		tag, val, rest, ok := next(msg)
+		if !ok {
+			return nil, ErrMalformed
+		}
+		whole := msg[:len(msg)-len(rest)]
+		switch msg = rest; {
+		case tag>>3 != path[0]:
+			out = append(out, whole...)
+		case len(path) > 1:
+			inner, err := Without(val, path[1:]...)
+			if err != nil {
+				return nil, err
+			}
+			out = appendUvarint(out, tag)
+			out = appendUvarint(out, uint64(len(inner)))
+			out = append(out, inner...)
+		}
+	}
+	return out, nil
+}

@@ -1,9 +1,10 @@
-package apiserver
+package registry
 
 import (
 	"context"
 	"fmt"
 	"slices"
+	"strings"
 	"sync"
 
 	corev1 "k8s.io/api/core/v1"
@@ -12,7 +13,7 @@ import (
 	"k8s.io/apimachinery/pkg/runtime/schema"
 
 	"github.com/skiff-project/skiff/api"
-	"github.com/skiff-project/skiff/apiserver/registry"
+	"github.com/skiff-project/skiff/api/customresource"
 	"github.com/skiff-project/skiff/store"
 )
 
@@ -21,7 +22,8 @@ import (
 // that policy read on every request is decoded once. It implements
 // admission.Reader. What it returns is shared and must not be changed.
 type Reader struct {
-	regs  map[string]*registry.Registry
+	store store.Store
+	regs  map[string]*Registry
 	mu    sync.Mutex
 	gets  map[string]readerEntry
 	lists map[string]readerList
@@ -46,12 +48,12 @@ const (
 
 // NewReader returns a reader over the store; resources without storage are left out.
 func NewReader(s store.Store, resources []*api.Resource) (*Reader, error) {
-	r := &Reader{regs: map[string]*registry.Registry{}, gets: map[string]readerEntry{}, lists: map[string]readerList{}}
+	r := &Reader{store: s, regs: map[string]*Registry{}, gets: map[string]readerEntry{}, lists: map[string]readerList{}}
 	for _, res := range resources {
 		if res.Virtual {
 			continue
 		}
-		reg, err := registry.New(registry.Config{Resource: res, Store: s})
+		reg, err := New(Config{Resource: res, Store: s})
 		if err != nil {
 			return nil, err
 		}
@@ -60,8 +62,11 @@ func NewReader(s store.Store, resources []*api.Resource) (*Reader, error) {
 	return r, nil
 }
 
-func (r *Reader) registry(group, resource string) (*registry.Registry, error) {
+func (r *Reader) of(group, resource string) (*Registry, error) {
 	reg := r.regs[group+"/"+resource]
+	if reg == nil && strings.Contains(group, ".") {
+		return New(Config{Resource: customresource.Unread(group, resource), Store: r.store})
+	}
 	if reg == nil {
 		return nil, apierrors.NewInternalError(fmt.Errorf("no resource %s is stored", schema.GroupResource{Group: group, Resource: resource}))
 	}
@@ -70,7 +75,7 @@ func (r *Reader) registry(group, resource string) (*registry.Registry, error) {
 
 // Get returns one object, or an API NotFound error.
 func (r *Reader) Get(group, resource, namespace, name string) (api.Object, error) {
-	reg, err := r.registry(group, resource)
+	reg, err := r.of(group, resource)
 	if err != nil {
 		return nil, err
 	}
@@ -99,11 +104,11 @@ func (r *Reader) Get(group, resource, namespace, name string) (api.Object, error
 
 // List returns the objects of a namespace, or of all with an empty one.
 func (r *Reader) List(group, resource, namespace string) ([]api.Object, error) {
-	reg, err := r.registry(group, resource)
+	reg, err := r.of(group, resource)
 	if err != nil {
 		return nil, err
 	}
-	page, err := reg.List(context.Background(), registry.ListOptions{Selection: registry.Selection{Namespace: namespace}})
+	page, err := reg.List(context.Background(), ListOptions{Selection: Selection{Namespace: namespace}})
 	if err != nil {
 		return nil, err
 	}
@@ -123,7 +128,7 @@ func (r *Reader) List(group, resource, namespace string) ([]api.Object, error) {
 		if objs[i] = known[kv]; objs[i] != nil {
 			continue
 		}
-		if objs[i], err = reg.Object(registry.Item{KV: kv, ResourceVersion: kv.ModRevision}); err != nil {
+		if objs[i], err = reg.Object(Item{KV: kv, ResourceVersion: kv.ModRevision}); err != nil {
 			return nil, err
 		}
 	}
@@ -141,17 +146,17 @@ func (r *Reader) List(group, resource, namespace string) ([]api.Object, error) {
 // Select returns the objects a field selector matches; fields are decoded
 // once per stored version, objects only if they match.
 func (r *Reader) Select(group, resource, namespace string, sel fields.Selector) ([]api.Object, error) {
-	reg, err := r.registry(group, resource)
+	reg, err := r.of(group, resource)
 	if err != nil {
 		return nil, err
 	}
-	page, err := reg.List(context.Background(), registry.ListOptions{Selection: registry.Selection{Namespace: namespace, Fields: sel}})
+	page, err := reg.List(context.Background(), ListOptions{Selection: Selection{Namespace: namespace, Fields: sel}})
 	if err != nil {
 		return nil, err
 	}
 	objs := make([]api.Object, len(page.Items))
 	for i, kv := range page.Items {
-		if objs[i], err = reg.Object(registry.Item{KV: kv, ResourceVersion: kv.ModRevision}); err != nil {
+		if objs[i], err = reg.Object(Item{KV: kv, ResourceVersion: kv.ModRevision}); err != nil {
 			return nil, err
 		}
 	}
@@ -162,12 +167,12 @@ func (r *Reader) Select(group, resource, namespace string, sel fields.Selector) 
 // q's resourceVersion, else it answers a Conflict. It implements
 // admission.QuotaUpdater.
 func (r *Reader) UpdateQuotaStatus(ctx context.Context, q *corev1.ResourceQuota) error {
-	reg, err := r.registry("", "resourcequotas")
+	reg, err := r.of("", "resourcequotas")
 	if err != nil {
 		return err
 	}
-	_, _, err = reg.Update(ctx, registry.Update{
-		Write: registry.Write{Namespace: q.Namespace, Name: q.Name}, View: &api.View{},
+	_, _, err = reg.Update(ctx, Update{
+		Write: Write{Namespace: q.Namespace, Name: q.Name}, View: &api.View{},
 		Change: func(_ context.Context, old api.Object) (api.Object, error) {
 			stored, ok := old.(*corev1.ResourceQuota)
 			if !ok {

@@ -1,0 +1,153 @@
+package apiextensions
+
+import (
+	"fmt"
+	"net/url"
+	"slices"
+	"strings"
+
+	"k8s.io/apiextensions-apiserver/pkg/apis/apiextensions"
+	"k8s.io/apimachinery/pkg/util/validation"
+	"k8s.io/apimachinery/pkg/util/validation/field"
+	"k8s.io/client-go/transport"
+)
+
+// reviewVersions are the versions of ConversionReview the server can send.
+var reviewVersions = []string{"v1", "v1beta1"}
+
+func knownReview(versions []string) bool {
+	return slices.ContainsFunc(versions, func(v string) bool { return slices.Contains(reviewVersions, v) })
+}
+
+func (l *specChecks) checkConversion(p *field.Path) {
+	c := l.spec.Conversion
+	if c == nil {
+		return
+	}
+	if c.Strategy != apiextensions.NoneConverter && (l.spec.PreserveUnknownFields == nil || *l.spec.PreserveUnknownFields) {
+		l.Invalid(p.Child("strategy"), c.Strategy, "must be None if spec.preserveUnknownFields is true")
+	}
+	hook, versions := p.Child("webhookClientConfig"), p.Child("conversionReviewVersions")
+	switch c.Strategy {
+	case apiextensions.WebhookConverter:
+		if c.WebhookClientConfig == nil {
+			l.Required(hook, "required when strategy is set to Webhook")
+		} else {
+			l.checkClient(hook, c.WebhookClientConfig)
+		}
+		l.checkReviews(versions, c.ConversionReviewVersions)
+		return
+	case apiextensions.NoneConverter:
+	case "":
+		l.Required(p.Child("strategy"), "")
+	default:
+		l.Add(field.ErrorList{field.NotSupported(p.Child("strategy"), c.Strategy, []string{"None", "Webhook"})})
+	}
+	l.ForbidIf(hook, c.WebhookClientConfig != nil, "should not be set when strategy is not set to Webhook")
+	l.ForbidIf(versions, len(c.ConversionReviewVersions) > 0, "should not be set when strategy is not set to Webhook")
+}
+
+func (l *specChecks) checkReviews(p *field.Path, versions []string) {
+	if len(versions) == 0 {
+		l.Required(p, "")
+		return
+	}
+	for i, v := range versions {
+		if slices.Contains(versions[:i], v) {
+			l.Invalid(p.Index(i), v, "duplicate version")
+			continue
+		}
+		l.Messages(p.Index(i), v, validation.IsDNS1035Label(v))
+	}
+	required := l.old == nil || l.old.Spec.Conversion == nil || len(l.old.Spec.Conversion.ConversionReviewVersions) == 0 || knownReview(l.old.Spec.Conversion.ConversionReviewVersions)
+	if required && !knownReview(versions) {
+		l.Invalid(p, versions, "must include at least one of "+strings.Join(reviewVersions, ", "))
+	}
+}
+
+func (l *specChecks) checkClient(p *field.Path, c *apiextensions.WebhookClientConfig) {
+	switch {
+	case (c.URL == nil) == (c.Service == nil):
+		l.Required(p, "exactly one of url or service is required")
+	case c.URL != nil:
+		l.checkURL(p.Child("url"), *c.URL)
+	default:
+		l.checkService(p.Child("service"), c.Service)
+	}
+	if len(c.CABundle) > 0 && !l.mayKeepBadCA() {
+		if err := checkCABundle(c.CABundle); err != nil {
+			l.Invalid(p.Child("caBundle"), c.CABundle, err.Error())
+		}
+	}
+}
+
+// mayKeepBadCA: until the definition is established, or where it was bad before.
+func (l *specChecks) mayKeepBadCA() bool {
+	if l.old == nil || !apiextensions.IsCRDConditionTrue(l.old, apiextensions.Established) {
+		return true
+	}
+	c := l.old.Spec.Conversion
+	return c != nil && c.WebhookClientConfig != nil && len(c.WebhookClientConfig.CABundle) > 0 && checkCABundle(c.WebhookClientConfig.CABundle) != nil
+}
+
+func checkCABundle(pem []byte) error {
+	_, err := transport.TLSConfigFor(&transport.Config{TLS: transport.TLSConfig{CAData: pem}})
+	return err
+}
+
+func (l *specChecks) checkURL(p *field.Path, text string) {
+	const form = "; desired format: https://host[/path]"
+	u, err := url.Parse(text)
+	if err != nil {
+		l.Required(p, "url must be a valid URL: "+err.Error()+form)
+		return
+	}
+	if u.Scheme != "https" {
+		l.Invalid(p, u.Scheme, "'https' is the only allowed URL scheme"+form)
+	}
+	if u.Host == "" {
+		l.Invalid(p, u.Host, "host must be specified"+form)
+	}
+	if u.User != nil {
+		l.Invalid(p, u.User.String(), "user information is not permitted in the URL")
+	}
+	if u.Fragment != "" {
+		l.Invalid(p, u.Fragment, "fragments are not permitted in the URL")
+	}
+	if u.RawQuery != "" {
+		l.Invalid(p, u.RawQuery, "query parameters are not permitted in the URL")
+	}
+}
+
+func (l *specChecks) checkService(p *field.Path, s *apiextensions.ServiceReference) {
+	// Upstream hands name and namespace over the wrong way round; its messages name the other field.
+	if s.Namespace == "" {
+		l.Required(p.Child("name"), "")
+	}
+	if s.Name == "" {
+		l.Required(p.Child("namespace"), "")
+	}
+	if errs := validation.IsValidPortNum(int(s.Port)); errs != nil {
+		l.Invalid(p.Child("port"), s.Port, "port is not valid: "+strings.Join(errs, ", "))
+	}
+	if s.Path == nil || *s.Path == "" || *s.Path == "/" {
+		return
+	}
+	at, path := p.Child("path"), *s.Path
+	if path == "//" {
+		l.Invalid(at, path, "segment[0] may not be empty")
+		return
+	}
+	if path[0] != '/' {
+		l.Invalid(at, path, "must start with a '/'")
+	}
+	for i, step := range strings.Split(strings.TrimSuffix(path[1:], "/"), "/") {
+		if step == "" {
+			l.Invalid(at, path, fmt.Sprintf("segment[%d] may not be empty", i))
+			continue
+		}
+		for _, msg := range validation.IsDNS1123Subdomain(step) {
+			l.Invalid(at, path, fmt.Sprintf("segment[%d]: %v", i, msg))
+		}
+	}
+}

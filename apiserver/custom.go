@@ -1,0 +1,107 @@
+package apiserver
+
+import (
+	"slices"
+	"sync"
+
+	"k8s.io/apimachinery/pkg/util/managedfields"
+
+	"github.com/skiff-project/skiff/api"
+	"github.com/skiff-project/skiff/api/apiextensions"
+	"github.com/skiff-project/skiff/api/openapi"
+	"github.com/skiff-project/skiff/apiserver/definitions"
+	"github.com/skiff-project/skiff/apiserver/discovery"
+	"github.com/skiff-project/skiff/apiserver/managed"
+	"github.com/skiff-project/skiff/apiserver/registry"
+	"github.com/skiff-project/skiff/object/codec"
+	"github.com/skiff-project/skiff/store"
+)
+
+// customs are the resources stored CustomResourceDefinitions make.
+type customs struct {
+	*definitions.Table // nil: definitions are not served
+	codec              *codec.Codec
+	mu                 sync.Mutex
+	shown              *shown
+}
+
+// shown is everything discovery and OpenAPI show.
+type shown struct {
+	kvs       []*store.KV
+	groups    discovery.Groups
+	resources []*api.Resource
+}
+
+func (s *Server) openDefinitions() {
+	s.customs.codec = codec.Unstructured()
+	if ep := s.stores[definitions.Key]; ep != nil {
+		s.customs.Table = definitions.New(definitions.Config{
+			Store: s.cfg.Store, Clock: s.cfg.Clock, Log: s.cfg.Log, Registry: ep.reg, Build: s.buildCustom,
+			Dial: s.cfg.Dial, Host: s.serviceHost, Body: 4 * MaxBody,
+		})
+	}
+}
+
+// served returns what is served now; the same pointer while nothing changes.
+func (s *Server) served() *shown {
+	var kvs []*store.KV
+	if s.customs.Table != nil {
+		kvs, _ = s.customs.Stored(s.background()) // without a store nothing else works either
+	}
+	s.customs.mu.Lock()
+	defer s.customs.mu.Unlock()
+	t := s.customs.shown
+	if t != nil && slices.Equal(t.kvs, kvs) {
+		return t
+	}
+	t = &shown{kvs: kvs, resources: slices.Clip(s.cfg.Resources)}
+	if s.customs.Table != nil {
+		for _, e := range s.customs.Entries(kvs) {
+			if e.Serving != nil && apiextensions.Published(e.CRD) {
+				t.resources = append(t.resources, e.Def.Resources...)
+			}
+		}
+	}
+	t.groups = discovery.New(t.resources)
+	s.customs.shown = t
+	return t
+}
+
+// buildCustom makes the endpoints of a definition's served versions.
+func (s *Server) buildCustom(e *definitions.Entry) (any, error) {
+	endpoints := map[string]*endpoint{}
+	for _, res := range e.Def.Resources {
+		reg, err := registry.New(s.registryConfig(res))
+		if err != nil {
+			return nil, err
+		}
+		ep := newEndpoint(res, &res.Versions[0], reg)
+		ep.codec, ep.gone, ep.terminating = s.customs.codec, e.Gone, apiextensions.Terminating(e.CRD)
+		def := e.Def
+		ep.fields.Custom = &managed.Custom{Kinds: def.Kinds(), HasStatus: def.Status, Convert: def.To, Default: ep.ver.Default}
+		ep.fields.Custom.Types = func() (managedfields.TypeConverter, error) {
+			return openapi.TypeConverter(def.All(), def.Outline.Spec.PreserveUnknownFields)
+		}
+		endpoints[ep.ver.Name] = ep
+	}
+	return endpoints, nil
+}
+
+// customEndpoint finds the endpoint of a custom resource, or nil. A request
+// whose path does not fit the scope finds none either.
+func (s *Server) customEndpoint(c *call) *endpoint {
+	i := c.info
+	if i.Group == "" || i.Prefix != "apis" || s.customs.Table == nil {
+		return nil
+	}
+	e := s.customs.Entry(c.ctx(), i.Resource+"."+i.Group)
+	if e == nil {
+		return nil
+	}
+	endpoints, _ := e.Serving.(map[string]*endpoint)
+	ep := endpoints[i.Version]
+	if ep == nil || ep.res.Name != i.Resource || ep.res.Namespaced && i.Namespace == "" && i.Verb != "list" && i.Verb != "watch" {
+		return nil
+	}
+	return ep
+}

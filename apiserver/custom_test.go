@@ -1,0 +1,162 @@
+package apiserver_test
+
+import (
+	"encoding/json"
+	"flag"
+	"fmt"
+	"os"
+	"path/filepath"
+	"regexp"
+	"strings"
+	"testing"
+	"time"
+
+	"sigs.k8s.io/yaml"
+
+	"github.com/skiff-project/skiff/apiserver"
+)
+
+var rewrite = flag.Bool("rewrite", false, "rewrite the expected answers in testdata")
+
+// TestCustomResources replays testdata/custom/*.txt: requests, each with what
+// the server answered, "----" between them. A request is a line "METHOD path
+// [content type] [Accept: type]", then the body (YAML unless it says otherwise).
+// A line "established NAME" or "condition NAME REASON" waits for a definition,
+// "gone PATH" for a 404.
+func TestCustomResources(t *testing.T) {
+	files, err := filepath.Glob("testdata/custom/*.txt")
+	if err != nil || len(files) == 0 {
+		t.Fatal("no transcripts", err)
+	}
+	for _, file := range files {
+		t.Run(strings.TrimSuffix(filepath.Base(file), ".txt"), func(t *testing.T) {
+			data, err := os.ReadFile(file)
+			if err != nil {
+				t.Fatal(err)
+			}
+			s := newServer(t, nil)
+			var out strings.Builder
+			for block := range strings.SplitSeq(strings.TrimSpace(string(data)), "\n\n") {
+				ask, _, _ := strings.Cut(block+"\n", "----\n")
+				fmt.Fprintf(&out, "%s----\n%s\n\n", ask, replay(t, s, ask))
+			}
+			got := strings.TrimSpace(out.String()) + "\n"
+			if *rewrite {
+				if err := os.WriteFile(file, []byte(got), 0o644); err != nil {
+					t.Fatal(err)
+				}
+				return
+			}
+			compare(t, string(data), got)
+		})
+	}
+}
+
+func compare(t *testing.T, want, got string) {
+	t.Helper()
+	w, g := strings.Split(want, "\n\n"), strings.Split(got, "\n\n")
+	for i := range max(len(w), len(g)) {
+		var a, b string
+		if i < len(w) {
+			a = strings.TrimSpace(w[i])
+		}
+		if i < len(g) {
+			b = strings.TrimSpace(g[i])
+		}
+		if a != b {
+			t.Errorf("step %d\nwant:\n%s\n\ngot:\n%s", i+1, a, b)
+		}
+	}
+}
+
+func replay(t *testing.T, s *apiserver.Server, ask string) string {
+	var lines []string
+	for line := range strings.Lines(ask) {
+		if !strings.HasPrefix(line, "#") {
+			lines = append(lines, line)
+		}
+	}
+	head := strings.Fields(lines[0])
+	c := newRaw(s)
+	switch head[0] {
+	case "established":
+		return waitFor(t, "/apis/apiextensions.k8s.io/v1/customresourcedefinitions/"+head[1], func(code int, body string) bool {
+			return strings.Contains(body, `"InitialNamesAccepted"`)
+		}, c)
+	case "condition":
+		return waitFor(t, "/apis/apiextensions.k8s.io/v1/customresourcedefinitions/"+head[1], func(_ int, body string) bool {
+			return strings.Contains(body, `"`+head[2]+`"`)
+		}, c)
+	case "gone":
+		return waitFor(t, head[1], func(code int, _ string) bool { return code == 404 }, c)
+	}
+	contentType, headers := "", []string(nil)
+	for _, h := range head[2:] {
+		if accept, ok := strings.CutPrefix(h, "Accept:"); ok {
+			headers = append(headers, "Accept", accept)
+		} else {
+			contentType = h
+		}
+	}
+	body := strings.Join(lines[1:], "")
+	if contentType == "" && strings.TrimSpace(body) != "" {
+		contentType = "application/yaml"
+	}
+	code, answer := c.do(t, head[0], head[1], contentType, []byte(body), headers...)
+	return show(t, code, answer)
+}
+
+func waitFor(t *testing.T, path string, ok func(int, string) bool, c raw) string {
+	for range 500 {
+		if code, body := c.do(t, "GET", path, "", nil); ok(code, body) {
+			return "ok"
+		}
+		time.Sleep(10 * time.Millisecond)
+	}
+	_, body := c.do(t, "GET", path, "", nil)
+	t.Errorf("GET %s never became what it should: %s", path, body)
+	return "never"
+}
+
+var times = regexp.MustCompile(`\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ`)
+
+// show makes an answer comparable: of metadata only what tests set, of
+// definitions only their conditions.
+func show(t *testing.T, code int, answer string) string {
+	var m map[string]any
+	if err := json.Unmarshal([]byte(answer), &m); err != nil {
+		return strings.TrimSpace(fmt.Sprintf("%d %s", code, answer))
+	}
+	if m["kind"] == "Status" {
+		text := fmt.Sprintf("%d %v %v", code, m["status"], m["reason"])
+		if msg, ok := m["message"].(string); ok {
+			text += "\n" + strings.ReplaceAll(msg, ", ", ",\n  ")
+		}
+		return text
+	}
+	strip(m)
+	out, err := yaml.Marshal(m)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return fmt.Sprintf("%d\n%s", code, strings.TrimSpace(times.ReplaceAllString(string(out), "TIME")))
+}
+
+func strip(v any) {
+	switch v := v.(type) {
+	case map[string]any:
+		if v["kind"] == "CustomResourceDefinition" {
+			delete(v, "spec")
+		}
+		for _, f := range []string{"uid", "resourceVersion", "creationTimestamp", "managedFields", "selfLink"} {
+			delete(v, f)
+		}
+		for _, c := range v {
+			strip(c)
+		}
+	case []any:
+		for _, c := range v {
+			strip(c)
+		}
+	}
+}
