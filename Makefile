@@ -16,7 +16,7 @@ LDFLAGS    := -T 0x411000 -s -w -buildid= -X github.com/skiff-project/skiff/clus
 STATICCHECK := honnef.co/go/tools/cmd/staticcheck@v0.8.2
 PACKAGES   := ./...
 
-.PHONY: build run test test-long test-unit test-scripts lint reproducible clean-cluster clean bench conformance envtest store-long robustness fuzz etcd-long
+.PHONY: build run test test-long test-unit test-scripts lint reproducible clean-cluster clean bench conformance conformance-report envtest store-long robustness fuzz etcd-long
 
 build: ## bin/skiff, one static binary
 	@GO="$(GO)" sh runtime/embedded/build.sh
@@ -80,7 +80,7 @@ envtest: build ## controller-runtime's own envtest package against this binary
 	cd test/envtest && CGO_ENABLED=0 SKIFF_BINARY=$(CURDIR)/bin/skiff $(GO) test -count=1 ./...
 
 # LIST=tests.tsv (default: every conformance test) STAGE=1,3 FOCUS=regexp PROCS=4
-conformance: build ## upstream's conformance suite against a fresh cluster
+conformance: build ## upstream's conformance suite against a fresh cluster of two nodes
 	cd test/conformance && CGO_ENABLED=0 $(GO) run . --skiff $(CURDIR)/bin/skiff --out $(CURDIR)/bin/conformance \
 		--list '$(if $(LIST),$(abspath $(LIST)))' --stage '$(STAGE)' --focus '$(FOCUS)' --procs $(or $(PROCS),4)
 
@@ -96,6 +96,11 @@ interop: build ## each component swapped with upstream's, one at a time (as root
 bench: build ## Skiff against upstream, side by side; writes docs/BENCHMARKS.md
 	CGO_ENABLED=0 $(GO) build -trimpath -buildvcs=false -o bin/bench ./test/bench
 	bin/bench -suite '$(SUITE)' -rounds $(or $(ROUNDS),5) $(BENCH)
+
+# The newest result of each test, whichever run it comes from; LIST names the stages.
+conformance-report: ## docs/CONFORMANCE.md
+	cd test/conformance && CGO_ENABLED=0 $(GO) run . --report $(CURDIR)/docs/CONFORMANCE.md --out $(CURDIR)/bin/conformance \
+		--list '$(if $(LIST),$(abspath $(LIST)))'
 
 clean-cluster: ## leaves no process, mount, netns, nftables table or file behind
 	bin/skiff down --purge --data-dir $(DATA_DIR)

@@ -3,6 +3,7 @@ package main
 import (
 	"strings"
 	"testing"
+	"time"
 )
 
 func TestParseList(t *testing.T) {
@@ -56,6 +57,43 @@ func TestSummary(t *testing.T) {
 	}
 	if err := summarize(tests[:1], map[string]result{"a": results["a"]}).verdict(); err != nil {
 		t.Errorf("verdict with all passed = %v", err)
+	}
+}
+
+func TestHistory(t *testing.T) {
+	results, err := parseJUnit([]byte(junit))
+	if err != nil {
+		t.Fatal(err)
+	}
+	tests := []test{{"1", "x", "a"}, {"1", "x", "b"}, {"2", "y", "c"}, {"2", "y", "d"}}
+	first, second := time.Date(2027, 1, 2, 3, 4, 5, 0, time.UTC), time.Date(2027, 1, 3, 0, 0, 0, 0, time.UTC)
+	dir := t.TempDir()
+	h, err := readHistory(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	h.add(summarize(tests, results), "aaaa", first)
+	// A later run by name of one test: the stage stays, the rest of the history too.
+	h.add(summarize([]test{{"-", "x", "b"}, {"-", "x", "a"}}, map[string]result{"b": {status: "passed"}}), "bbbb", second)
+	if err := h.write(dir); err != nil {
+		t.Fatal(err)
+	}
+	if h, err = readHistory(dir); err != nil {
+		t.Fatal(err)
+	}
+	text := h.markdown(tests)
+	for _, want := range []string{
+		"| 1 | 2 | 2 | 0 | 0 | 0 | 2027-01-02 aaaa, 2027-01-03 bbbb |\n",
+		"| 2 | 2 | 0 | 0 | 1 | 1 | 2027-01-02 aaaa |\n",
+		"| all | 4 | 2 | 0 | 1 | 1 | 2027-01-02 aaaa, 2027-01-03 bbbb |\n",
+		"## Skipped (1)\n\n- c  \n  aaaa, 2027-01-02: `skipped - needs two nodes`\n", "## Never ran (1)\n\n- d\n",
+	} {
+		if !strings.Contains(text, want) {
+			t.Errorf("the page lacks %q:\n%s", want, text)
+		}
+	}
+	if strings.Contains(text, "## Failed") {
+		t.Errorf("b failed first and passed later, yet:\n%s", text)
 	}
 }
 

@@ -32,6 +32,8 @@ type options struct {
 	keep       bool          // leave the cluster running
 	buildOnly  bool          // stop once everything is built
 	timeout    time.Duration // bound of the whole run
+	nodes      int           // of the fresh cluster
+	report     string        // write this page from the results kept in out, and run nothing
 }
 
 func main() {
@@ -44,6 +46,8 @@ func main() {
 	flag.StringVar(&o.kubeconfig, "kubeconfig", "", "test this running cluster instead of a fresh Skiff")
 	flag.StringVar(&o.out, "out", "../../bin/conformance", "folder for the log and JUnit")
 	flag.StringVar(&o.cache, "cache", defaultCache(), "folder for what is built once")
+	flag.IntVar(&o.nodes, "nodes", 2, "nodes of the fresh cluster; two tests need two")
+	flag.StringVar(&o.report, "report", "", "write this page from the results kept in --out, and run nothing")
 	flag.StringVar(&o.upFlags, "up-flags", "--api-port 26443 --kubelet-port 21250 --etcd-port 22379", "flags of skiff up")
 	flag.BoolVar(&o.keep, "keep", false, "leave the cluster running afterwards")
 	flag.BoolVar(&o.buildOnly, "build-only", false, "build and assemble, run nothing")
@@ -68,6 +72,13 @@ func defaultCache() string {
 }
 
 func run(ctx context.Context, o options) error {
+	if o.report != "" {
+		return report(ctx, o)
+	}
+	commit, err := commitNow(ctx)
+	if err != nil {
+		return err
+	}
 	tests, err := choose(ctx, o)
 	if err != nil {
 		return err
@@ -113,5 +124,10 @@ func run(ctx context.Context, o options) error {
 	if err := os.WriteFile(filepath.Join(o.out, "summary.txt"), []byte(text), 0o644); err != nil {
 		return err
 	}
-	return sum.verdict()
+	kept, err := readHistory(o.out)
+	if err != nil {
+		return err
+	}
+	kept.add(sum, commit, time.Now())
+	return errors.Join(kept.write(o.out), sum.verdict())
 }

@@ -29,7 +29,7 @@ func start(ctx context.Context, o options, archive string) (*cluster, error) {
 	if out, err := exec.CommandContext(ctx, "cp", o.skiff, c.skiff).CombinedOutput(); err != nil {
 		return nil, fmt.Errorf("copy %s (run 'make build' first): %w\n%s", o.skiff, err, out)
 	}
-	args := append([]string{"up", "-d", "--merge-kubeconfig=false", "--timeout", "2m", "--data-dir", c.data()}, strings.Fields(o.upFlags)...)
+	args := append([]string{"up", "-d", "--merge-kubeconfig=false", "--timeout", "2m", "--nodes", strconv.Itoa(o.nodes), "--data-dir", c.data()}, strings.Fields(o.upFlags)...)
 	for _, args := range [][]string{args, {"image", "load", "--data-dir", c.data(), archive}} {
 		cmd := exec.CommandContext(ctx, c.skiff, args...)
 		cmd.Stderr = os.Stderr
