@@ -11,10 +11,10 @@ import (
 )
 
 // matchFailurePolicy applies the first rule that matches a failed Pod: does it count against the
-// limit, and does it fail the whole Job (why then tells so).
-func matchFailurePolicy(policy *batchv1.PodFailurePolicy, p *corev1.Pod) (counts bool, why string) {
+// limit, does it fail its index, and does it fail the whole Job (why then tells so).
+func matchFailurePolicy(policy *batchv1.PodFailurePolicy, p *corev1.Pod) (counts, failsIndex bool, why string) {
 	if policy == nil {
-		return true, ""
+		return true, false, ""
 	}
 	for i := range policy.Rules {
 		r := &policy.Rules[i]
@@ -29,14 +29,16 @@ func matchFailurePolicy(policy *batchv1.PodFailurePolicy, p *corev1.Pod) (counts
 		}
 		switch r.Action {
 		case batchv1.PodFailurePolicyActionIgnore:
-			return false, ""
+			return false, false, ""
 		case batchv1.PodFailurePolicyActionFailJob:
-			return true, fmt.Sprintf("%s matching %v rule at index %d", match, r.Action, i)
+			return true, false, fmt.Sprintf("%s matching %v rule at index %d", match, r.Action, i)
+		case batchv1.PodFailurePolicyActionFailIndex:
+			return true, true, ""
 		case batchv1.PodFailurePolicyActionCount:
-			return true, ""
+			return true, false, ""
 		}
 	}
-	return true, ""
+	return true, false, ""
 }
 
 func matchExitCodes(r *batchv1.PodFailurePolicyOnExitCodesRequirement, p *corev1.Pod) string {

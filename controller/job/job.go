@@ -1,9 +1,6 @@
 // Package job runs Pods to completion: counted or indexed, with back-off after failures, deadlines,
 // suspension and Pod failure policies. Every Pod carries a finalizer until the Job's status has
 // accounted for it, so Pods that vanish are neither forgotten nor counted twice.
-//
-// Not here yet: backoffLimitPerIndex and successPolicy. A Job that asks for them is told so by an
-// event of reason NotSupported, and runs without them.
 package job
 
 import (
@@ -70,9 +67,6 @@ func New(env engine.Env) (*engine.Controller, error) {
 func (c *controller) jobChanged(q engine.Queue, old, new *batchv1.Job) {
 	if new != nil {
 		q.Add(new.Namespace + "/" + new.Name)
-		if old == nil {
-			c.warnUnsupported(new)
-		}
 		return
 	}
 	q.Add(old.Namespace + "/" + old.Name)
@@ -84,15 +78,6 @@ func (c *controller) jobChanged(q engine.Queue, old, new *batchv1.Job) {
 		if tracked(p) {
 			q.Add(orphanPrefix + p.Namespace + "/" + p.Name)
 		}
-	}
-}
-
-func (c *controller) warnUnsupported(j *batchv1.Job) {
-	if finished(j) {
-		return
-	}
-	if j.Spec.BackoffLimitPerIndex != nil {
-		c.env.Events.Event(j, corev1.EventTypeWarning, "NotSupported", "spec.backoffLimitPerIndex is not supported by Skiff yet and has no effect")
 	}
 }
 
@@ -212,7 +197,7 @@ func (c *controller) apply(ctx context.Context, key string, j *batchv1.Job, p pl
 		return err
 	}
 	return workload.SlowStart(len(p.create), func(i int) error {
-		made, err := c.ctl.Create(ctx, podFor(j, p.create[i]), j)
+		made, err := c.ctl.Create(ctx, podFor(j, p.create[i], p.marks), j)
 		if err == nil {
 			c.expect.Created(key, made)
 		}
@@ -223,13 +208,16 @@ func (c *controller) apply(ctx context.Context, key string, j *batchv1.Job, p pl
 	})
 }
 
-func podFor(j *batchv1.Job, index int) *corev1.Pod {
+func podFor(j *batchv1.Job, index int, marks map[int]failures) *corev1.Pod {
 	p := workload.PodFromTemplate(&j.Spec.Template, j, kind)
 	if !tracked(p) {
 		p.Finalizers = append(p.Finalizers, batchv1.JobTrackingFinalizer)
 	}
 	if index >= 0 {
 		giveIndex(j, p, index)
+	}
+	if f, ok := marks[index]; ok {
+		f.mark(p)
 	}
 	return p
 }

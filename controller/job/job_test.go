@@ -3,6 +3,7 @@ package job
 import (
 	"context"
 	"fmt"
+	"math"
 	"slices"
 	"strings"
 	"testing"
@@ -184,6 +185,73 @@ func TestFailurePolicy(t *testing.T) {
 	w = world(t, pi(new(int32(1)), 1, rule(batchv1.PodFailurePolicyActionIgnore), func(j *batchv1.Job) { j.Spec.BackoffLimit = new(int32(0)) })).Settle()
 	end(w, 1, corev1.PodFailed)
 	expect(t, "Ignore", show(w), "active 1 succeeded 0 failed 0")
+}
+
+// asPerIndex gives each of the Job's indexes one more try.
+func asPerIndex(j *batchv1.Job) {
+	asIndexed(j)
+	j.Spec.BackoffLimit, j.Spec.BackoffLimitPerIndex = new(int32(math.MaxInt32)), new(int32(1))
+}
+
+// endIndex finishes the Pod of an index, and returns the mark it carried.
+func endIndex(w *enginetest.World, index string, phase corev1.PodPhase, code int32) string {
+	for _, p := range unfinished(w) {
+		if p.Annotations[batchv1.JobCompletionIndexAnnotation] != index {
+			continue
+		}
+		p.Status.Phase = phase
+		p.Status.ContainerStatuses = []corev1.ContainerStatus{{Name: "c", State: corev1.ContainerState{Terminated: &corev1.ContainerStateTerminated{
+			ExitCode: code, FinishedAt: metav1.NewTime(w.Clock.Now())}}}}
+		w.Put(&p)
+		w.Settle()
+		return p.Annotations[batchv1.JobIndexFailureCountAnnotation]
+	}
+	w.T.Fatalf("index %s has no pod", index)
+	return ""
+}
+
+func TestLimitPerIndex(t *testing.T) {
+	w := world(t, pi(new(int32(2)), 2, asPerIndex)).Settle()
+	expect(t, "mark of the first", endIndex(w, "0", corev1.PodFailed, 3), "0")
+	expect(t, "one failed, held until it is replaced", show(w), "active 1 succeeded 0 failed 0")
+	w.Step(10 * time.Second).Settle()
+	expect(t, "replaced", show(w), "active 2 succeeded 0 failed 1")
+	expect(t, "mark of the second", endIndex(w, "0", corev1.PodFailed, 3), "1")
+	expect(t, "given up", show(w), "active 1 succeeded 0 failed 2")
+	expect(t, "failed indexes", *get(w).Status.FailedIndexes, "0")
+	w.Step(time.Hour).Settle()
+	expect(t, "not tried again", show(w), "active 1 succeeded 0 failed 2")
+	endIndex(w, "1", corev1.PodSucceeded, 0)
+	expect(t, "end", show(w), "active 0 succeeded 1 failed 2, FailureTarget FailedIndexes, Failed FailedIndexes")
+	noFinalizers(t, w)
+}
+
+func TestMaxFailedIndexes(t *testing.T) {
+	w := world(t, pi(new(int32(4)), 4, asPerIndex, func(j *batchv1.Job) {
+		j.Spec.BackoffLimitPerIndex, j.Spec.MaxFailedIndexes = new(int32(0)), new(int32(1))
+	})).Settle()
+	endIndex(w, "0", corev1.PodFailed, 3)
+	expect(t, "one may fail", show(w), "active 3 succeeded 0 failed 1")
+	endIndex(w, "2", corev1.PodFailed, 3)
+	expect(t, "two may not", show(w), "active 0 succeeded 0 failed 2, FailureTarget MaxFailedIndexesExceeded, Failed MaxFailedIndexesExceeded")
+	expect(t, "failed indexes", *get(w).Status.FailedIndexes, "0,2")
+}
+
+func TestFailIndexPolicy(t *testing.T) {
+	w := world(t, pi(new(int32(2)), 2, asPerIndex, func(j *batchv1.Job) {
+		rule := func(a batchv1.PodFailurePolicyAction, code int32) batchv1.PodFailurePolicyRule {
+			return batchv1.PodFailurePolicyRule{Action: a, OnExitCodes: &batchv1.PodFailurePolicyOnExitCodesRequirement{
+				Operator: batchv1.PodFailurePolicyOnExitCodesOpIn, Values: []int32{code}}}
+		}
+		j.Spec.PodFailurePolicy = &batchv1.PodFailurePolicy{Rules: []batchv1.PodFailurePolicyRule{
+			rule(batchv1.PodFailurePolicyActionFailIndex, 3), rule(batchv1.PodFailurePolicyActionIgnore, 4)}}
+	})).Settle()
+	endIndex(w, "0", corev1.PodFailed, 3)
+	expect(t, "FailIndex gives up at once", *get(w).Status.FailedIndexes, "0")
+	endIndex(w, "1", corev1.PodFailed, 4)
+	w.Step(10 * time.Second).Settle()
+	expect(t, "Ignore does not count", endIndex(w, "1", corev1.PodSucceeded, 0), "0")
+	expect(t, "end", show(w), "active 0 succeeded 1 failed 1, FailureTarget FailedIndexes, Failed FailedIndexes")
 }
 
 // The controller dies between writing the status and taking the finalizer off, at any step: each

@@ -48,7 +48,8 @@ type plan struct {
 	status batchv1.JobStatus
 	strip  []*corev1.Pod
 	remove []*corev1.Pod
-	create []int // one Pod each; the completion index, or -1
+	create []int            // one Pod each; the completion index, or -1
+	marks  map[int]failures // of a Job with a limit per index: what Pods to be created carry
 	events []event
 	streak streak
 	again  time.Duration
@@ -66,6 +67,7 @@ type model struct {
 	failed      int32
 	done        map[int]bool // completed indexes
 	failPolicy  string       // why the Pod failure policy fails the Job, or empty
+	index       *perIndex    // nil: no limit per index
 }
 
 func planJob(o observed) plan {
@@ -86,6 +88,7 @@ func planJob(o observed) plan {
 			m.terminating++
 		}
 	}
+	m.index = m.perIndexOf()
 	m.account()
 	s := &m.p.status
 	suspended := o.job.Spec.Suspend != nil && *o.job.Spec.Suspend
@@ -166,13 +169,14 @@ func (m *model) account() {
 		limit = int(*m.job.Spec.Completions)
 		m.done = parseIndexes(s.CompletedIndexes, limit)
 	}
+	hold := m.job.DeletionTimestamp == nil && m.target() == nil
 	var news []*corev1.Pod
 	for _, p := range m.pods {
 		if len(u.Succeeded)+len(u.Failed)+len(m.p.strip) >= maxUncounted {
 			m.p.again = time.Millisecond
 			break
 		}
-		if !tracked(p) || p.Status.Phase != corev1.PodSucceeded && !failedPod(m.job, p) {
+		if !tracked(p) || p.Status.Phase != corev1.PodSucceeded && !failedPod(m.job, p) || hold && m.index.holds(p) {
 			continue
 		}
 		if m.accountPod(p, limit) {
@@ -204,7 +208,7 @@ func (m *model) accountPod(p *corev1.Pod, limit int) bool {
 	if indexed(m.job) && (i < 0 || i >= limit) {
 		return false
 	}
-	counts, why := matchFailurePolicy(m.job.Spec.PodFailurePolicy, p)
+	counts, _, why := matchFailurePolicy(m.job.Spec.PodFailurePolicy, p)
 	if why != "" {
 		m.failPolicy = why
 	}
@@ -283,6 +287,9 @@ func (m *model) decide() {
 			return
 		}
 		m.comeBack(left)
+	}
+	if reason, msg := m.index.verdict(m.job, len(m.done)); reason != "" && m.target() == nil {
+		fail(reason, msg)
 	}
 	if m.target() == nil && indexed(m.job) {
 		if rule := matchSuccessPolicy(spec.SuccessPolicy, int(*spec.Completions), m.done); rule != "" {
@@ -380,7 +387,7 @@ func (m *model) manage(suspended bool) {
 	if missing <= 0 {
 		return
 	}
-	if wait := m.p.streak.wait(m.now); wait > 0 {
+	if wait := m.p.streak.wait(m.now); wait > 0 && m.index == nil {
 		m.comeBack(wait)
 		return
 	}
@@ -423,9 +430,10 @@ func (m *model) freeIndexes(n int) []int {
 		busy[indexOf(p)] = true
 	}
 	for i := 0; i < int(*m.job.Spec.Completions) && len(out) < n; i++ {
-		if !busy[i] && !m.done[i] {
-			out = append(out, i)
+		if busy[i] || m.done[i] || m.index != nil && !m.mayTry(i) {
+			continue
 		}
+		out = append(out, i)
 	}
 	return out
 }
