@@ -103,7 +103,7 @@ var kubeletConfig = configFile{apiVersion: "kubelet.config.k8s.io/v1beta1", kind
 	runtimeRequestTimeout --runtime-request-timeout
 	hairpinMode ~
 	maxPods --max-pods
-	podCIDR =
+	podCIDR ~
 	podPidsLimit ! -1
 	resolvConf !--resolv-conf
 	runOnce =

@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -514,4 +515,29 @@ func TestPostStartHookDelaysRunning(t *testing.T) {
 	}
 	close(release)
 	r.phase("a", v1.PodRunning)
+}
+
+// The runtime hears which addresses the node's pods get, also when the answer to the
+// kubelet's own write of the node is older than the event that tells them.
+func TestRuntimeIsToldThePodRange(t *testing.T) {
+	r := newRig(t)
+	told := func(want string) func() bool {
+		return func() bool { return slices.Contains(r.rt.Calls(), "UpdateRuntimeConfig "+want) }
+	}
+	assign := func(ranges ...string) {
+		n, err := r.client.CoreV1().Nodes().Get(t.Context(), "n1", metav1.GetOptions{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		n.Spec.PodCIDRs = ranges
+		if _, err := r.client.CoreV1().Nodes().Update(t.Context(), n, metav1.UpdateOptions{}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	assign("10.9.1.0/24", "fd09::/64")
+	r.eventually("the runtime knows the range", told("10.9.1.0/24,fd09::/64"))
+	r.stop()
+	r.start(func(c *Config) { c.StatusPeriod = time.Hour })
+	assign("10.9.2.0/24")
+	r.eventually("the runtime knows the new range", told("10.9.2.0/24"))
 }

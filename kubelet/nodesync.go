@@ -139,10 +139,12 @@ func (k *Kubelet) syncNode(ctx context.Context, st *nodeState) error {
 	return nil
 }
 
-// tellPodCIDRs tells the runtime which addresses this node's pods get.
+// tellPodCIDRs tells the runtime which addresses this node's pods get. It asks
+// the informer: k.node may be what an answer older than the last event said.
 func (k *Kubelet) tellPodCIDRs(ctx context.Context, st *nodeState) {
-	have := k.node.Load()
-	if have == nil {
+	obj, _, _ := k.nodes.GetStore().GetByKey(k.cfg.NodeName)
+	have, ok := obj.(*v1.Node)
+	if !ok {
 		return
 	}
 	ranges := strings.Join(have.Spec.PodCIDRs, ",")

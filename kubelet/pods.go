@@ -47,16 +47,17 @@ func (k *Kubelet) handlers() error {
 	if err != nil {
 		return err
 	}
-	keep := func(o any) {
+	keep := func(was, o any) {
 		if n, ok := o.(*v1.Node); ok && n.Name == k.cfg.NodeName {
-			if old := k.node.Swap(n); old == nil || !slices.Equal(old.Spec.PodCIDRs, n.Spec.PodCIDRs) {
-				k.kickNode()
+			k.node.Store(n)
+			if old, ok := was.(*v1.Node); !ok || !slices.Equal(old.Spec.PodCIDRs, n.Spec.PodCIDRs) {
+				k.kickNode() // the runtime is to be told
 			}
 		}
 	}
 	_, err = k.nodes.AddEventHandler(cache.ResourceEventHandlerFuncs{
-		AddFunc:    keep,
-		UpdateFunc: func(_, o any) { keep(o) },
+		AddFunc:    func(o any) { keep(nil, o) },
+		UpdateFunc: keep,
 		DeleteFunc: func(o any) {
 			if t, ok := o.(cache.DeletedFinalStateUnknown); ok {
 				o = t.Obj
