@@ -20,6 +20,7 @@ import (
 func (o *options) api() (etcdapi.Config, error) {
 	cfg := etcdapi.Config{ProgressInterval: o.progress, NoGateway: !o.gateway,
 		TokenTTL: time.Duration(o.tokenTTL) * time.Second, BcryptCost: int(o.bcryptCost),
+		Workers:      512,
 		MaxStreams:   uint32(min(o.maxStreams, math.MaxUint32)),
 		KeepaliveMin: cmp.Or(o.keepMin, -1), KeepaliveInterval: o.keepInterval, KeepaliveTimeout: o.keepTimeout}
 	kind, options, _ := strings.Cut(o.authToken, ",")

@@ -89,13 +89,17 @@ func (s *Store) submit(ctx context.Context, c *call) error {
 		return c.err
 	}
 	s.mu.Unlock()
-	select {
-	case <-c.wake:
-	case <-ctx.Done():
-		if s.takeBack(c) {
-			return ctx.Err()
+	if done := ctx.Done(); done == nil {
+		<-c.wake // cheaper than a select
+	} else {
+		select {
+		case <-c.wake:
+		case <-done:
+			if s.takeBack(c) {
+				return ctx.Err()
+			}
+			<-c.wake // being written: the outcome is near, and worth knowing
 		}
-		<-c.wake // being written: the outcome is near, and worth knowing
 	}
 	if c.lead {
 		c.lead = false

@@ -202,7 +202,7 @@ func BenchmarkPutMemory(b *testing.B) {
 // BenchmarkPutDurable reports CPU time, which other load on the machine does
 // not change much, beside the wall clock.
 func BenchmarkPutDurable(b *testing.B) {
-	for _, writers := range []int{1, 1000} {
+	for _, writers := range []int{1, 256, 1000} {
 		b.Run(fmt.Sprint(writers, "writers"), func(b *testing.B) {
 			s := open(b, Options{Dir: b.TempDir()})
 			val := make([]byte, 256)

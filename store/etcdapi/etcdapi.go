@@ -65,6 +65,9 @@ type Config struct {
 	JWT *JWT
 	// TokenTTL is how long a simple token lives unused. Default 5 minutes.
 	TokenTTL time.Duration
+	// Workers is how many goroutines wait for calls. Default 8; a server for
+	// many clients at once wants as many as there are.
+	Workers uint32
 	// MaxStreams bounds the streams of one connection. Default no bound.
 	MaxStreams uint32
 	// KeepaliveMin is the least time between a client's pings (negative: any),
@@ -105,6 +108,7 @@ func (c *Config) setDefaults() error {
 	if c.TokenTTL == 0 {
 		c.TokenTTL = defaultTokenTTL
 	}
+	c.Workers = cmp.Or(c.Workers, 8)
 	if c.MaxStreams == 0 {
 		c.MaxStreams = math.MaxUint32
 	}
@@ -125,6 +129,12 @@ func (c *Config) setDefaults() error {
 
 // messageOverhead is what a message may have beside its keys and values. Bytes.
 const messageOverhead = 512 << 10
+
+// Windows of what a client may send ahead. Bytes.
+const (
+	streamWindow = 1 << 20
+	connWindow   = 4 << 20
+)
 
 // Server serves the API.
 type Server struct {
@@ -159,6 +169,12 @@ func New(cfg Config) (*Server, error) {
 		grpc.MaxSendMsgSize(math.MaxInt32),
 		grpc.MaxConcurrentStreams(cfg.MaxStreams),
 		grpc.SharedWriteBuffer(true),
+		// Fixed windows: measuring the connection's bandwidth costs a ping and
+		// its answer for every burst of requests.
+		grpc.StaticStreamWindowSize(streamWindow),
+		grpc.StaticConnWindowSize(connWindow),
+		// Calls that find one free run on a goroutine whose stack has grown already.
+		grpc.NumStreamWorkers(cfg.Workers),
 		grpc.Creds(tlsInfo{}),
 		grpc.UnaryInterceptor(s.unary),
 		grpc.StreamInterceptor(s.stream),
