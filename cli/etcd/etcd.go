@@ -89,7 +89,7 @@ var Ignored = []struct{ Names, Why string }{
 	{"compaction-batch-limit compaction-sleep-interval experimental-compaction-batch-limit experimental-compaction-sleep-interval compact-hash-check-time experimental-compact-hash-check-time", "compaction never stops writers"},
 	{"corrupt-check-time experimental-corrupt-check-time experimental-initial-corrupt-check experimental-compact-hash-check-enabled experimental-enable-lease-checkpoint experimental-enable-lease-checkpoint-persist feature-gates", "every start checks every byte"},
 	{"downgrade-check-time warning-apply-duration warning-unary-request-duration experimental-warning-apply-duration experimental-warning-unary-request-duration", "they only time warnings"},
-	{"logger enable-log-rotation log-rotation-config-json self-signed-cert-validity v2-deprecation socket-reuse-port socket-reuse-address client-cert-file client-key-file host-whitelist cors", "nothing here depends on them"},
+	{"logger enable-log-rotation log-rotation-config-json self-signed-cert-validity v2-deprecation socket-reuse-port socket-reuse-address client-cert-file client-key-file", "nothing here depends on them"},
 	{"discovery-fallback discovery-dial-timeout discovery-request-timeout discovery-keepalive-time discovery-keepalive-timeout discovery-insecure-transport discovery-insecure-skip-tls-verify", "without --discovery they have no effect"},
 }
 
@@ -102,6 +102,19 @@ type ignored struct{ boolean bool }
 func (ignored) String() string     { return "" }
 func (ignored) Set(string) error   { return nil }
 func (i ignored) IsBoolFlag() bool { return i.boolean }
+
+// everybody is a flag that upstream narrows whom the server answers with; here
+// it answers all.
+type everybody struct{}
+
+func (everybody) String() string { return "*" }
+
+func (everybody) Set(v string) error {
+	if v != "*" && v != "" {
+		return errors.New(`only "*" is supported`)
+	}
+	return nil
+}
 
 func newOptions(out io.Writer) *options {
 	o := &options{set: flag.NewFlagSet("etcd", flag.ContinueOnError)}
@@ -156,6 +169,8 @@ func newOptions(out io.Writer) *options {
 	f.BoolVar(&o.gateway, "enable-grpc-gateway", true, "serve JSON over HTTP")
 	f.BoolVar(&o.pprof, "enable-pprof", false, "not supported")
 	f.BoolVar(&o.forceNewCluster, "force-new-cluster", false, "there are no other members to forget")
+	f.Var(everybody{}, "cors", "origins that browsers may ask from; only * is supported")
+	f.Var(everybody{}, "host-whitelist", "host names that are answered; only * is supported")
 	f.StringVar(&o.metricsDetail, "metrics", "basic", "basic or extensive")
 	for _, group := range Ignored {
 		for name := range strings.FieldsSeq(group.Names) {

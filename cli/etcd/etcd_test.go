@@ -19,6 +19,11 @@ func noEnv(string) (string, bool) { return "", false }
 func TestFlagsThatAreRefused(t *testing.T) {
 	for _, tt := range []struct{ args, want string }{
 		{"--no-such-flag=1", "flag provided but not defined: -no-such-flag"},
+		{"--host-whitelist example.com", "only \"*\" is supported"},
+		{"--wal-dir /x", "flag provided but not defined: -wal-dir"},
+		{"--auth-token jwt,sign-method=RS256", "need pub-key, priv-key or both"},
+		{"--auth-token jwt,sign-method=XX,priv-key=/x", `"XX" of JWT tokens is unknown`},
+		{"--auth-token jwt,sign-method=RS256,pub-key=testdata/jwt.pub", "does not fit sign-method RS256"},
 		{"extra", `unexpected argument "extra"`},
 		{"--initial-cluster a=http://1:2380,b=http://2:2380", "names 2 members"},
 		{"--initial-cluster a=http://1:2380", `couldn't find local name "default"`},
