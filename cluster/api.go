@@ -100,6 +100,8 @@ func (c *Cluster) watchStore(ctx context.Context) error {
 		return nil
 	case <-c.store.Done():
 		return c.store.Err()
+	case <-c.side.Done():
+		return c.side.Err()
 	}
 }
 

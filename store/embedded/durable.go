@@ -70,7 +70,7 @@ func (s *Store) reserve(batch []*call) (noPuts, nothing bool, err error) {
 		}
 		if !s.diskFull {
 			s.opt.Log.Warn("the disk is full: puts are refused until there is room", "err", err)
-			s.diskFull = true
+			s.diskFull, s.shrink = true, true
 		}
 	}
 	if err = s.log.Reserve(small, 0); errors.Is(err, wal.ErrFull) {
@@ -90,14 +90,18 @@ func (s *Store) persist() error {
 }
 
 // checkpointIfDue starts a checkpoint once the log has outgrown both the
-// configured size and the last checkpoint. The leader calls it between
-// batches; the writing is done beside.
+// configured size and the last checkpoint, or the disk is full and a checkpoint
+// would take less of it. The leader calls it between batches; the writing is
+// done beside.
 func (s *Store) checkpointIfDue() error {
 	if s.log == nil || s.checkpointing.Load() {
 		return nil
 	}
 	_, last, since := s.log.Sizes()
-	if since < max(s.opt.CheckpointBytes, last) {
+	live, history := s.core.Bytes()
+	shrink := s.shrink && since+last > live+history
+	s.shrink = false
+	if !shrink && since < max(s.opt.CheckpointBytes, last) {
 		return nil
 	}
 	return s.checkpoint(nil)

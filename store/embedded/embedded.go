@@ -108,6 +108,7 @@ type Store struct {
 	core          *mvcc.Core // the leader's
 	log           *wal.Log   // the leader's; nil in memory
 	diskFull      bool       // the leader's: the last batch found no room
+	shrink        bool       // the leader's: try once whether a checkpoint makes room
 	checkpointing atomic.Bool
 	lessor        lessor
 	work          sync.WaitGroup // background goroutines

@@ -147,6 +147,7 @@ type Server struct {
 
 	background sync.Once
 	alarms     alarms
+	watches    atomic.Int64 // served now
 	access     *access
 	authEdits  sync.Mutex // one change of users and roles at a time
 	gateway    *gateway

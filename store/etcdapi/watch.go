@@ -24,8 +24,10 @@ type watchServer struct {
 }
 
 const (
-	// maxWatches bounds the watches of one stream.
-	maxWatches = 100_000
+	// maxWatches bounds the watches of one stream, maxAllWatches those of the
+	// server: each has a goroutine.
+	maxWatches    = 100_000
+	maxAllWatches = 1_000_000
 	// noWatch is the ID of a response that belongs to no watch.
 	noWatch = -1
 )
@@ -160,8 +162,8 @@ func (ws *watchStream) create(r *pb.WatchCreateRequest) error {
 func (ws *watchStream) newID(want int64) (id int64, reason string) {
 	ws.mu.Lock()
 	defer ws.mu.Unlock()
-	if len(ws.watches) >= maxWatches {
-		return 0, "etcdserver: too many watches on one stream"
+	if len(ws.watches) >= maxWatches || ws.s.watches.Load() >= maxAllWatches {
+		return 0, "etcdserver: too many watches"
 	}
 	if want != 0 {
 		if ws.watches[want] != nil {
@@ -211,6 +213,8 @@ func (ws *watchStream) remove(id int64) *watch {
 
 // run sends a watch's events until it ends.
 func (w *watch) run() {
+	w.ws.s.watches.Add(1)
+	defer w.ws.s.watches.Add(-1)
 	defer w.w.Close()
 	for {
 		ctx, stop := w.wait()

@@ -57,8 +57,11 @@ func (c *Core) replay(kind byte, d *decoder) error {
 		for c.Sweep(1 << 20) {
 		}
 	case recState:
-		c.rev, c.compacted = d.varint(), d.varint()
-		c.since = c.compacted
+		rev, compacted := d.varint(), d.varint()
+		if c.rev != 1 || c.cur.Len() > 0 || len(c.leases) > 0 || rev < 1 || rev > maxRevision || compacted < 0 || compacted > rev {
+			return corrupt("state at revision %d, compacted at %d", rev, compacted)
+		}
+		c.rev, c.compacted, c.since = rev, compacted, compacted
 	case recBase:
 		return c.loadBase(d)
 	case recEvent:
@@ -68,6 +71,9 @@ func (c *Core) replay(kind byte, d *decoder) error {
 	}
 	return nil
 }
+
+// maxRevision leaves room to count on.
+const maxRevision = 1 << 62
 
 func (c *Core) replayTxn(d *decoder) error {
 	rev := d.varint()

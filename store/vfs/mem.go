@@ -223,6 +223,9 @@ func (m *Mem) SyncDir(dir string) error {
 	return nil
 }
 
+// Space implements FS: there is always room.
+func (m *Mem) Space(string) (free, total int64, err error) { return 1 << 40, 1 << 40, nil }
+
 // Lock implements FS. The lock is not in CrashClone's copy.
 func (m *Mem) Lock(name string) (io.Closer, error) {
 	m.mu.Lock()

@@ -31,6 +31,8 @@ type FS interface {
 	// MkdirAll makes a folder, durably, if it is not there; mode 0700.
 	MkdirAll(dir string) error
 	SyncDir(dir string) error
+	// Space returns the free and all bytes of the disk that a folder is on.
+	Space(dir string) (free, total int64, err error)
 	// Lock takes a file that no one else has locked, writes the process id into
 	// it, and holds it until closed. A *LockedError names the holder.
 	Lock(name string) (io.Closer, error)
@@ -115,6 +117,14 @@ func (disk) SyncDir(dir string) error {
 	}
 	defer d.Close()
 	return d.Sync()
+}
+
+func (disk) Space(dir string) (free, total int64, err error) {
+	var st unix.Statfs_t
+	if err := unix.Statfs(dir, &st); err != nil {
+		return 0, 0, &os.PathError{Op: "statfs", Path: dir, Err: err}
+	}
+	return int64(st.Bavail) * st.Bsize, int64(st.Blocks) * st.Bsize, nil
 }
 
 func (disk) Lock(name string) (io.Closer, error) {

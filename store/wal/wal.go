@@ -250,12 +250,26 @@ func (l *Log) syncDir() error {
 	return l.opt.FS.SyncDir(l.opt.Dir)
 }
 
+// keepFree is how much of a disk the log leaves free, or a quarter of a small
+// one: room for the checkpoint that shrinks the log again. Bytes.
+const keepFree = 16 << 20
+
 // Reserve makes room for a frame of n bytes of payload, so that Append cannot
-// run out of space; spare more bytes are kept free behind it. Errors: ErrFull;
-// any other means the disk is failing.
+// run out of space. What is not urgent leaves some of the disk free, and spare
+// bytes behind it in the log. Errors: ErrFull; any other means the disk is failing.
 func (l *Log) Reserve(n int, spare int64) error {
 	need := frameSize(n)
-	if l.cur.off > headerSize && l.cur.off+need > l.opt.SegmentBytes {
+	roll := l.cur.off > headerSize && l.cur.off+need > l.opt.SegmentBytes
+	if spare > 0 && (roll || l.cur.off+need+spare > l.cur.size) {
+		free, total, err := l.opt.FS.Space(l.opt.Dir)
+		if err != nil {
+			return err
+		}
+		if free < min(keepFree, total/4) {
+			return fmt.Errorf("%w: %d MiB of the disk are free, the last %d are for making room", ErrFull, free>>20, min(keepFree, total/4)>>20)
+		}
+	}
+	if roll {
 		// Without space for another segment this one goes on while it has room.
 		if err := l.roll(); err != nil && !vfs.IsNoSpace(err) {
 			return err

@@ -24,6 +24,7 @@ import (
 	"testing"
 	"time"
 
+	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
 	clientv3 "go.etcd.io/etcd/client/v3"
 
 	"github.com/skiff-project/skiff/store"
@@ -82,7 +83,7 @@ var faults = []fault{
 		}
 	}},
 	{name: "power loss", power: true},
-	{name: "no space", prepare: smallDisk, strike: fillDisk, padding: 4000},
+	{name: "no space", prepare: smallDisk, strike: fillDisk, padding: 16_000},
 }
 
 // tear leaves the beginning of a record at the end of the log, as a crash in
@@ -120,12 +121,12 @@ func logEnd(t *testing.T, dir string) (string, int64) {
 	return name, end
 }
 
-// smallDisk puts the data on a disk of 8 MiB.
+// smallDisk puts the data on a disk of 16 MiB.
 func smallDisk(h *history) {
 	if err := os.MkdirAll(h.srv.dir, 0o700); err != nil {
 		h.Fatal(err)
 	}
-	if err := syscall.Mount("tmpfs", h.srv.dir, "tmpfs", 0, "size=8m,mode=0700"); err != nil {
+	if err := syscall.Mount("tmpfs", h.srv.dir, "tmpfs", 0, "size=16m,mode=0700"); err != nil {
 		h.Fatal(err)
 	}
 	h.Cleanup(func() {
@@ -148,7 +149,7 @@ func fillDisk(h *history) {
 		_, err = f.Write(make([]byte, 4096))
 	}
 	f.Close()
-	for deadline := time.Now().Add(20 * time.Second); h.refused() < 10; time.Sleep(10 * time.Millisecond) {
+	for deadline := time.Now().Add(2 * time.Minute); h.refused() < 10; time.Sleep(10 * time.Millisecond) {
 		if time.Now().After(deadline) {
 			h.Error("the disk is full, but no write is refused")
 			break
@@ -171,7 +172,7 @@ func fillDisk(h *history) {
 	}
 	// Writes that were refused a moment ago may raise the alarm once more.
 	writer := client{id: 98, c: c, rng: h.rng, rec: h.rec, padding: h.padding}
-	for deadline := time.Now().Add(10 * time.Second); ; time.Sleep(10 * time.Millisecond) {
+	for deadline := time.Now().Add(time.Minute); ; time.Sleep(10 * time.Millisecond) {
 		if _, err := c.AlarmDisarm(h.Context(), &clientv3.AlarmMember{}); err != nil {
 			h.Error(err)
 		}
@@ -182,6 +183,55 @@ func fillDisk(h *history) {
 		if time.Now().After(deadline) {
 			h.Error("there is room again and the alarm disarmed, but writes are refused")
 			return
+		}
+	}
+}
+
+// A disk that the store itself has filled: what helps is what helps with etcd,
+// to delete, compact, defragment and disarm the alarm. Nothing is started again
+// and nobody else frees space.
+func TestFullDiskHeals(t *testing.T) {
+	if os.Geteuid() != 0 {
+		t.Skip("needs root, to mount a small disk")
+	}
+	h := &history{T: t, srv: newServer(t)}
+	smallDisk(h)
+	h.srv.start(0)
+	c, ctx := h.client(), t.Context()
+	defer c.Close()
+	fill := func() (n int) {
+		for ; ; n++ {
+			_, err := c.Put(ctx, fmt.Sprint("fill/", n), string(make([]byte, 10_000)))
+			if errors.Is(err, rpctypes.ErrNoSpace) {
+				return n
+			}
+			if err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	n := fill()
+	for range 2 {
+		if _, err := c.Get(ctx, "fill/1"); err != nil {
+			t.Errorf("read: %v", err)
+		}
+		del, err := c.Delete(ctx, "fill/", clientv3.WithPrefix())
+		if err != nil {
+			t.Fatalf("delete: %v", err)
+		}
+		if _, err := c.Compact(ctx, del.Header.Revision, clientv3.WithCompactPhysical()); err != nil {
+			t.Fatalf("compact: %v", err)
+		}
+		if _, err := c.Defragment(ctx, c.Endpoints()[0]); err != nil {
+			t.Fatalf("defragment: %v", err)
+		}
+		if _, err := c.AlarmDisarm(ctx, &clientv3.AlarmMember{}); err != nil {
+			t.Fatalf("disarm: %v", err)
+		}
+		again := fill()
+		t.Logf("full after %d puts of 10 kB on 16 MiB, then after %d", n, again)
+		if again < 100 {
+			t.Errorf("only %d puts fit after making room", again)
 		}
 	}
 }
@@ -325,7 +375,7 @@ func (h *history) run() {
 	}
 	failSync := 0
 	if h.fault.sync {
-		failSync = 50 + h.rng.IntN(300)
+		failSync = 20 + h.rng.IntN(200)
 	}
 	h.srv.start(failSync)
 	stop := h.traffic(h.Context())
@@ -356,7 +406,7 @@ func (h *history) summary(log []store.Event) {
 // losePower makes and judges a history in which the power is cut.
 func losePower(t *testing.T, seed uint64, noSync bool) error {
 	rng := rand.New(rand.NewPCG(seed, 5))
-	h := &history{T: t, rng: rng, compacts: rng.IntN(3) == 0, rec: &recorder{start: time.Now()}, patience: 20 * time.Second}
+	h := &history{T: t, rng: rng, compacts: rng.IntN(3) == 0, rec: &recorder{start: time.Now()}, patience: time.Minute}
 	if noSync {
 		h.patience = time.Second // it will not come
 	}
@@ -425,7 +475,7 @@ func TestHistories(t *testing.T) {
 			}
 			rng := rand.New(rand.NewPCG(seed, 4))
 			(&history{T: t, rng: rng, fault: f, padding: f.padding, compacts: rng.IntN(3) == 0,
-				rec: &recorder{start: time.Now()}, patience: 20 * time.Second}).run()
+				rec: &recorder{start: time.Now()}, patience: time.Minute}).run()
 		})
 		count[f.name]++
 		if n%len(faults) == len(faults)-1 {

@@ -195,8 +195,11 @@ func (s *server) waitForFailure() {
 			s.t.Errorf("after a failed sync the server ends with %v, want a status\n%s", err, s.out.String())
 		}
 		s.cmd = nil
-	case <-time.After(30 * time.Second):
-		s.t.Error("the server goes on after a failed sync")
+	case <-time.After(time.Minute):
+		s.cmd.Process.Signal(syscall.SIGQUIT) // for its goroutines
+		<-s.done
+		s.cmd = nil
+		s.t.Errorf("the server goes on after a failed sync\n%s", s.out.String())
 	}
 }
 

@@ -15,6 +15,7 @@ import (
 
 	"github.com/skiff-project/skiff/store"
 	"github.com/skiff-project/skiff/store/embedded"
+	"github.com/skiff-project/skiff/store/vfs"
 )
 
 func reopen(t testing.TB, dir string) *embedded.Store {
@@ -208,7 +209,7 @@ func FuzzRead(f *testing.F) {
 		if err != nil {
 			return
 		}
-		err = embedded.Import(embedded.Options{Dir: filepath.Join(t.TempDir(), "s"), NoSync: true}, &r.Image)
+		err = embedded.Import(embedded.Options{FS: vfs.NewMem(), Dir: "/s", ExtendBytes: 4096}, &r.Image)
 		if err != nil && errors.Is(err, os.ErrNotExist) {
 			t.Error(err)
 		}
