@@ -186,13 +186,15 @@ type left struct {
 // boundaries takes what a power cut would leave before every write, sync,
 // rename, create and remove that a file system is asked for.
 type boundaries struct {
-	mem   *vfs.Mem
-	tr    *trace // nil while the store opens
-	n     int
-	rng   *rand.Rand
-	last  vfs.Op
-	mu    sync.Mutex
-	lefts []left
+	mem  *vfs.Mem
+	tr   *trace // nil while the store opens
+	n    int
+	rng  *rand.Rand
+	last vfs.Op
+	// stride is how many boundaries apart cuts are.
+	stride int
+	mu     sync.Mutex
+	lefts  []left
 }
 
 func (b *boundaries) check(op vfs.Op, name string) error {
@@ -201,7 +203,9 @@ func (b *boundaries) check(op vfs.Op, name string) error {
 	}
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	b.n++
+	if b.n++; b.n%b.stride != 0 {
+		return nil
+	}
 	keeps := []float64{0, []float64{b.rng.Float64(), 1}[b.n%2]}
 	if b.last == vfs.OpSync { // nothing, or little, is unsynced
 		keeps = keeps[1:]
@@ -248,13 +252,13 @@ func recovered(t *testing.T, l left, digests []uint64, check func(vfs.Op, string
 func nothing(vfs.Op, string) error { return nil }
 
 // The power goes at every write and sync boundary of a trace of 1,000
-// operations: what was acknowledged is there, what was under way is there as
+// operations (of ten traces in the long run, at every third one of one in the short): what was acknowledged is there, what was under way is there as
 // a whole or not at all, and nothing else is. Every few boundaries the power
 // goes again at every boundary of the recovery itself.
 func TestPowerLossAtEveryBoundary(t *testing.T) {
 	for seed := range uint64(1 + 9/every(10)) {
 		mem := vfs.NewMem()
-		b := &boundaries{mem: mem, rng: rand.New(rand.NewPCG(seed, 3))}
+		b := &boundaries{mem: mem, rng: rand.New(rand.NewPCG(seed, 3)), stride: every(3)}
 		s := open(t, diskOptions(vfs.Faulty(mem, b.check)))
 		tr := newTrace(s, seed)
 		b.mu.Lock()
@@ -283,7 +287,7 @@ func TestPowerLossAtEveryBoundary(t *testing.T) {
 
 // recoverTwice cuts the power at every boundary of a recovery.
 func recoverTwice(t *testing.T, l left, digests []uint64) int {
-	b := &boundaries{mem: l.disk, rng: rand.New(rand.NewPCG(1, 3))}
+	b := &boundaries{mem: l.disk, rng: rand.New(rand.NewPCG(1, 3)), stride: 1}
 	recovered(t, l, digests, b.check)
 	for _, second := range b.lefts {
 		second.lo, second.hi = l.lo, l.hi
@@ -306,7 +310,7 @@ func TestDiskErrorAtEveryBoundary(t *testing.T) {
 	}
 	cases := 0
 	for _, failure := range []syscall.Errno{syscall.EIO, syscall.ENOSPC} {
-		for at := 1; failsAt(t, at, steps, failure, healthy.digests); at += every(9) {
+		for at := 1; failsAt(t, at, steps, failure, healthy.digests); at += every(19) {
 			cases++
 		}
 	}
@@ -473,7 +477,7 @@ func TestEveryBitFlip(t *testing.T) {
 	last := len(l.ends) - 1
 	var before, after runtime.MemStats
 	runtime.ReadMemStats(&before)
-	n := l.flips(t, every(61), func(s *Store, err error, bit int) {
+	n := l.flips(t, every(127), func(s *Store, err error, bit int) {
 		corrupt := (*wal.CorruptError)(nil)
 		at, inFrame := slices.BinarySearch(l.ends, bit/8)
 		if inFrame {
@@ -512,7 +516,7 @@ func TestEveryTruncation(t *testing.T) {
 	n := 0
 	for size := range len(l.image) + 1 {
 		lastTwo := size >= l.ends[len(l.ends)-3]
-		if !lastTwo && size%every(41) != 0 {
+		if !lastTwo && size%every(149) != 0 || lastTwo && size%every(5) != 0 {
 			continue
 		}
 		n++
