@@ -251,10 +251,11 @@ func recovered(t *testing.T, l left, digests []uint64, check func(vfs.Op, string
 
 func nothing(vfs.Op, string) error { return nil }
 
-// The power goes at every write and sync boundary of a trace of 1,000
-// operations (of ten traces in the long run, at every third one of one in the short): what was acknowledged is there, what was under way is there as
-// a whole or not at all, and nothing else is. Every few boundaries the power
-// goes again at every boundary of the recovery itself.
+// The power goes at every write and sync boundary of ten traces of 1,000
+// operations (in the short run at every third of one trace): what was
+// acknowledged is there, what was under way is there as a whole or not at all,
+// and nothing else is. Every few boundaries the power goes again at every
+// boundary of the recovery itself.
 func TestPowerLossAtEveryBoundary(t *testing.T) {
 	for seed := range uint64(1 + 9/every(10)) {
 		mem := vfs.NewMem()
