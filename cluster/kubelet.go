@@ -165,6 +165,13 @@ func (o Kubelet) start(ctx context.Context, c *Cluster) error {
 		c.serve("healthz", l, mux)
 	}
 	c.start(c.agents, "kubelet", k.Run)
+	if c.network == nil { // the runtime's own plug-ins reach other nodes' pods
+		return nil
+	}
+	c.opts.NodeName = cfg.NodeName
+	c.informers.Core().V1().Nodes().Informer() // so that it is among those started
+	c.start(c.agents, "routes", c.keepRoutes)
+	c.informers.Start(c.agents.ctx.Done())
 	return nil
 }
 
