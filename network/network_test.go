@@ -281,6 +281,34 @@ func TestRoutesBetweenNodes(t *testing.T) {
 	}
 }
 
+// Two nodes that share no link reach each other's pods by the router between
+// them, and a node nobody can reach keeps no route from being made.
+func TestRoutesByARouter(t *testing.T) {
+	router := netnstest.New(t)
+	router.Do(func() error { return setSysctl("net/ipv4/ip_forward", "1") })
+	var pods []*netnstest.NS
+	var addrs []string
+	for i, side := range []string{"198.51.100", "203.0.113"} {
+		h := netnstest.New(t)
+		netnstest.Join(router, fmt.Sprint("n", i), side+".1/24", h, "eth0", side+".2/24")
+		h.Route("0.0.0.0/0", side+".1")
+		router.Route(fmt.Sprintf("10.244.%d.0/24", i), side+".2")
+		n := newNetwork(t, h, t.TempDir())
+		if err := n.SetPodCIDRs([]netip.Prefix{netip.MustParsePrefix(fmt.Sprintf("10.244.%d.0/24", i))}); err != nil {
+			t.Fatal(err)
+		}
+		other := []Route{{netip.MustParsePrefix("10.244.1.0/24"), netip.MustParseAddr("203.0.113.2")}, {netip.MustParsePrefix("10.244.0.0/24"), netip.MustParseAddr("198.51.100.2")}}[i]
+		lost := Route{netip.MustParsePrefix("10.244.9.0/24"), netip.MustParseAddr("255.255.255.255")}
+		if err := n.SetRoutes([]Route{lost, other}); err == nil || !strings.Contains(err.Error(), "10.244.9.0/24") {
+			t.Errorf("a node out of reach: %v", err)
+		}
+		pod := netnstest.New(t)
+		addrs, pods = append(addrs, setup(t, n, "p", pod)), append(pods, pod)
+	}
+	pods[1].Serve("p1", ":80")
+	wantAnswer(t, pods[0], "tcp", addrs[1]+":80", "p1", addrs[0])
+}
+
 func TestAddressesRestAndRunOut(t *testing.T) {
 	dir := t.TempDir()
 	open := func() *pool {
