@@ -1,6 +1,7 @@
 package apiserver
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -163,11 +164,7 @@ func (s *Server) ensureServices(ctx context.Context) error {
 	if err := s.ensureServiceCIDR(ctx); err != nil {
 		return err
 	}
-	port := int32(s.cfg.AdvertisePort)
-	if port == 0 {
-		port = 6443
-	}
-	want := initial.Service(s.kubernetesIP(), port)
+	want := initial.Service(s.kubernetesIP(), s.advertisedPort())
 	err := s.ensure(ctx, "/services", want, func(o api.Object) bool {
 		have := o.(*corev1.Service)
 		if len(have.Spec.Ports) == 1 && have.Spec.Ports[0].TargetPort == want.Spec.Ports[0].TargetPort {
@@ -179,8 +176,13 @@ func (s *Server) ensureServices(ctx context.Context) error {
 	if err != nil || !s.cfg.AdvertiseAddress.IsValid() {
 		return err
 	}
-	return s.ensureEndpoints(ctx, s.cfg.AdvertiseAddress.Unmap(), port)
+	if s.cfg.SharedStore {
+		return s.servers.Announce(ctx)
+	}
+	return s.ensureEndpoints(ctx, []netip.Addr{s.cfg.AdvertiseAddress.Unmap()})
 }
+
+func (s *Server) advertisedPort() int32 { return int32(cmp.Or(s.cfg.AdvertisePort, 6443)) }
 
 // ensureServiceCIDR creates the ServiceCIDR of the configured range and says
 // that it is ready, unless somebody says otherwise.
@@ -213,8 +215,8 @@ func (s *Server) ensureServiceCIDR(ctx context.Context) error {
 	})
 }
 
-func (s *Server) ensureEndpoints(ctx context.Context, address netip.Addr, port int32) error {
-	eps := initial.Endpoints(address, port)
+func (s *Server) ensureEndpoints(ctx context.Context, addresses []netip.Addr) error {
+	eps := initial.Endpoints(addresses, s.advertisedPort())
 	err := s.ensure(ctx, "/endpoints", eps, func(o api.Object) bool {
 		have := o.(*corev1.Endpoints) //nolint:staticcheck // served as long as upstream serves it
 		same := apiequality.Semantic.DeepEqual(have.Subsets, eps.Subsets)
@@ -224,7 +226,7 @@ func (s *Server) ensureEndpoints(ctx context.Context, address netip.Addr, port i
 	if err != nil {
 		return err
 	}
-	slice := initial.EndpointSlice(address, port)
+	slice := initial.EndpointSlice(addresses, s.advertisedPort())
 	return s.ensure(ctx, "discovery.k8s.io/endpointslices", slice, func(o api.Object) bool {
 		have := o.(*discoveryv1.EndpointSlice)
 		same := apiequality.Semantic.DeepEqual(have.Endpoints, slice.Endpoints) && apiequality.Semantic.DeepEqual(have.Ports, slice.Ports)

@@ -29,6 +29,7 @@ import (
 	"github.com/skiff-project/skiff/apiserver/managed"
 	"github.com/skiff-project/skiff/apiserver/metrics"
 	"github.com/skiff-project/skiff/apiserver/openapidoc"
+	"github.com/skiff-project/skiff/apiserver/peers"
 	"github.com/skiff-project/skiff/apiserver/registry"
 	"github.com/skiff-project/skiff/auth"
 	"github.com/skiff-project/skiff/auth/rbac/policy"
@@ -42,6 +43,10 @@ type Config struct {
 	// Store is the database; required. Its Decorate function must be
 	// wire.Decorate. The server does not close it.
 	Store store.Store
+	// SharedStore says that other API servers, upstream's too, may be at work
+	// on the same store: each announces itself there, and the kubernetes
+	// Service has them all as endpoints.
+	SharedStore bool
 	// Resources are the served resources; required (all.Resources()).
 	Resources []*api.Resource
 
@@ -176,6 +181,7 @@ type Server struct {
 	openapi   openapidoc.Cache
 	proxy     *connect.Proxy
 	metrics   *metrics.Metrics
+	servers   *peers.Servers
 
 	inFlight    chan struct{}
 	longRunning chan struct{}
@@ -194,6 +200,9 @@ func New(cfg Config) (*Server, error) {
 		cfg: cfg, codec: codec.New(scheme.Scheme),
 		inFlight: make(chan struct{}, cfg.MaxInFlight), longRunning: make(chan struct{}, cfg.MaxLongRunning),
 		stopping: make(chan struct{}),
+	}
+	s.servers = &peers.Servers{
+		Store: cfg.Store, Own: cfg.AdvertiseAddress.Unmap(), Changed: s.ensureEndpoints, Clock: cfg.Clock, Log: cfg.Log, Grace: cfg.ShutdownGrace,
 	}
 	s.proxy = &connect.Proxy{Dial: cfg.Dial, Log: cfg.Log, Stopping: s.stopping}
 	s.managed = managed.New()

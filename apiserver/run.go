@@ -11,7 +11,7 @@ import (
 	"sync"
 	"time"
 
-	"github.com/skiff-project/skiff/store"
+	"github.com/skiff-project/skiff/apiserver/peers"
 )
 
 func (s *Server) background() context.Context { return context.Background() }
@@ -26,10 +26,13 @@ func (s *Server) Run(ctx context.Context) error {
 	defer wg.Wait()
 	defer cancel()
 	wg.Go(func() { s.bootstrapLoop(ctx) })
-	wg.Go(func() { s.compactLoop(ctx) })
+	wg.Go(func() { peers.Compact(ctx, s.cfg.Store, s.cfg.CompactionInterval, s.cfg.Clock, s.cfg.Log) })
 	wg.Go(func() { s.repairLoop(ctx) })
 	if s.customs.Table != nil {
 		wg.Go(func() { s.customs.Run(ctx) })
+	}
+	if s.cfg.SharedStore && s.cfg.AdvertiseAddress.IsValid() {
+		wg.Go(func() { s.servers.Run(ctx) })
 	}
 	if s.cfg.TLS == nil {
 		s.ready.Store(true)
@@ -86,28 +89,5 @@ func (s *Server) httpServer() *http.Server {
 		MaxHeaderBytes:    1 << 20,
 		HTTP2:             &http.HTTP2Config{MaxConcurrentStreams: 1000, MaxReceiveBufferPerConnection: 4 << 20, MaxReceiveBufferPerStream: 1 << 20},
 		ErrorLog:          slog.NewLogLogger(s.cfg.Log.Handler(), slog.LevelDebug),
-	}
-}
-
-// compactLoop compacts at each interval what was history at the one before,
-// so that at least one interval of history is kept. An idle store is left alone.
-func (s *Server) compactLoop(ctx context.Context) {
-	tick := s.cfg.Clock.NewTicker(s.cfg.CompactionInterval)
-	defer tick.Stop()
-	previous := s.cfg.Store.Status().Revision
-	for {
-		select {
-		case <-ctx.Done():
-			return
-		case <-tick.C():
-		}
-		st := s.cfg.Store.Status()
-		if previous > st.CompactRevision && previous < st.Revision {
-			err := s.cfg.Store.Compact(ctx, previous)
-			if err != nil && ctx.Err() == nil && !errors.Is(err, store.ErrCompacted) {
-				s.cfg.Log.Error("store cannot be compacted", "revision", previous, "error", err)
-			}
-		}
-		previous = st.Revision
 	}
 }

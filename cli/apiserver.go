@@ -7,13 +7,9 @@ import (
 	"log/slog"
 	"net"
 	"net/netip"
-	"net/url"
 	"slices"
 	"strconv"
 	"strings"
-	"time"
-
-	clientv3 "go.etcd.io/etcd/client/v3"
 
 	"github.com/skiff-project/skiff/cluster"
 )
@@ -36,7 +32,6 @@ var apiServerHarmless = []harmless{
 // meaning here; any other one is an error.
 type apiServerFlags struct {
 	opts         cluster.APIServerOptions
-	etcd         []string
 	certDir      string
 	bind         string
 	port         int
@@ -59,7 +54,11 @@ func apiServerProgram() (*program, *apiServerFlags) {
 	p := newProgram("kube-apiserver", "The API server by itself", apiServerHarmless...)
 	f := &apiServerFlags{}
 	fs, o := p.fs, &f.opts
-	fs.StringSliceVar(&f.etcd, "etcd-servers", nil, "etcd servers (scheme://host:port), which must hold no objects: they are kept in memory")
+	fs.StringSliceVar(&o.Etcd.Servers, "etcd-servers", nil, "etcd servers (scheme://host:port) that keep the objects (default: they are kept in memory)")
+	fs.StringVar(&o.Etcd.CAFile, "etcd-cafile", "", "authority of the etcd servers' certificates")
+	fs.StringVar(&o.Etcd.CertFile, "etcd-certfile", "", "certificate shown to etcd")
+	fs.StringVar(&o.Etcd.KeyFile, "etcd-keyfile", "", "its key")
+	fs.StringVar(&o.Etcd.Prefix, "etcd-prefix", "/registry", "prefix of all keys in etcd")
 	fs.StringVar(&f.certDir, "cert-dir", "", "folder with apiserver.crt and apiserver.key")
 	fs.StringVar(&o.CertFile, "tls-cert-file", "", "serving certificate; overrides --cert-dir")
 	fs.StringVar(&o.KeyFile, "tls-private-key-file", "", "its key")
@@ -94,10 +93,9 @@ func apiServerProgram() (*program, *apiServerFlags) {
 		if err := f.settle(); err != nil {
 			return err
 		}
-		if err := emptyEtcd(ctx, f.etcd); err != nil {
-			return err
+		if len(o.Etcd.Servers) == 0 {
+			log.Info("objects are kept in memory and end with this process; --etcd-servers keeps them")
 		}
-		log.Info("objects are kept in memory, not in etcd, and end with this process", "etcd-servers", f.etcd)
 		return cluster.RunAPIServer(ctx, *o)
 	}
 	return p, f
@@ -156,37 +154,6 @@ func (f *apiServerFlags) settle() error {
 	}
 	if o.AdvertiseAddress, err = netip.ParseAddr(f.advertise); err != nil {
 		return fmt.Errorf("--advertise-address: %q is not an IP address", f.advertise)
-	}
-	return nil
-}
-
-// etcdTimeout bounds the look into etcd before the start.
-const etcdTimeout = 10 * time.Second
-
-// emptyEtcd refuses an etcd that holds a cluster: its objects would not be
-// served. Nothing to refuse without any.
-func emptyEtcd(ctx context.Context, servers []string) error {
-	if len(servers) == 0 {
-		return nil
-	}
-	for _, s := range servers {
-		if u, err := url.Parse(s); err != nil || u.Scheme != "http" {
-			return fmt.Errorf("--etcd-servers: %q: only http:// is supported", s)
-		}
-	}
-	ctx, cancel := context.WithTimeout(ctx, etcdTimeout)
-	defer cancel()
-	client, err := clientv3.New(clientv3.Config{Endpoints: servers, Context: ctx})
-	if err != nil {
-		return fmt.Errorf("--etcd-servers: %w", err)
-	}
-	defer client.Close()
-	found, err := client.Get(ctx, "/registry/", clientv3.WithPrefix(), clientv3.WithCountOnly())
-	if err != nil {
-		return fmt.Errorf("--etcd-servers: %v does not answer: %w", servers, err)
-	}
-	if found.Count > 0 {
-		return fmt.Errorf("etcd %v holds %d objects of a cluster: this server keeps objects in memory and would not show them; give it an empty etcd", servers, found.Count)
 	}
 	return nil
 }

@@ -59,10 +59,11 @@ func (c *Cluster) startStore(context.Context) (string, error) {
 	if err != nil {
 		return "", err
 	}
-	c.store, err = embedded.Open(embedded.Options{Dir: c.opts.path("etcd"), Decorate: wire.Decorate, Log: log})
+	db, err := embedded.Open(embedded.Options{Dir: c.opts.path("etcd"), Decorate: wire.Decorate, Log: log})
 	if err != nil {
 		return "", err
 	}
+	c.store = db
 	if c.side, err = embedded.Open(embedded.Options{Dir: c.opts.path("etcd-side"), MaxTxnOps: 1024, Log: log}); err != nil {
 		return "", err
 	}
@@ -86,7 +87,7 @@ func (c *Cluster) startStore(context.Context) (string, error) {
 		listener.Close()
 		return "", err
 	}
-	c.start(c.servers, "store", c.watchStore)
+	c.start(c.servers, "store", func(ctx context.Context) error { return c.watchStore(ctx, db) })
 	c.start(c.servers, "etcd", func(ctx context.Context) error { return server.Serve(ctx, listener) })
 	s := c.store.Status()
 	return fmt.Sprintf("revision %d, %d keys", s.Revision, s.Keys), nil
@@ -94,12 +95,12 @@ func (c *Cluster) startStore(context.Context) (string, error) {
 
 // watchStore ends the cluster when the store has stopped for good: after a
 // failed sync nothing more may be acknowledged.
-func (c *Cluster) watchStore(ctx context.Context) error {
+func (c *Cluster) watchStore(ctx context.Context, db *embedded.Store) error {
 	select {
 	case <-ctx.Done():
 		return nil
-	case <-c.store.Done():
-		return c.store.Err()
+	case <-db.Done():
+		return db.Err()
 	case <-c.side.Done():
 		return c.side.Err()
 	}
@@ -167,7 +168,7 @@ func (c *Cluster) apiConfig() (apiserver.Config, error) {
 	roles := rbac.New(source)
 	authorizer := auth.Authorizers(auth.Masters(), node.New(source, policy.NodeRules()), roles)
 	return apiserver.Config{
-		Store:     c.store,
+		Store: c.store, SharedStore: c.shared,
 		Resources: resources,
 		Address:   net.JoinHostPort("", strconv.Itoa(c.opts.APIPort)),
 		Listener:  c.listener,

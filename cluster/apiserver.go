@@ -15,12 +15,10 @@ import (
 
 	"github.com/skiff-project/skiff/auth/serviceaccount"
 	"github.com/skiff-project/skiff/bootstrap"
-	"github.com/skiff-project/skiff/object/wire"
-	"github.com/skiff-project/skiff/store/embedded"
 )
 
 // APIServerOptions are those of an API server that runs by itself, as
-// upstream's kube-apiserver takes them. Its store is in memory.
+// upstream's kube-apiserver takes them.
 type APIServerOptions struct {
 	// Address is where it serves, with TLS. Required.
 	Address string
@@ -52,6 +50,8 @@ type APIServerOptions struct {
 	AdvertiseAddress netip.Addr
 	// ServiceCIDR holds ClusterIPs. Default 10.0.0.0/24, upstream's.
 	ServiceCIDR netip.Prefix
+	// Etcd is where objects are kept. Default: in memory, until the process ends.
+	Etcd EtcdOptions
 	// DisableAdmission names admission plugins to leave out.
 	DisableAdmission []string
 	Log              *slog.Logger // default: discard
@@ -70,12 +70,12 @@ func RunAPIServer(ctx context.Context, o APIServerOptions) error {
 	routeKlog(o.Log)
 	c.notAdmitted = o.DisableAdmission
 	c.minTLS, c.cipherSuites = o.MinTLS, o.CipherSuites
-	if err := c.openAPIServer(o); err != nil {
+	start, cancel := context.WithTimeout(ctx, startTimeout)
+	defer cancel()
+	if err := c.openAPIServer(start, o); err != nil {
 		c.stop()
 		return err
 	}
-	start, cancel := context.WithTimeout(ctx, startTimeout)
-	defer cancel()
 	start, c.abort = context.WithCancelCause(start)
 	if _, err := c.startAPI(start); err != nil {
 		c.stop()
@@ -84,7 +84,7 @@ func RunAPIServer(ctx context.Context, o APIServerOptions) error {
 	return c.Wait(ctx)
 }
 
-func (c *Cluster) openAPIServer(o APIServerOptions) error {
+func (c *Cluster) openAPIServer(ctx context.Context, o APIServerOptions) error {
 	var err error
 	if c.listener, err = net.Listen("tcp", o.Address); err != nil {
 		return err
@@ -104,7 +104,8 @@ func (c *Cluster) openAPIServer(o APIServerOptions) error {
 	if err := c.loadAssets(o); err != nil {
 		return err
 	}
-	c.store, err = embedded.Open(embedded.Options{Decorate: wire.Decorate, Log: o.Log})
+	c.shared = len(o.Etcd.Servers) > 0
+	c.store, err = openStore(ctx, o.Etcd, o.Log)
 	return err
 }
 

@@ -26,6 +26,7 @@ import (
 	"github.com/skiff-project/skiff/bootstrap"
 	"github.com/skiff-project/skiff/network"
 	"github.com/skiff-project/skiff/runtime"
+	"github.com/skiff-project/skiff/store"
 	"github.com/skiff-project/skiff/store/embedded"
 )
 
@@ -46,7 +47,8 @@ type Cluster struct {
 	log      *slog.Logger
 
 	assets   *bootstrap.Assets
-	store    *embedded.Store
+	store    store.Store
+	shared   bool            // other API servers may be at work on the store
 	side     *embedded.Store // etcd's users, roles, alarms and v2 keys
 	api      *apiserver.Server
 	listener net.Listener // the API server's, if it is open already; nil: it listens on APIPort

@@ -52,27 +52,32 @@ func Service(ip netip.Addr, port int32) *corev1.Service {
 	return svc
 }
 
-// Endpoints are those of default/kubernetes.
-func Endpoints(address netip.Addr, port int32) *corev1.Endpoints { //nolint:staticcheck // served as long as upstream serves it
+// Endpoints are those of default/kubernetes, one for each server.
+func Endpoints(addresses []netip.Addr, port int32) *corev1.Endpoints { //nolint:staticcheck // served as long as upstream serves it
 	eps := &corev1.Endpoints{ObjectMeta: kubernetes(), Subsets: []corev1.EndpointSubset{{ //nolint:staticcheck // as above
-		Addresses: []corev1.EndpointAddress{{IP: address.String()}},                                 //nolint:staticcheck // as above
-		Ports:     []corev1.EndpointPort{{Name: "https", Port: port, Protocol: corev1.ProtocolTCP}}, //nolint:staticcheck // as above
+		Ports: []corev1.EndpointPort{{Name: "https", Port: port, Protocol: corev1.ProtocolTCP}}, //nolint:staticcheck // as above
 	}}}
+	for _, a := range addresses {
+		sub := &eps.Subsets[0]
+		sub.Addresses = append(sub.Addresses, corev1.EndpointAddress{IP: a.String()}) //nolint:staticcheck // as above
+	}
 	eps.Labels = map[string]string{discoveryv1.LabelSkipMirror: "true"}
 	return eps
 }
 
-// EndpointSlice is that of default/kubernetes.
-func EndpointSlice(address netip.Addr, port int32) *discoveryv1.EndpointSlice {
+// EndpointSlice is that of default/kubernetes, with one endpoint for each server.
+func EndpointSlice(addresses []netip.Addr, port int32) *discoveryv1.EndpointSlice {
 	family := discoveryv1.AddressTypeIPv4
-	if address.Is6() {
+	if len(addresses) > 0 && addresses[0].Is6() {
 		family = discoveryv1.AddressTypeIPv6
 	}
 	name, proto, ready := "https", corev1.ProtocolTCP, true
 	slice := &discoveryv1.EndpointSlice{
 		ObjectMeta: kubernetes(), AddressType: family,
-		Endpoints: []discoveryv1.Endpoint{{Addresses: []string{address.String()}, Conditions: discoveryv1.EndpointConditions{Ready: &ready}}},
-		Ports:     []discoveryv1.EndpointPort{{Name: &name, Port: &port, Protocol: &proto}},
+		Ports: []discoveryv1.EndpointPort{{Name: &name, Port: &port, Protocol: &proto}},
+	}
+	for _, a := range addresses {
+		slice.Endpoints = append(slice.Endpoints, discoveryv1.Endpoint{Addresses: []string{a.String()}, Conditions: discoveryv1.EndpointConditions{Ready: &ready}})
 	}
 	slice.Labels = map[string]string{discoveryv1.LabelServiceName: "kubernetes"}
 	return slice

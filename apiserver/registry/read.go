@@ -192,7 +192,7 @@ func (r *Registry) listSnapshot(ctx context.Context, o ListOptions, key string) 
 	}
 	exact := o.Match == metav1.ResourceVersionMatchExact || o.Match == "" && o.Limit > 0 && rv > 0
 	if rv == 0 || !exact {
-		snap, err := r.snapshot(ctx, rv)
+		snap, err := r.notOlder(ctx, rv, o.ResourceVersion)
 		return snap, key, err
 	}
 	snap, err := r.Store.Snapshot(ctx, rv)

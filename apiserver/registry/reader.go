@@ -19,7 +19,8 @@ import (
 
 // Reader reads stored objects for authorizers and admission plugins. Decoded
 // objects are remembered as long as their stored version is the newest, so
-// that policy read on every request is decoded once. It implements
+// that policy read on every request is decoded once. It reads what this process
+// has seen, its own writes included, and asks no server. It implements
 // admission.Reader. What it returns is shared and must not be changed.
 type Reader struct {
 	store store.Store
@@ -46,8 +47,19 @@ const (
 	maxReaderListLen = 512 // longer lists are decoded each time
 )
 
+// local is a store whose newest snapshot is the newest in memory.
+type local struct{ store.Store }
+
+func (l local) Snapshot(ctx context.Context, rev int64) (store.Snapshot, error) {
+	if rev == 0 {
+		rev = store.Local
+	}
+	return l.Store.Snapshot(ctx, rev)
+}
+
 // NewReader returns a reader over the store; resources without storage are left out.
 func NewReader(s store.Store, resources []*api.Resource) (*Reader, error) {
+	s = local{s}
 	r := &Reader{store: s, regs: map[string]*Registry{}, gets: map[string]readerEntry{}, lists: map[string]readerList{}}
 	for _, res := range resources {
 		if res.Virtual {

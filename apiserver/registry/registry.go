@@ -224,7 +224,7 @@ func (r *Registry) Get(ctx context.Context, namespace, name, resourceVersion str
 	if err != nil {
 		return Item{}, err
 	}
-	snap, err := r.snapshot(ctx, rv)
+	snap, err := r.notOlder(ctx, rv, resourceVersion)
 	if err != nil {
 		return Item{}, err
 	}
@@ -245,6 +245,18 @@ func (r *Registry) snapshot(ctx context.Context, atLeast int64) (store.Snapshot,
 		return nil, TooLargeResourceVersion(atLeast, snap.Revision())
 	}
 	return snap, nil
+}
+
+// notOlder returns a snapshot for a reader who asked for a resource version
+// that is rv, or, with none, for the newest. One who names a version is content
+// with what is in memory if that is no older.
+func (r *Registry) notOlder(ctx context.Context, rv int64, asked string) (store.Snapshot, error) {
+	if asked != "" {
+		if snap, err := r.Store.Snapshot(ctx, store.Local); err == nil && snap.Revision() >= rv {
+			return snap, nil
+		}
+	}
+	return r.snapshot(ctx, rv)
 }
 
 // ClientFault is an error that is the client's, but that upstream answers with
@@ -291,6 +303,8 @@ func storeError(err error) error {
 		return apierrors.NewRequestEntityTooLargeError("the object is too large to be stored: " + err.Error())
 	case errors.Is(err, store.ErrNoSpace):
 		return apierrors.NewInternalError(fmt.Errorf("the store is full: %w; delete objects or raise its quota", err))
+	case errors.Is(err, store.ErrOutcomeUnknown):
+		return apierrors.NewTimeoutError(err.Error()+"; look at the object before writing again", 0)
 	case errors.Is(err, store.ErrClosed):
 		return apierrors.NewServiceUnavailable("the store is closed; the server is shutting down")
 	case errors.Is(err, context.DeadlineExceeded), errors.Is(err, context.Canceled):

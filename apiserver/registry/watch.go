@@ -48,7 +48,7 @@ func (r *Registry) Watch(ctx context.Context, o WatchOptions) (*Watch, error) {
 	}
 	w := &Watch{m: r.matcher(o.Selection), rev: rv}
 	if rv == 0 || o.SendInitial {
-		snap, err := r.snapshot(ctx, rv)
+		snap, err := r.notOlder(ctx, rv, o.ResourceVersion)
 		if err != nil {
 			return nil, err
 		}

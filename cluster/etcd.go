@@ -1,0 +1,76 @@
+package cluster
+
+import (
+	"context"
+	"crypto/tls"
+	"fmt"
+	"log/slog"
+	"net/url"
+	"strings"
+
+	"k8s.io/client-go/util/cert"
+
+	"github.com/skiff-project/skiff/apiserver/registry"
+	"github.com/skiff-project/skiff/object/wire"
+	"github.com/skiff-project/skiff/store"
+	"github.com/skiff-project/skiff/store/embedded"
+	"github.com/skiff-project/skiff/store/etcdstore"
+)
+
+// EtcdOptions say which etcd an API server keeps its objects in.
+type EtcdOptions struct {
+	// Servers are the client URLs, http or https, of one cluster's members.
+	Servers []string
+	// CAFile holds the authorities (PEM) of the servers' certificates. Default: the system's.
+	CAFile string
+	// CertFile and KeyFile are shown to the servers. Default: none.
+	CertFile, KeyFile string
+	// Prefix of all keys. Default /registry.
+	Prefix string
+}
+
+// openStore opens the store of an API server that runs by itself.
+func openStore(ctx context.Context, o EtcdOptions, log *slog.Logger) (store.Store, error) {
+	if len(o.Servers) == 0 {
+		return embedded.Open(embedded.Options{Decorate: wire.Decorate, Log: log})
+	}
+	for _, s := range o.Servers {
+		if u, err := url.Parse(s); err != nil || u.Host == "" || u.Scheme != "http" && u.Scheme != "https" {
+			return nil, fmt.Errorf("--etcd-servers: %q is not of the form http://host:port or https://host:port", s)
+		}
+	}
+	conf, err := o.tls()
+	if err != nil {
+		return nil, err
+	}
+	if o.Prefix == "" {
+		o.Prefix = registry.Root
+	}
+	s, err := etcdstore.Open(ctx, etcdstore.Options{
+		Endpoints: o.Servers, TLS: conf, Root: registry.Root, Prefix: "/" + strings.Trim(o.Prefix, "/") + "/",
+		Decorate: wire.Decorate, Log: log,
+	})
+	if err != nil {
+		return nil, fmt.Errorf("open etcd %v: %w", o.Servers, err)
+	}
+	return s, nil
+}
+
+func (o EtcdOptions) tls() (*tls.Config, error) {
+	conf := &tls.Config{MinVersion: tls.VersionTLS12}
+	var err error
+	if o.CAFile != "" {
+		if conf.RootCAs, err = cert.NewPool(o.CAFile); err != nil {
+			return nil, fmt.Errorf("--etcd-cafile: %w", err)
+		}
+	}
+	if o.CertFile == "" && o.KeyFile == "" {
+		return conf, nil
+	}
+	pair, err := tls.LoadX509KeyPair(o.CertFile, o.KeyFile)
+	if err != nil {
+		return nil, fmt.Errorf("--etcd-certfile, --etcd-keyfile: %w", err)
+	}
+	conf.Certificates = []tls.Certificate{pair}
+	return conf, nil
+}
