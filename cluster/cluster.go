@@ -107,7 +107,6 @@ func (l *layer) stop() {
 // stopped again on an error; pods that already ran are left running.
 func Up(ctx context.Context, opts Options, timeout time.Duration, progress Progress) (_ *Cluster, err error) {
 	tuneMemory()
-	go warm()
 	c := newCluster(progress)
 	defer func() {
 		if err != nil {

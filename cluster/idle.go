@@ -5,9 +5,6 @@ import (
 	"runtime/debug"
 	"time"
 
-	"k8s.io/client-go/applyconfigurations"
-	"k8s.io/client-go/kubernetes/scheme"
-
 	"github.com/skiff-project/skiff/internal/ownpages"
 )
 
@@ -44,8 +41,3 @@ func (c *Cluster) rest(ctx context.Context) {
 		timer.Reset(restEvery)
 	}
 }
-
-// warm reads the schema of all built-in types, which the first tracked write
-// needs, while the start still waits for disks and certificates: it is the
-// longest single piece of work of a start, and client-go keeps the result.
-func warm() { applyconfigurations.NewTypeConverter(scheme.Scheme) }

@@ -28,7 +28,7 @@ type Config struct {
 	// Version is the version of the API server, as shown in the documents: "v1.37.2".
 	Version string
 	// MergeRules are the types of a structured-merge schema, whose list types,
-	// keys and defaults enrich the documents. Nil: see DefaultMergeRules.
+	// keys and defaults enrich the documents. applyschema.Types has the built-in ones.
 	MergeRules []smd.TypeDef
 }
 

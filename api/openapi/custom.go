@@ -12,6 +12,7 @@ import (
 	"k8s.io/kube-openapi/pkg/validation/spec"
 
 	"github.com/skiff-project/skiff/api"
+	"github.com/skiff-project/skiff/object/applyschema"
 )
 
 // customName is the definition name of a custom resource: "com.example.stable.v1.CronTab".
@@ -64,11 +65,7 @@ func (m *models) addCustom(r *api.Resource, v *api.Version) (kind, list string) 
 // TypeConverter knows the types of resources for server-side apply. With
 // preserve, fields no schema has are tracked too.
 func TypeConverter(resources []*api.Resource, preserve bool) (managedfields.TypeConverter, error) {
-	rules, err := DefaultMergeRules()
-	if err != nil {
-		return nil, err
-	}
-	b, err := New(Config{Resources: resources, MergeRules: rules})
+	b, err := New(Config{Resources: resources, MergeRules: applyschema.Types()})
 	if err != nil {
 		return nil, err
 	}

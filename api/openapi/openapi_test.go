@@ -13,15 +13,12 @@ import (
 
 	"github.com/skiff-project/skiff/api/all"
 	"github.com/skiff-project/skiff/api/openapi"
+	"github.com/skiff-project/skiff/object/applyschema"
 )
 
 func builder(t *testing.T) *openapi.Builder {
 	t.Helper()
-	rules, err := openapi.DefaultMergeRules()
-	if err != nil {
-		t.Fatal(err)
-	}
-	b, err := openapi.New(openapi.Config{Resources: all.Resources(), Version: "v1.37.2", MergeRules: rules})
+	b, err := openapi.New(openapi.Config{Resources: all.Resources(), Version: "v1.37.2", MergeRules: applyschema.Types()})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -13,11 +13,11 @@ import (
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/runtime/schema"
 	"k8s.io/apimachinery/pkg/util/managedfields"
-	"k8s.io/client-go/applyconfigurations"
 	"k8s.io/client-go/kubernetes/scheme"
 	"sigs.k8s.io/structured-merge-diff/v6/fieldpath"
 
 	"github.com/skiff-project/skiff/api"
+	"github.com/skiff-project/skiff/object/applyschema"
 )
 
 // Type describes one served version of a resource.
@@ -172,7 +172,7 @@ type managerKey struct {
 // New returns a tracker for the built-in types.
 func New() *Fields {
 	return &Fields{
-		converter: sync.OnceValue(func() managedfields.TypeConverter { return applyconfigurations.NewTypeConverter(scheme.Scheme) }),
+		converter: sync.OnceValue(applyschema.Converter),
 		byKey:     map[managerKey]*managedfields.FieldManager{},
 		plans:     firstPlans{byTyp: map[*Type]*plan{}},
 	}

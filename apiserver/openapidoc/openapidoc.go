@@ -11,6 +11,7 @@ import (
 
 	"github.com/skiff-project/skiff/api"
 	"github.com/skiff-project/skiff/api/openapi"
+	"github.com/skiff-project/skiff/object/applyschema"
 	"github.com/skiff-project/skiff/object/codec"
 )
 
@@ -46,11 +47,8 @@ func (o *Cache) Get(key string, build func(*openapi.Builder) ([]byte, error), cf
 		return data, nil
 	}
 	if o.builder == nil {
-		rules, err := openapi.DefaultMergeRules()
-		if err != nil {
-			return nil, err
-		}
-		cfg.MergeRules = rules
+		cfg.MergeRules = applyschema.Types()
+		var err error
 		if o.builder, err = openapi.New(cfg); err != nil {
 			return nil, err
 		}

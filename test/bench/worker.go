@@ -7,6 +7,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"os"
 	"os/signal"
 	"path/filepath"
@@ -19,6 +20,7 @@ import (
 	"k8s.io/client-go/kubernetes"
 	"k8s.io/client-go/rest"
 	"k8s.io/client-go/tools/clientcmd"
+	"k8s.io/klog/v2"
 )
 
 // round is one round of a suite on one system, as its worker sees it.
@@ -36,6 +38,8 @@ type sample struct {
 
 // work is the worker.
 func work(text string) error {
+	klog.LogToStderr(false) // client-go complains of calls that were called off
+	klog.SetOutput(io.Discard)
 	r := &round{out: json.NewEncoder(os.NewFile(3, "figures"))}
 	if err := json.Unmarshal([]byte(text), &r.options); err != nil {
 		return err
@@ -126,14 +130,18 @@ type stop struct{ error }
 func within(ctx context.Context, limit time.Duration, what string, ready func(context.Context) error) error {
 	ctx, cancel := context.WithTimeout(ctx, limit)
 	defer cancel()
+	last := errors.New("it was never asked for")
 	for {
 		err := ready(ctx)
 		if errors.As(err, &stop{}) || err == nil {
 			return err
 		}
+		if ctx.Err() == nil { // else it may only say that time is up
+			last = err
+		}
 		select {
 		case <-ctx.Done():
-			return fmt.Errorf("waited for %s: %w", what, err)
+			return fmt.Errorf("waited for %s: %w", what, last)
 		case <-time.After(3 * time.Millisecond):
 		}
 	}
