@@ -45,8 +45,9 @@ func (s *Server) openDefinitions() {
 // served returns what is served now; the same pointer while nothing changes.
 func (s *Server) served() *shown {
 	var kvs []*store.KV
+	var revision int64
 	if s.customs.Table != nil {
-		kvs, _ = s.customs.Stored(s.background()) // without a store nothing else works either
+		kvs, revision, _ = s.customs.Stored(s.background()) // without a store nothing else works either
 	}
 	s.customs.mu.Lock()
 	defer s.customs.mu.Unlock()
@@ -56,7 +57,7 @@ func (s *Server) served() *shown {
 	}
 	t = &shown{kvs: kvs, resources: slices.Clip(s.cfg.Resources)}
 	if s.customs.Table != nil {
-		for _, e := range s.customs.Entries(kvs) {
+		for _, e := range s.customs.Entries(kvs, revision) {
 			if e.Serving != nil && apiextensions.Published(e.CRD) {
 				t.resources = append(t.resources, e.Def.Resources...)
 			}

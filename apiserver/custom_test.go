@@ -7,6 +7,7 @@ import (
 	"os"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -22,7 +23,7 @@ var rewrite = flag.Bool("rewrite", false, "rewrite the expected answers in testd
 // the server answered, "----" between them. A request is a line "METHOD path
 // [content type] [Accept: type]", then the body (YAML unless it says otherwise).
 // A line "established NAME" or "condition NAME REASON" waits for a definition,
-// "gone PATH" for a 404.
+// "until PATH TEXT" for an answer that has a text, "gone PATH" for a 404.
 func TestCustomResources(t *testing.T) {
 	files, err := filepath.Glob("testdata/custom/*.txt")
 	if err != nil || len(files) == 0 {
@@ -87,6 +88,8 @@ func replay(t *testing.T, s *apiserver.Server, ask string) string {
 		return waitFor(t, "/apis/apiextensions.k8s.io/v1/customresourcedefinitions/"+head[1], func(_ int, body string) bool {
 			return strings.Contains(body, `"`+head[2]+`"`)
 		}, c)
+	case "until":
+		return waitFor(t, head[1], func(_ int, body string) bool { return strings.Contains(body, head[2]) }, c)
 	case "gone":
 		return waitFor(t, head[1], func(code int, _ string) bool { return code == 404 }, c)
 	}
@@ -130,6 +133,12 @@ func show(t *testing.T, code int, answer string) string {
 	if m["kind"] == "Status" {
 		text := fmt.Sprintf("%d %v %v", code, m["status"], m["reason"])
 		if msg, ok := m["message"].(string); ok {
+			head, list, many := strings.Cut(msg, "is invalid: [")
+			if many { // in no particular order
+				parts := strings.Split(strings.TrimSuffix(list, "]"), ", ")
+				slices.Sort(parts)
+				msg = head + "is invalid: [" + strings.Join(parts, ", ") + "]"
+			}
 			text += "\n" + strings.ReplaceAll(msg, ", ", ",\n  ")
 		}
 		return text
@@ -158,5 +167,20 @@ func strip(v any) {
 		for _, c := range v {
 			strip(c)
 		}
+	}
+}
+
+// A schema nested as deep as a body can hold gets an answer, whichever.
+func TestDeepSchema(t *testing.T) {
+	const deep = 2000
+	c := newRaw(newServer(t, nil))
+	body := `{"apiVersion":"apiextensions.k8s.io/v1","kind":"CustomResourceDefinition","metadata":{"name":"deeps.example.com"},"spec":{"group":"example.com","scope":"Cluster","names":{"plural":"deeps","kind":"Deep"},"versions":[{"name":"v1","served":true,"storage":true,"schema":{"openAPIV3Schema":` +
+		strings.Repeat(`{"type":"object","properties":{"a":`, deep) + `{"type":"string"}` + strings.Repeat(`}}`, deep) + `}}]}}`
+	if code, answer := c.do(t, "POST", "/apis/apiextensions.k8s.io/v1/customresourcedefinitions", "application/json", []byte(body)); code != 201 && code != 400 && code != 422 {
+		t.Errorf("%d %.300s", code, answer)
+	}
+	far := `{"apiVersion":"apiextensions.k8s.io/v1","kind":"CustomResourceDefinition","spec":` + strings.Repeat(`{"a":`, 20000) + `1` + strings.Repeat(`}`, 20000) + `}`
+	if code, answer := c.do(t, "POST", "/apis/apiextensions.k8s.io/v1/customresourcedefinitions", "application/json", []byte(far)); code != 400 {
+		t.Errorf("%d %.300s", code, answer)
 	}
 }

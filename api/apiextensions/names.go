@@ -27,11 +27,11 @@ func condition(c *CRD, now metav1.Time, kind v1.CustomResourceDefinitionConditio
 	have.Status, have.Reason, have.Message = status, reason, message
 }
 
-// Decide brings the accepted names and the conditions of c up to date, given
-// the other definitions of its group. It changes only c.Status.
-func Decide(c *CRD, others []*CRD, now metav1.Time) {
-	if !apiequality.Semantic.DeepEqual(c.Spec.Names, c.Status.AcceptedNames) {
-		acceptNames(c, others, now)
+// Decide brings the accepted names and the conditions of c up to date; others,
+// asked when it matters, are the other definitions of its group. It changes only c.Status.
+func Decide(c *CRD, others func() []*CRD, now metav1.Time) {
+	if !SameNames(c) {
+		acceptNames(c, others(), now)
 	}
 	if apihelpers.IsProtectedCommunityGroup(c.Spec.Group) {
 		status, reason, message := approval(c)

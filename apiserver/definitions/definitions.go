@@ -68,20 +68,21 @@ type Entry struct {
 // New returns a table that has read nothing yet.
 func New(c Config) *Table { return &Table{Config: c, byName: map[string]*Entry{}} }
 
-// Stored are the stored definitions' newest versions.
-func (t *Table) Stored(ctx context.Context) (kvs []*store.KV, err error) {
+// Stored are the stored definitions' newest versions, and the revision they are from.
+func (t *Table) Stored(ctx context.Context) (kvs []*store.KV, revision int64, err error) {
 	snap, err := t.Store.Snapshot(ctx, 0)
 	if err != nil {
-		return nil, err
+		return nil, 0, err
 	}
 	for kv := range snap.Range(prefix, prefix[:len(prefix)-1]+"0") {
 		kvs = append(kvs, kv)
 	}
-	return kvs, nil
+	return kvs, snap.Revision(), nil
 }
 
-// Entries are what was made of kvs, all the stored definitions; the rest is forgotten.
-func (t *Table) Entries(kvs []*store.KV) (out []*Entry) {
+// Entries are what was made of kvs, all the definitions stored at revision;
+// others are forgotten.
+func (t *Table) Entries(kvs []*store.KV, revision int64) (out []*Entry) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	there := make(map[string]bool, len(kvs))
@@ -92,7 +93,7 @@ func (t *Table) Entries(kvs []*store.KV) (out []*Entry) {
 	}
 	for name := range t.byName {
 		if !there[name] {
-			t.forget(name)
+			t.forget(name, revision)
 		}
 	}
 	return out
@@ -108,14 +109,16 @@ func (t *Table) Entry(ctx context.Context, name string) *Entry {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	if kv == nil {
-		t.forget(name)
+		t.forget(name, snap.Revision())
 		return nil
 	}
 	return t.make(name, kv)
 }
 
-func (t *Table) forget(name string) {
-	if e := t.byName[name]; e != nil {
+// forget drops the entry of a definition that is gone, or another, at
+// revision. One that somebody has seen later than that stays.
+func (t *Table) forget(name string, revision int64) {
+	if e := t.byName[name]; e != nil && e.kv.ModRevision <= revision {
 		close(e.Gone)
 		delete(t.byName, name)
 	}
@@ -125,7 +128,7 @@ func (t *Table) forget(name string) {
 // leaves valid: all of it when only conditions differ.
 func (t *Table) make(name string, kv *store.KV) *Entry {
 	have := t.byName[name]
-	if have != nil && have.kv.ModRevision == kv.ModRevision {
+	if have != nil && have.kv.ModRevision >= kv.ModRevision {
 		return have
 	}
 	e := &Entry{kv: kv, Gone: make(chan struct{})}
@@ -140,7 +143,7 @@ func (t *Table) make(name string, kv *store.KV) *Entry {
 			e.Def, e.Serving, e.stored = have.Def, have.Serving, have.stored
 		}
 	} else {
-		t.forget(name)
+		t.forget(name, kv.ModRevision)
 	}
 	if e.Def == nil && apiextensions.Served(e.CRD) {
 		if err := t.build(e); err != nil {

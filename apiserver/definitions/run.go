@@ -89,11 +89,11 @@ func (l *runner) released(ctx context.Context, name string) {
 
 // outlines are the stored definitions without their schemas.
 func (t *Table) outlines(ctx context.Context) (out []*apiextensions.CRD) {
-	kvs, err := t.Stored(ctx)
+	kvs, revision, err := t.Stored(ctx)
 	if err != nil {
 		return nil
 	}
-	for _, e := range t.Entries(kvs) {
+	for _, e := range t.Entries(kvs, revision) {
 		out = append(out, e.CRD)
 	}
 	return out
@@ -109,7 +109,9 @@ func (l *runner) handle(ctx context.Context, name string) {
 	}
 	freed := false
 	for _, decide := range []func(*apiextensions.CRD){
-		func(c *apiextensions.CRD) { apiextensions.Decide(c, l.others(ctx, c), l.now()) },
+		func(c *apiextensions.CRD) {
+			apiextensions.Decide(c, func() []*apiextensions.CRD { return l.others(ctx, c) }, l.now())
+		},
 		func(c *apiextensions.CRD) { apiextensions.Establish(c, l.now()) },
 	} {
 		changed, err := l.decide(ctx, name, decide)
@@ -121,7 +123,9 @@ func (l *runner) handle(ctx context.Context, name string) {
 	if freed { // it may have let go of a name
 		for _, c := range l.others(ctx, e.CRD) {
 			if !apiextensions.SameNames(c) {
-				_, err := l.decide(ctx, c.Name, func(c *apiextensions.CRD) { apiextensions.Decide(c, l.others(ctx, c), l.now()) })
+				_, err := l.decide(ctx, c.Name, func(c *apiextensions.CRD) {
+					apiextensions.Decide(c, func() []*apiextensions.CRD { return l.others(ctx, c) }, l.now())
+				})
 				if err != nil {
 					l.t.Log.Error("the names of a CustomResourceDefinition cannot be decided", "name", c.Name, "error", err)
 				}
