@@ -266,7 +266,7 @@ func (o options) worker(ctx context.Context, s suite, result *result) error {
 // upstream's has the name of the folder, Skiff's says its own.
 func removeCgroups(dir string) error {
 	roots := []string{filepath.Base(dir)}
-	kept, _ := filepath.Glob(filepath.Join(dir, "*", "cluster.json"))
+	kept, _ := filepath.Glob(filepath.Join(dir, "*", "skiff", "cluster.json"))
 	for _, name := range kept {
 		var cluster struct{ Suffix string }
 		data, err := os.ReadFile(name)
