@@ -2,6 +2,7 @@ package batch
 
 import (
 	"fmt"
+	"maps"
 	"math"
 	"strconv"
 
@@ -31,6 +32,9 @@ func jobResource() *api.Resource {
 				j.Status, j.Generation = batchv1.JobStatus{}, 1
 				if j.Spec.ManualSelector == nil || !*j.Spec.ManualSelector {
 					generateSelector(j)
+				}
+				if len(j.Labels) == 0 { // defaulted once more, as upstream does with all it reads
+					j.Labels = maps.Clone(j.Spec.Template.Labels)
 				}
 				dropJobFields(&j.Spec, nil)
 			}),

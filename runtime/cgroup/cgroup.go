@@ -170,8 +170,11 @@ func (g *Group) Set(r Resources) error {
 	if r.Pids > 0 {
 		res.PidsLimit = &r.Pids
 	}
+	// Upstream's kubelet limits huge pages to 0 by default; where nothing counts them there is nothing to limit.
 	for size, limit := range r.Hugepages {
-		res.HugetlbLimit = append(res.HugetlbLimit, &cgroups.HugepageLimit{Pagesize: size, Limit: limit})
+		if g.countsHugepages(size) {
+			res.HugetlbLimit = append(res.HugetlbLimit, &cgroups.HugepageLimit{Pagesize: size, Limit: limit})
+		}
 	}
 	if !g.tree.V2 {
 		if len(r.Unified) > 0 {
@@ -190,6 +193,14 @@ func (g *Group) Set(r Resources) error {
 		res.MemorySwap = 0
 	}
 	return g.v2.Set(res)
+}
+
+// countsHugepages reports whether the group has a count of pages of a size ("2MB").
+func (g *Group) countsHugepages(size string) bool {
+	if g.tree.V2 {
+		return exists(filepath.Join(g.dir(), "hugetlb."+size+".max"))
+	}
+	return g.v1Path("hugetlb") != ""
 }
 
 func exists(p string) bool {

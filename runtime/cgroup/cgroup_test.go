@@ -26,7 +26,7 @@ func populate(t *testing.T, dir string) {
 	t.Helper()
 	for name, content := range map[string]string{"cgroup.controllers": "cpuset cpu io memory hugetlb pids rdma\n", "cgroup.subtree_control": "",
 		"cgroup.procs": "", "cgroup.events": "populated 0\nfrozen 0\n", "cgroup.freeze": "0", "cpu.weight": "100", "cpu.max": "max 100000", "memory.max": "max", "memory.swap.max": "max",
-		"memory.low": "0", "pids.max": "max", "cpuset.cpus": "", "cpuset.mems": "", "memory.high": "max"} {
+		"memory.low": "0", "pids.max": "max", "cpuset.cpus": "", "cpuset.mems": "", "memory.high": "max", "hugetlb.2MB.max": "max"} {
 		if err := os.WriteFile(filepath.Join(dir, name), []byte(content), 0o644); err != nil {
 			t.Fatal(err)
 		}
@@ -79,12 +79,13 @@ func TestV2Limits(t *testing.T) {
 	dir := filepath.Join(tree.Root, "c1")
 	populate(t, dir)
 	err = g.Set(Resources{CPUShares: 4096, CPUQuota: 50000, CPUPeriod: 100000, MemoryLimit: 64 << 20, MemorySwap: 64 << 20, Pids: 77,
-		CpusetCpus: "0-1", Unified: map[string]string{"memory.high": "1000000"}})
+		CpusetCpus: "0-1", Unified: map[string]string{"memory.high": "1000000"},
+		Hugepages: map[string]uint64{"2MB": 0, "1GB": 0}}) // nothing counts pages of 1 GB here: no error
 	if err != nil {
 		t.Fatal(err)
 	}
 	for file, want := range map[string]string{"cpu.max": "50000 100000", "memory.max": "67108864", "memory.swap.max": "0", "pids.max": "77",
-		"cpuset.cpus": "0-1", "memory.high": "1000000"} {
+		"cpuset.cpus": "0-1", "memory.high": "1000000", "hugetlb.2MB.max": "0"} {
 		if got := read(t, filepath.Join(dir, file)); got != want {
 			t.Errorf("%s: %q, want %q", file, got, want)
 		}
