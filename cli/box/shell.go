@@ -73,6 +73,14 @@ func sh(c *call) int {
 		defer f.Close()
 		script, name, args = f, args[0], args[1:]
 	}
+	if script == nil {
+		stop, err := c.readFile()
+		if err != nil {
+			c.fail("standard input", err)
+			return 1
+		}
+		defer stop()
+	}
 	if err := s.init(append(append(set, "--"), args...)); err != nil {
 		return c.usage("%v", err)
 	}
@@ -80,6 +88,24 @@ func sh(c *call) int {
 		return s.run(script, name)
 	}
 	return s.loop(interactive || isTerminal(c.in))
+}
+
+// readFile makes standard input a file if it is none: the interpreter copies from any other
+// reader in the background, and would take from the shell the commands it is to read. stop frees it.
+func (c *call) readFile() (stop func() error, err error) {
+	if _, ok := c.in.(*os.File); ok || c.in == nil {
+		return func() error { return nil }, nil
+	}
+	out, in, err := os.Pipe()
+	if err != nil {
+		return nil, err
+	}
+	go func(r io.Reader) {
+		io.Copy(in, r) // ends at r's end, or when the shell has closed its side
+		in.Close()
+	}(c.in)
+	c.in = out
+	return out.Close, nil
 }
 
 func isTerminal(r io.Reader) bool {
