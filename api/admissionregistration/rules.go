@@ -2,7 +2,6 @@ package admissionregistration
 
 import (
 	"fmt"
-	"net/url"
 	"slices"
 	"strings"
 
@@ -89,7 +88,7 @@ func (h *hook) check(l *check.List, p *field.Path) {
 	case (c.URL == nil) == (c.Service == nil):
 		l.Required(at, "exactly one of url or service is required")
 	case c.URL != nil:
-		checkURL(l, at.Child("url"), *c.URL)
+		l.WebhookURL(at.Child("url"), *c.URL)
 	default:
 		checkService(l, at.Child("service"), c.Service)
 	}
@@ -117,30 +116,6 @@ func checkVersions(l *check.List, p *field.Path, versions []string) {
 	}
 }
 
-func checkURL(l *check.List, p *field.Path, text string) {
-	const form = "; desired format: https://host[/path]"
-	u, err := url.Parse(text)
-	if err != nil {
-		l.Required(p, "url must be a valid URL: "+err.Error()+form)
-		return
-	}
-	if u.Scheme != "https" {
-		l.Invalid(p, u.Scheme, "'https' is the only allowed URL scheme"+form)
-	}
-	if u.Host == "" {
-		l.Invalid(p, u.Host, "host must be specified"+form)
-	}
-	if u.User != nil {
-		l.Invalid(p, u.User.String(), "user information is not permitted in the URL")
-	}
-	if u.Fragment != "" {
-		l.Invalid(p, u.Fragment, "fragments are not permitted in the URL")
-	}
-	if u.RawQuery != "" {
-		l.Invalid(p, u.RawQuery, "query parameters are not permitted in the URL")
-	}
-}
-
 func checkService(l *check.List, p *field.Path, s *admissionv1.ServiceReference) {
 	if s.Name == "" {
 		l.Required(p.Child("name"), "")
@@ -149,30 +124,9 @@ func checkService(l *check.List, p *field.Path, s *admissionv1.ServiceReference)
 		l.Required(p.Child("namespace"), "")
 	}
 	if s.Port != nil {
-		if msgs := validation.IsValidPortNum(int(*s.Port)); msgs != nil {
-			l.Invalid(p.Child("port"), *s.Port, "port is not valid: "+strings.Join(msgs, ", "))
-		}
+		l.WebhookPort(p.Child("port"), *s.Port)
 	}
-	if s.Path == nil || *s.Path == "" || *s.Path == "/" {
-		return
-	}
-	at, path := p.Child("path"), *s.Path
-	if path == "//" {
-		l.Invalid(at, path, "segment[0] may not be empty")
-		return
-	}
-	if !strings.HasPrefix(path, "/") {
-		l.Invalid(at, path, "must start with a '/'")
-	}
-	for i, step := range strings.Split(strings.TrimSuffix(path[1:], "/"), "/") {
-		if step == "" {
-			l.Invalid(at, path, fmt.Sprintf("segment[%d] may not be empty", i))
-			continue
-		}
-		for _, msg := range validation.IsDNS1123Subdomain(step) {
-			l.Invalid(at, path, fmt.Sprintf("segment[%d]: %v", i, msg))
-		}
-	}
+	l.WebhookPath(p.Child("path"), s.Path)
 }
 
 func checkConditions(l *check.List, p *field.Path, list []admissionv1.MatchCondition) {

@@ -1,8 +1,6 @@
 package apiextensions
 
 import (
-	"fmt"
-	"net/url"
 	"slices"
 	"strings"
 
@@ -70,7 +68,7 @@ func (l *specChecks) checkClient(p *field.Path, c *apiextensions.WebhookClientCo
 	case (c.URL == nil) == (c.Service == nil):
 		l.Required(p, "exactly one of url or service is required")
 	case c.URL != nil:
-		l.checkURL(p.Child("url"), *c.URL)
+		l.WebhookURL(p.Child("url"), *c.URL)
 	default:
 		l.checkService(p.Child("service"), c.Service)
 	}
@@ -95,30 +93,6 @@ func checkCABundle(pem []byte) error {
 	return err
 }
 
-func (l *specChecks) checkURL(p *field.Path, text string) {
-	const form = "; desired format: https://host[/path]"
-	u, err := url.Parse(text)
-	if err != nil {
-		l.Required(p, "url must be a valid URL: "+err.Error()+form)
-		return
-	}
-	if u.Scheme != "https" {
-		l.Invalid(p, u.Scheme, "'https' is the only allowed URL scheme"+form)
-	}
-	if u.Host == "" {
-		l.Invalid(p, u.Host, "host must be specified"+form)
-	}
-	if u.User != nil {
-		l.Invalid(p, u.User.String(), "user information is not permitted in the URL")
-	}
-	if u.Fragment != "" {
-		l.Invalid(p, u.Fragment, "fragments are not permitted in the URL")
-	}
-	if u.RawQuery != "" {
-		l.Invalid(p, u.RawQuery, "query parameters are not permitted in the URL")
-	}
-}
-
 func (l *specChecks) checkService(p *field.Path, s *apiextensions.ServiceReference) {
 	// Upstream hands name and namespace over the wrong way round; its messages name the other field.
 	if s.Namespace == "" {
@@ -127,27 +101,6 @@ func (l *specChecks) checkService(p *field.Path, s *apiextensions.ServiceReferen
 	if s.Name == "" {
 		l.Required(p.Child("namespace"), "")
 	}
-	if errs := validation.IsValidPortNum(int(s.Port)); errs != nil {
-		l.Invalid(p.Child("port"), s.Port, "port is not valid: "+strings.Join(errs, ", "))
-	}
-	if s.Path == nil || *s.Path == "" || *s.Path == "/" {
-		return
-	}
-	at, path := p.Child("path"), *s.Path
-	if path == "//" {
-		l.Invalid(at, path, "segment[0] may not be empty")
-		return
-	}
-	if path[0] != '/' {
-		l.Invalid(at, path, "must start with a '/'")
-	}
-	for i, step := range strings.Split(strings.TrimSuffix(path[1:], "/"), "/") {
-		if step == "" {
-			l.Invalid(at, path, fmt.Sprintf("segment[%d] may not be empty", i))
-			continue
-		}
-		for _, msg := range validation.IsDNS1123Subdomain(step) {
-			l.Invalid(at, path, fmt.Sprintf("segment[%d]: %v", i, msg))
-		}
-	}
+	l.WebhookPort(p.Child("port"), s.Port)
+	l.WebhookPath(p.Child("path"), s.Path)
 }
