@@ -41,17 +41,16 @@ func UpNode(ctx context.Context, opts Options, timeout time.Duration, progress P
 	ctx, c.abort = context.WithCancelCause(ctx)
 	ctx, cancel := context.WithTimeout(ctx, timeout)
 	defer cancel()
-	for _, s := range []step{
+	err = progress.steps(ctx, []step{
 		{"checks", func(ctx context.Context) (string, error) { return c.prepareNode(ctx, opts) }},
 		{"connection", c.connect},
 		{"container runtime", c.startRuntime},
 		{"control socket", c.startControl},
 		{"node", c.startNode},
 		{"Ready", c.waitReady},
-	} {
-		if err := progress.step(s.name, func() (string, error) { return s.run(ctx) }); err != nil {
-			return nil, err
-		}
+	})
+	if err != nil {
+		return nil, err
 	}
 	c.servers.wg.Go(func() { c.rest(c.servers.ctx) })
 	return c, nil

@@ -116,7 +116,7 @@ func Up(ctx context.Context, opts Options, timeout time.Duration, progress Progr
 	ctx, c.abort = context.WithCancelCause(ctx)
 	ctx, cancel := context.WithTimeout(ctx, timeout)
 	defer cancel()
-	for _, s := range []step{
+	err = progress.steps(ctx, []step{
 		{"checks", func(context.Context) (string, error) { return c.prepare(opts) }},
 		{"certificates", c.ensureAssets},
 		{"store", c.startStore},
@@ -126,10 +126,9 @@ func Up(ctx context.Context, opts Options, timeout time.Duration, progress Progr
 		{"control socket", c.startControl},
 		{"node", c.startNode},
 		{"Ready", c.waitReady},
-	} {
-		if err := progress.step(s.name, func() (string, error) { return s.run(ctx) }); err != nil {
-			return nil, err
-		}
+	})
+	if err != nil {
+		return nil, err
 	}
 	if err := c.waitNodes(ctx); err != nil {
 		return nil, err

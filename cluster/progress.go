@@ -1,6 +1,9 @@
 package cluster
 
-import "time"
+import (
+	"context"
+	"time"
+)
 
 // State of a step of a cluster's start or stop.
 type State string
@@ -44,4 +47,14 @@ func (p Progress) step(name string, run func() (detail string, err error)) error
 	}
 	p.emit(e)
 	return err
+}
+
+// steps runs the stages of a start in turn, up to the first that fails.
+func (p Progress) steps(ctx context.Context, list []step) error {
+	for _, s := range list {
+		if err := p.step(s.name, func() (string, error) { return s.run(ctx) }); err != nil {
+			return err
+		}
+	}
+	return nil
 }
