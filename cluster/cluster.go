@@ -139,6 +139,7 @@ func Up(ctx context.Context, opts Options, timeout time.Duration, progress Progr
 
 func newCluster(progress Progress) *Cluster {
 	return &Cluster{
+		claims:   claims{known: knownClusters},
 		progress: progress, begun: time.Now(), agents: newLayer(), servers: newLayer(),
 		frontNames: []string{"front-proxy-client"},
 		health:     map[string]string{}, failed: make(chan error, 1), abort: func(error) {},
@@ -155,7 +156,7 @@ func tuneMemory() {
 
 // prepare settles the options and claims the folder.
 func (c *Cluster) prepare(opts Options) (string, error) {
-	o, err := opts.resolve(c.claims.take)
+	o, err := opts.resolve(&c.claims)
 	if err != nil {
 		return "", err
 	}
@@ -174,6 +175,9 @@ func (c *Cluster) prepare(opts Options) (string, error) {
 		return "", err
 	}
 	routeKlog(c.log)
+	if err := remember(knownClusters, o); err != nil {
+		c.log.Warn("another cluster may take this one's address ranges while it is stopped", "err", err)
+	}
 	return fmt.Sprintf("node %s at %s", o.NodeName, o.NodeIP), o.save()
 }
 

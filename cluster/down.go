@@ -148,7 +148,7 @@ func removeData(ctx context.Context, o Options) (string, error) {
 	if err := removeCgroups(o.CgroupRoot()); err != nil {
 		return "", err
 	}
-	err = os.RemoveAll(o.DataDir)
+	err = errors.Join(os.RemoveAll(o.DataDir), forget(knownClusters, o))
 	if errors.Is(err, syscall.EBUSY) {
 		return o.DataDir + " emptied; it is a disk of its own", nil
 	}

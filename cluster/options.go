@@ -110,9 +110,9 @@ func (o Options) serviceIP(n int) netip.Addr {
 }
 
 // resolve fills what the caller left open: first from cluster.json, then
-// from the machine. It reads the machine but changes nothing. claim says
-// whether a range may be this cluster's; nil: any may.
-func (o Options) resolve(claim func(netip.Prefix) bool) (Options, error) {
+// from the machine. It reads the machine but changes nothing, but that c takes
+// the ranges chosen; nil takes none.
+func (o Options) resolve(c *claims) (Options, error) {
 	if o.DataDir == "" {
 		o.DataDir = DefaultDataDir
 	}
@@ -133,13 +133,13 @@ func (o Options) resolve(claim func(netip.Prefix) bool) (Options, error) {
 	}
 	o = o.over(kept)
 	if o.Nodes > 1 && !o.NodeCIDR.IsValid() {
-		o.NodeCIDR = freeRange(nodeRanges, claim)
+		o.NodeCIDR = c.free(nodeRanges)
 	}
 	if !o.PodCIDR.IsValid() {
-		o.PodCIDR = freeRange(podRanges, claim)
+		o.PodCIDR = c.free(podRanges)
 	}
 	if !o.ServiceCIDR.IsValid() {
-		o.ServiceCIDR = freeRange(serviceRanges, claim)
+		o.ServiceCIDR = c.free(serviceRanges)
 	}
 	o = o.over(defaults(o.DataDir))
 	if o.NodeName == "" {

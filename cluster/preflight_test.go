@@ -156,11 +156,11 @@ func TestClaimsKeepRangesApart(t *testing.T) {
 	var first, second claims
 	defer first.release()
 	defer second.release()
-	a, err := Options{DataDir: t.TempDir()}.resolve(first.take)
+	a, err := Options{DataDir: t.TempDir()}.resolve(&first)
 	if err != nil {
 		t.Fatal(err)
 	}
-	b, err := Options{DataDir: t.TempDir()}.resolve(second.take)
+	b, err := Options{DataDir: t.TempDir()}.resolve(&second)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -171,5 +171,36 @@ func TestClaimsKeepRangesApart(t *testing.T) {
 	first.release()
 	if err := second.check(a); err != nil {
 		t.Errorf("after release: %v", err)
+	}
+}
+
+// A stopped cluster finds its ranges free when it is resumed: one that starts
+// in between takes others.
+func TestStoppedClustersKeepTheirRanges(t *testing.T) {
+	known := t.TempDir()
+	stopped, err := Options{DataDir: t.TempDir()}.resolve(nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := errors.Join(stopped.save(), remember(known, stopped), remember(known, stopped)); err != nil {
+		t.Fatal(err)
+	}
+	start := func() Options {
+		c := claims{known: known}
+		defer c.release()
+		o, err := Options{DataDir: t.TempDir()}.resolve(&c)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return o
+	}
+	if o := start(); o.PodCIDR.Overlaps(stopped.PodCIDR) || o.ServiceCIDR.Overlaps(stopped.ServiceCIDR) {
+		t.Errorf("pods %s, services %s: those of the stopped cluster", o.PodCIDR, o.ServiceCIDR)
+	}
+	if err := errors.Join(forget(known, stopped), forget(known, stopped)); err != nil {
+		t.Fatal(err)
+	}
+	if o := start(); o.PodCIDR != stopped.PodCIDR || o.ServiceCIDR != stopped.ServiceCIDR {
+		t.Errorf("pods %s, services %s once it is forgotten; want %s, %s", o.PodCIDR, o.ServiceCIDR, stopped.PodCIDR, stopped.ServiceCIDR)
 	}
 }

@@ -1,9 +1,14 @@
 package cluster
 
 import (
+	"errors"
 	"fmt"
+	"hash/fnv"
+	"io/fs"
 	"net"
 	"net/netip"
+	"os"
+	"path/filepath"
 
 	"github.com/vishvananda/netlink"
 )
@@ -34,27 +39,41 @@ var (
 	}()
 )
 
-// freeRange returns the first range that overlaps no route of this machine
-// and can be claimed; if there is none, the first.
-func freeRange(ranges []netip.Prefix, claim func(netip.Prefix) bool) netip.Prefix {
-	used := usedRanges()
-	for _, r := range ranges {
-		if !overlapsAny(r, used) && (claim == nil || claim(r)) {
-			return r
-		}
-	}
-	return ranges[0]
-}
+// knownClusters holds a link to the data folder of each cluster of this machine,
+// running or stopped, since the machine's start.
+const knownClusters = "/run/skiff/clusters"
 
 // claims are the ranges a live cluster has taken for itself, so that another
 // one starting at the same moment takes others. A claim is the name of an
 // abstract socket that nobody listens to: names are per network namespace, as
 // ranges are, and go with the process however it ends.
-type claims struct{ sockets map[netip.Prefix]net.Listener }
+//
+// A stopped cluster has no sockets but will want its ranges back; known leads
+// to what it has.
+type claims struct {
+	sockets map[netip.Prefix]net.Listener
+	known   string // folder of links; "" knows of no other cluster
+}
 
-// take claims a range; false when another process has it.
+// free returns the first range that overlaps no route of this machine and that
+// no other process has taken, and takes it: one that no stopped cluster has if
+// there is such a one; if nothing is free, the first.
+func (c *claims) free(ranges []netip.Prefix) netip.Prefix {
+	used := usedRanges()
+	for _, avoid := range [][]netip.Prefix{append(c.stopped(), used...), used} {
+		for _, r := range ranges {
+			if !overlapsAny(r, avoid) && c.take(r) {
+				return r
+			}
+		}
+	}
+	return ranges[0]
+}
+
+// take claims a range; false when another process has it. Without claims (nil)
+// every range is free.
 func (c *claims) take(r netip.Prefix) bool {
-	if c.sockets[r] != nil {
+	if c == nil || c.sockets[r] != nil {
 		return true
 	}
 	l, err := net.Listen("unix", "@skiff-range-"+r.String())
@@ -66,6 +85,50 @@ func (c *claims) take(r netip.Prefix) bool {
 	}
 	c.sockets[r] = l
 	return true
+}
+
+// stopped lists the ranges of the clusters that are known here.
+func (c *claims) stopped() (used []netip.Prefix) {
+	if c == nil || c.known == "" {
+		return nil
+	}
+	links, _ := os.ReadDir(c.known)
+	for _, l := range links {
+		o, err := loadOptions(filepath.Join(c.known, l.Name(), "cluster.json"))
+		if err == nil && o.PodCIDR.IsValid() {
+			used = append(used, o.PodCIDR, o.ServiceCIDR)
+			if o.NodeCIDR.IsValid() {
+				used = append(used, o.NodeCIDR)
+			}
+		}
+	}
+	return used
+}
+
+// remember makes a cluster known; forget undoes it. Neither can fail a
+// start: what is lost is the care for a stopped cluster's ranges.
+func remember(known string, o Options) error {
+	if err := os.MkdirAll(known, 0o755); err != nil {
+		return err
+	}
+	err := os.Symlink(o.DataDir, linkTo(known, o))
+	if errors.Is(err, fs.ErrExist) {
+		return nil
+	}
+	return err
+}
+
+func forget(known string, o Options) error {
+	if err := os.Remove(linkTo(known, o)); !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	return nil
+}
+
+func linkTo(known string, o Options) string {
+	h := fnv.New64a()
+	h.Write([]byte(o.DataDir))
+	return filepath.Join(known, fmt.Sprintf("%x", h.Sum64()))
 }
 
 // check claims the ranges a cluster is to use, chosen now or kept from before.

@@ -121,12 +121,13 @@ func logEnd(t *testing.T, dir string) (string, int64) {
 	return name, end
 }
 
-// smallDisk puts the data on a disk of 16 MiB.
+// smallDisk puts the data on a disk of 64 MiB: more than the clients of a history write
+// in its time, so that only the ballast fills it.
 func smallDisk(h *history) {
 	if err := os.MkdirAll(h.srv.dir, 0o700); err != nil {
 		h.Fatal(err)
 	}
-	if err := syscall.Mount("tmpfs", h.srv.dir, "tmpfs", 0, "size=16m,mode=0700"); err != nil {
+	if err := syscall.Mount("tmpfs", h.srv.dir, "tmpfs", 0, "size=64m,mode=0700"); err != nil {
 		h.Fatal(err)
 	}
 	h.Cleanup(func() {
@@ -170,19 +171,30 @@ func fillDisk(h *history) {
 	if err := os.Remove(ballast); err != nil {
 		h.Fatal(err)
 	}
-	// Writes that were refused a moment ago may raise the alarm once more.
-	writer := client{id: 98, c: c, rng: h.rng, rec: h.rec, padding: h.padding}
-	for deadline := time.Now().Add(time.Minute); ; time.Sleep(10 * time.Millisecond) {
-		if _, err := c.AlarmDisarm(h.Context(), &clientv3.AlarmMember{}); err != nil {
-			h.Error(err)
-		}
-		refused := writer.refused
-		if writer.do(h.Context(), request{then: []op{writer.put(0)}}) && writer.refused == refused {
-			return
+	if _, err := c.AlarmDisarm(h.Context(), &clientv3.AlarmMember{}); err != nil {
+		h.Error(err)
+	}
+	if err := h.accepted(&client{id: 98, c: c, rng: h.rng, rec: h.rec, padding: h.padding}, 0); err != nil {
+		h.Errorf("there is room again: %v", err)
+	}
+}
+
+// accepted puts a key until the server has done it. Writes of others that were refused a
+// moment ago may have raised the alarm of a full disk once more: it is disarmed.
+func (h *history) accepted(w *client, key int) error {
+	for deadline := time.Now().Add(h.patience); ; time.Sleep(10 * time.Millisecond) {
+		refused := w.refused
+		known := w.do(h.Context(), request{then: []op{w.put(key)}})
+		if known && w.refused == refused {
+			return nil
 		}
 		if time.Now().After(deadline) {
-			h.Error("there is room again and the alarm disarmed, but writes are refused")
-			return
+			return fmt.Errorf("no put of key %d is accepted in %v", key, h.patience)
+		}
+		if known {
+			if _, err := w.c.AlarmDisarm(h.Context(), &clientv3.AlarmMember{}); err != nil {
+				return err
+			}
 		}
 	}
 }
@@ -229,7 +241,7 @@ func TestFullDiskHeals(t *testing.T) {
 			t.Fatalf("disarm: %v", err)
 		}
 		again := fill()
-		t.Logf("full after %d puts of 10 kB on 16 MiB, then after %d", n, again)
+		t.Logf("full after %d puts of 10 kB on 64 MiB, then after %d", n, again)
 		if again < 100 {
 			t.Errorf("only %d puts fit after making room", again)
 		}
@@ -305,8 +317,8 @@ func (h *history) finish(c *clientv3.Client) error {
 	last := client{id: 99, c: c, rng: h.rng, rec: h.rec}
 	var rev int64
 	for k := range keys {
-		for !last.do(h.Context(), request{then: []op{last.put(k)}}) {
-			time.Sleep(50 * time.Millisecond)
+		if err := h.accepted(&last, k); err != nil {
+			return err
 		}
 	}
 	for deadline := time.Now().Add(h.patience); ; time.Sleep(5 * time.Millisecond) {
@@ -474,7 +486,10 @@ func TestHistories(t *testing.T) {
 				return
 			}
 			rng := rand.New(rand.NewPCG(seed, 4))
-			(&history{T: t, rng: rng, fault: f, padding: f.padding, compacts: rng.IntN(3) == 0,
+			// A compaction on a full disk may end in a checkpoint, which takes from the
+			// log what the history is judged by: TestFullDiskHeals has that case.
+			compacts := rng.IntN(3) == 0 && f.prepare == nil
+			(&history{T: t, rng: rng, fault: f, padding: f.padding, compacts: compacts,
 				rec: &recorder{start: time.Now()}, patience: time.Minute}).run()
 		})
 		count[f.name]++
