@@ -9,6 +9,7 @@ import (
 	"github.com/skiff-project/skiff/api"
 	"github.com/skiff-project/skiff/api/apiextensions"
 	"github.com/skiff-project/skiff/api/openapi"
+	"github.com/skiff-project/skiff/apiserver/connect"
 	"github.com/skiff-project/skiff/apiserver/definitions"
 	"github.com/skiff-project/skiff/apiserver/discovery"
 	"github.com/skiff-project/skiff/apiserver/managed"
@@ -37,7 +38,7 @@ func (s *Server) openDefinitions() {
 	if ep := s.stores[definitions.Key]; ep != nil {
 		s.customs.Table = definitions.New(definitions.Config{
 			Store: s.cfg.Store, Clock: s.cfg.Clock, Log: s.cfg.Log, Registry: ep.reg, Build: s.buildCustom,
-			Dial: s.cfg.Dial, Host: s.serviceHost, Body: 4 * MaxBody,
+			Dial: s.cfg.Dial, Host: func(ns, name, port string) (string, error) { return connect.ServiceHost(s.reader, ns, name, port) }, Body: 4 * MaxBody,
 		})
 	}
 }

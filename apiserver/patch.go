@@ -176,7 +176,7 @@ func (s *Server) patched(c *call, p *patchRequest, sub string, old api.Object) (
 	if err != nil {
 		return nil, err
 	}
-	return s.managed.Update(c.ep.fields, sub, old, stored, managerName(p.manager, c.req.UserAgent())), nil
+	return s.managed.Update(c.ep.fields, sub, old, stored, managed.Name(p.manager, c.req.UserAgent())), nil
 }
 
 // mergePatch applies a JSON, merge or strategic patch to current and decodes

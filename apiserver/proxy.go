@@ -2,7 +2,6 @@ package apiserver
 
 import (
 	"fmt"
-	"math/rand/v2"
 	"net"
 	"net/http"
 	"net/netip"
@@ -11,7 +10,6 @@ import (
 	"strings"
 
 	corev1 "k8s.io/api/core/v1"
-	discoveryv1 "k8s.io/api/discovery/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	utilnet "k8s.io/apimachinery/pkg/util/net"
 	"k8s.io/streaming/pkg/httpstream/wsstream"
@@ -106,8 +104,12 @@ func (s *Server) via(c *call) connect.Call {
 
 // admitConnect runs admission of a CONNECT.
 func (s *Server) admitConnect(c *call) error {
-	r := c.admissionRequest(nil, nil, nil, false)
-	r.Verb = "connect"
+	options, kind, err := connect.Options(c.info.Resource, c.info.Subresource, c.query, c.info.Path, c.info.Rest)
+	if err != nil {
+		return err
+	}
+	r := s.admissionRequest(c, nil, nil, options, false)
+	r.Verb, r.Kind, r.Forms = "connect", kind, nil
 	if err := admission.Admit(c.ctx(), s.cfg.Admission, r); err != nil {
 		return err
 	}
@@ -247,45 +249,9 @@ func (s *Server) podTarget(c *call, scheme, name, port string) (connect.Target, 
 
 // serviceTarget picks one ready endpoint of a service port, by name or number.
 func (s *Server) serviceTarget(c *call, scheme, name, port string) (connect.Target, error) {
-	host, err := s.serviceHost(c.info.Namespace, name, port)
+	host, err := connect.ServiceHost(s.reader, c.info.Namespace, name, port)
 	if err != nil {
 		return connect.Target{}, err
 	}
 	return connect.Target{URL: &url.URL{Scheme: scheme, Host: host}, TLS: s.cfg.ProxyTLS}, nil
-}
-
-// serviceHost is the address of one ready endpoint of a service port.
-func (s *Server) serviceHost(namespace, name, port string) (string, error) {
-	obj, err := s.reader.Get("", "services", namespace, name)
-	if err != nil {
-		return "", err
-	}
-	svc := obj.(*corev1.Service)
-	if n, err := strconv.ParseInt(port, 10, 64); err == nil {
-		found := false
-		for i := range svc.Spec.Ports {
-			if int64(svc.Spec.Ports[i].Port) == n {
-				port, found = svc.Spec.Ports[i].Name, true
-				break
-			}
-		}
-		if !found {
-			return "", apierrors.NewServiceUnavailable(fmt.Sprintf("no service port %d found for service %q", n, name))
-		}
-	}
-	list, err := s.reader.List("discovery.k8s.io", "endpointslices", namespace)
-	if err != nil {
-		return "", err
-	}
-	var hosts []string
-	for _, o := range list {
-		slice := o.(*discoveryv1.EndpointSlice)
-		if slice.Labels[discoveryv1.LabelServiceName] == name {
-			hosts = append(hosts, connect.ReadyHosts(slice, port)...)
-		}
-	}
-	if len(hosts) == 0 {
-		return "", apierrors.NewServiceUnavailable(fmt.Sprintf("no endpoints available for service %q", name))
-	}
-	return hosts[rand.IntN(len(hosts))], nil
 }

@@ -53,7 +53,7 @@ func (s *Server) serveReview(c *call) {
 	obj := c.ep.ver.New()
 	err = s.decodeBody(c, o, c.ep.kind, obj)
 	if err == nil {
-		err = admission.Admit(c.ctx(), s.cfg.Admission, c.admissionRequest(obj, nil, o.create(), o.isDryRun()))
+		err = admission.Admit(c.ctx(), s.cfg.Admission, s.admissionRequest(c, obj, nil, o.create(), o.isDryRun()))
 	}
 	if err == nil {
 		err = answer(c, obj)

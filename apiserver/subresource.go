@@ -20,6 +20,7 @@ import (
 	"github.com/skiff-project/skiff/api"
 	"github.com/skiff-project/skiff/apiserver/admission"
 	"github.com/skiff-project/skiff/apiserver/discovery"
+	"github.com/skiff-project/skiff/apiserver/managed"
 	"github.com/skiff-project/skiff/apiserver/registry"
 )
 
@@ -189,7 +190,7 @@ func (s *Server) updateScale(c *call, sc *api.Scale) (registry.Item, error) {
 		if scale.UID != "" {
 			parent.SetUID(scale.UID)
 		}
-		return s.managed.Update(c.ep.fields, "scale", before, parent, managerName(o.manager, c.req.UserAgent())), nil
+		return s.managed.Update(c.ep.fields, "scale", before, parent, managed.Name(o.manager, c.req.UserAgent())), nil
 	}
 	it, _, err := c.ep.reg.Update(c.ctx(), u)
 	return it, err
@@ -206,7 +207,7 @@ func (s *Server) checkScale(ctx context.Context, c *call, scale, old *autoscalin
 		return apierrors.NewInvalid(scaleKind.GroupKind(), scale.Name, field.ErrorList{
 			field.Invalid(field.NewPath("spec", "replicas"), scale.Spec.Replicas, "must be greater than or equal to 0")})
 	}
-	r := c.admissionRequest(scale, old, o.update(), o.isDryRun())
+	r := s.admissionRequest(c, scale, old, o.update(), o.isDryRun())
 	r.Kind = scaleKind
 	if err := admission.Admit(ctx, s.cfg.Admission, r); err != nil {
 		return err
@@ -264,7 +265,7 @@ func (s *Server) subCreate(c *call, kind schema.GroupVersionKind, body api.Objec
 		}
 		body.SetNamespace(c.info.Namespace)
 	}
-	r := c.admissionRequest(body, nil, options, o.isDryRun())
+	r := s.admissionRequest(c, body, nil, options, o.isDryRun())
 	r.Kind = kind
 	if err := admission.Admit(c.ctx(), s.cfg.Admission, r); err != nil {
 		return out, o, err

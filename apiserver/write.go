@@ -18,6 +18,8 @@ import (
 
 	"github.com/skiff-project/skiff/api"
 	"github.com/skiff-project/skiff/apiserver/admission"
+	"github.com/skiff-project/skiff/apiserver/managed"
+	"github.com/skiff-project/skiff/apiserver/owners"
 	"github.com/skiff-project/skiff/apiserver/registry"
 	"github.com/skiff-project/skiff/object/codec"
 )
@@ -178,11 +180,14 @@ func (e *endpoint) finish(obj api.Object) (api.Object, error) {
 }
 
 // admissionRequest describes a write to the plugins.
-func (c *call) admissionRequest(obj, old api.Object, options runtime.Object, dryRun bool) *admission.Request {
-	r := &admission.Request{Attributes: c.info.Attributes(c.user.User), Object: obj, Old: old, Options: options, DryRun: dryRun}
+func (s *Server) admissionRequest(c *call, obj, old api.Object, options runtime.Object, dryRun bool) *admission.Request {
+	r := &admission.Request{Attributes: c.info.Attributes(c.user.User), Object: obj, Old: old, Options: options, DryRun: dryRun, Forms: forms{s, c}}
 	r.Kind = c.ep.kind
 	if c.ep.reg != nil {
 		r.Kind = c.ep.reg.Kind()
+	}
+	if obj != nil && r.Resource == "namespaces" && r.APIGroup == "" && r.Namespace == "" {
+		r.Namespace = obj.GetName() // a namespace is in itself, as upstream's admission sees it
 	}
 	return r
 }
@@ -196,7 +201,7 @@ func (s *Server) writeOf(c *call, options runtime.Object, dryRun bool) registry.
 			if err := s.guard(ctx, c, obj, old); err != nil {
 				return err
 			}
-			r := c.admissionRequest(obj, old, options, dryRun)
+			r := s.admissionRequest(c, obj, old, options, dryRun)
 			if obj == nil {
 				// Nothing happens to the object between the two halves of
 				// admission of a delete. A deletecollection names no object itself.
@@ -261,16 +266,13 @@ func (s *Server) createObject(c *call, o writeOptions, options *metav1.CreateOpt
 		}
 		obj.SetResourceVersion("")
 	}
-	dedupOwners(c, obj, false)
-	obj = s.managed.Update(c.ep.fields, "", nil, obj, managerName(o.manager, c.req.UserAgent()))
-	r := c.admissionRequest(obj, nil, options, o.isDryRun())
-	if r.Resource == "namespaces" && r.APIGroup == "" && r.Namespace == "" {
-		r.Namespace = obj.GetName() // a namespace is in itself, as upstream's admission sees it
-	}
+	c.warn(owners.Dedup(obj, false))
+	obj = s.managed.Update(c.ep.fields, "", nil, obj, managed.Name(o.manager, c.req.UserAgent()))
+	r := s.admissionRequest(c, obj, nil, options, o.isDryRun())
 	if err := admission.Admit(c.ctx(), s.cfg.Admission, r); err != nil {
 		return registry.Item{}, err
 	}
-	dedupOwners(c, obj, true)
+	c.warn(owners.Dedup(obj, true)) // plugins change obj in place
 	if c.ep.terminating {
 		return registry.Item{}, forbidCreate(c, obj.GetName())
 	}
@@ -340,8 +342,8 @@ func (s *Server) updateObject(c *call, view *api.View, sub string) (registry.Ite
 	if err := checkName(c, body); err != nil {
 		return registry.Item{}, false, err
 	}
-	dedupOwners(c, body, false)
-	manager := managerName(o.manager, c.req.UserAgent())
+	c.warn(owners.Dedup(body, false))
+	manager := managed.Name(o.manager, c.req.UserAgent())
 	u := registry.Update{Write: s.writeOf(c, options, o.isDryRun()), View: view}
 	u.Change = func(ctx context.Context, old api.Object) (api.Object, error) {
 		obj := body.DeepCopyObject().(api.Object)
@@ -361,13 +363,13 @@ func (s *Server) admitUpdate(ctx context.Context, c *call, o writeOptions, obj, 
 		if old == nil {
 			options = o.create()
 		}
-		r := c.admissionRequest(obj, old, options, o.isDryRun())
+		r := s.admissionRequest(c, obj, old, options, o.isDryRun())
 		if err := admission.Admit(ctx, s.cfg.Admission, r); err != nil {
 			return nil, err
 		}
 		obj = r.Object
 	}
-	dedupOwners(c, obj, true)
+	c.warn(owners.Dedup(obj, true))
 	if old == nil && c.ep.terminating {
 		return nil, forbidCreate(c, obj.GetName())
 	}
@@ -392,69 +394,4 @@ func denyCreate(change func(context.Context, api.Object) (api.Object, error), de
 		}
 		return change(ctx, old)
 	}
-}
-
-const (
-	dupOwners      = ".metadata.ownerReferences contains duplicate entries; API server dedups owner references in 1.20+, and may reject such requests as early as 1.24; please fix your requests; duplicate UID(s) observed: %v"
-	dupOwnersAdmit = ".metadata.ownerReferences contains duplicate entries after mutating admission happens; API server dedups owner references in 1.20+, and may reject such requests as early as 1.24; please fix your requests; duplicate UID(s) observed: %v"
-)
-
-// dedupOwners drops owner references that are there twice, with a warning.
-func dedupOwners(c *call, obj api.Object, afterAdmission bool) {
-	refs := obj.GetOwnerReferences()
-	if len(refs) < 2 {
-		return
-	}
-	var kept []metav1.OwnerReference
-	var dups []string
-	for _, ref := range refs {
-		if containsOwner(kept, ref) {
-			dups = append(dups, string(ref.UID))
-			continue
-		}
-		kept = append(kept, ref)
-	}
-	if len(dups) == 0 {
-		return
-	}
-	obj.SetOwnerReferences(kept)
-	format := dupOwners
-	if afterAdmission {
-		format = dupOwnersAdmit
-	}
-	c.warn(fmt.Sprintf(format, dups))
-}
-
-func containsOwner(refs []metav1.OwnerReference, ref metav1.OwnerReference) bool {
-	same := func(a, b *bool) bool { return a == b || a != nil && b != nil && *a == *b }
-	for _, r := range refs {
-		if r.UID == ref.UID && r.Name == ref.Name && r.Kind == ref.Kind && r.APIVersion == ref.APIVersion &&
-			same(r.Controller, ref.Controller) && same(r.BlockOwnerDeletion, ref.BlockOwnerDeletion) {
-			return true
-		}
-	}
-	return false
-}
-
-// managerName is the field manager: as asked, or the user agent up to its first slash.
-func managerName(asked, agent string) string {
-	if asked != "" {
-		return asked
-	}
-	name, _, _ := strings.Cut(agent, "/")
-	const longest = 128
-	var b strings.Builder
-	for _, r := range name {
-		if r < ' ' || r == 0x7f || r > 0xffff {
-			continue
-		}
-		if b.Len()+len(string(r)) > longest {
-			break
-		}
-		b.WriteRune(r)
-	}
-	if b.Len() == 0 {
-		return "unknown"
-	}
-	return b.String()
 }

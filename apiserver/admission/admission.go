@@ -49,6 +49,10 @@ type Request struct {
 	// DeleteOptions, or the connect options (PodExecOptions, …). May be nil.
 	Options runtime.Object
 	DryRun  bool
+	// Forms knows how Object and Old look in other versions; nil: as they are only.
+	Forms Shower
+
+	round round
 }
 
 // Operation says which of the four operations r is. A PUT or PATCH that
@@ -107,15 +111,26 @@ func WithWarner(ctx context.Context, w Warner) context.Context {
 	return context.WithValue(ctx, warnerKey{}, w)
 }
 
-func warn(ctx context.Context, text string) {
+// Warn sends the client a warning.
+func Warn(ctx context.Context, text string) {
 	if w, ok := ctx.Value(warnerKey{}).(Warner); ok && w != nil {
 		w(text)
 	}
 }
 
 // Admit runs every plugin's Admit in order and stops at the first error. What
-// is no API status error becomes one: 403 naming the object.
+// is no API status error becomes one: 403 naming the object. If a plugin asks
+// for it, all run once more.
 func Admit(ctx context.Context, plugins []Plugin, r *Request) error {
+	err := admitOnce(ctx, plugins, r)
+	if err == nil && r.round.wanted {
+		r.round.again = true
+		err = admitOnce(ctx, plugins, r)
+	}
+	return err
+}
+
+func admitOnce(ctx context.Context, plugins []Plugin, r *Request) error {
 	for _, p := range plugins {
 		if err := p.Admit(ctx, r); err != nil {
 			return asStatus(r, err)
@@ -169,6 +184,9 @@ type Config struct {
 	// Policy is where RBAC escalation checks find roles; nil: none are made.
 	Policy rbac.Source
 	Clock  clock.WithTicker // default the real one
+	// Last run after all others but ResourceQuota, which counts what they leave:
+	// policies and webhooks.
+	Last []Plugin
 }
 
 // New returns the plugins that are on by default, in upstream's order.
@@ -198,6 +216,7 @@ func New(cfg Config) []Plugin {
 	if cfg.Policy != nil {
 		plugins = append(plugins, rbacEscalation{guard: rbac.Guard{Source: cfg.Policy, Authorizer: cfg.Authorizer}})
 	}
+	plugins = append(plugins, cfg.Last...)
 	return append(plugins, &resourceQuota{read: read, clock: cfg.Clock})
 }
 

@@ -79,7 +79,7 @@ func (p podSecurity) namespace(ctx context.Context, r *Request, ns *corev1.Names
 		return nil
 	}
 	for _, w := range p.existing(ns.Name, want.Enforce) {
-		warn(ctx, w)
+		Warn(ctx, w)
 	}
 	return nil
 }
@@ -205,7 +205,7 @@ func (p podSecurity) evaluate(ctx context.Context, r *Request, pol psapi.Policy,
 		}
 	}
 	if result := policy.AggregateCheckResults(evaluator.EvaluatePod(pol.Warn, meta, spec)); !result.Allowed {
-		warn(ctx, fmt.Sprintf("would violate PodSecurity %q: %s", pol.Warn.String(), result.ForbiddenDetail()))
+		Warn(ctx, fmt.Sprintf("would violate PodSecurity %q: %s", pol.Warn.String(), result.ForbiddenDetail()))
 	}
 	return nil
 }

@@ -2,6 +2,7 @@ package connect
 
 import (
 	"fmt"
+	"math/rand/v2"
 	"net"
 	"net/netip"
 	"net/url"
@@ -11,6 +12,8 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	discoveryv1 "k8s.io/api/discovery/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
+
+	"github.com/skiff-project/skiff/api"
 )
 
 // Proxyable tells the addresses the proxy may be led to: not the API server's
@@ -79,4 +82,42 @@ func ReadyHosts(slice *discoveryv1.EndpointSlice, port string) []string {
 		}
 	}
 	return out
+}
+
+// Reader reads stored objects; see admission.Reader.
+type Reader interface {
+	Get(group, resource, namespace, name string) (api.Object, error)
+	List(group, resource, namespace string) ([]api.Object, error)
+}
+
+// ServiceHost is the address ("host:port") of one ready endpoint of a Service's
+// port, given by name or number.
+func ServiceHost(read Reader, namespace, name, port string) (string, error) {
+	obj, err := read.Get("", "services", namespace, name)
+	if err != nil {
+		return "", err
+	}
+	svc := obj.(*corev1.Service)
+	if n, err := strconv.ParseInt(port, 10, 64); err == nil {
+		i := slices.IndexFunc(svc.Spec.Ports, func(p corev1.ServicePort) bool { return int64(p.Port) == n })
+		if i < 0 {
+			return "", apierrors.NewServiceUnavailable(fmt.Sprintf("no service port %d found for service %q", n, name))
+		}
+		port = svc.Spec.Ports[i].Name
+	}
+	list, err := read.List("discovery.k8s.io", "endpointslices", namespace)
+	if err != nil {
+		return "", err
+	}
+	var hosts []string
+	for _, o := range list {
+		slice := o.(*discoveryv1.EndpointSlice)
+		if slice.Labels[discoveryv1.LabelServiceName] == name {
+			hosts = append(hosts, ReadyHosts(slice, port)...)
+		}
+	}
+	if len(hosts) == 0 {
+		return "", apierrors.NewServiceUnavailable(fmt.Sprintf("no endpoints available for service %q", name))
+	}
+	return hosts[rand.IntN(len(hosts))], nil
 }

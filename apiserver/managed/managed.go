@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"reflect"
 	"slices"
+	"strings"
 	"sync"
 
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
@@ -402,3 +403,26 @@ var _ interface {
 	runtime.ObjectDefaulter
 	runtime.ObjectCreater
 } = versionConverter{}
+
+// Name is the field manager of a request: as asked, or the user agent up to its first slash.
+func Name(asked, agent string) string {
+	if asked != "" {
+		return asked
+	}
+	name, _, _ := strings.Cut(agent, "/")
+	const longest = 128
+	var b strings.Builder
+	for _, r := range name {
+		if r < ' ' || r == 0x7f || r > 0xffff {
+			continue
+		}
+		if b.Len()+len(string(r)) > longest {
+			break
+		}
+		b.WriteRune(r)
+	}
+	if b.Len() == 0 {
+		return "unknown"
+	}
+	return b.String()
+}
