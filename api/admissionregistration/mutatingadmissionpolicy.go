@@ -6,10 +6,11 @@ import (
 	"k8s.io/apimachinery/pkg/util/validation/field"
 
 	"github.com/skiff-project/skiff/api"
+	"github.com/skiff-project/skiff/api/admissionregistration/expression"
 	"github.com/skiff-project/skiff/api/check"
 )
 
-func mutatingAdmissionPolicyResource() *api.Resource {
+func mutatingAdmissionPolicyResource(envs *expression.Environments) *api.Resource {
 	return &api.Resource{
 		Group: Group, Name: "mutatingadmissionpolicies", Singular: "mutatingadmissionpolicy", Kind: "MutatingAdmissionPolicy",
 		Categories: []string{"api-extensions"},
@@ -25,9 +26,11 @@ func mutatingAdmissionPolicyResource() *api.Resource {
 			PrepareForUpdate: api.OnUpdate(func(p, old *admissionv1.MutatingAdmissionPolicy) {
 				api.BumpGeneration(p, old, api.Changed(p.Spec, old.Spec))
 			}),
-			Validate: api.Check(validateMutatingAdmissionPolicy),
-			ValidateUpdate: api.CheckUpdate(func(p, _ *admissionv1.MutatingAdmissionPolicy) field.ErrorList {
-				return validateMutatingAdmissionPolicy(p)
+			Validate: api.Check(func(p *admissionv1.MutatingAdmissionPolicy) field.ErrorList {
+				return validateMutatingAdmissionPolicy(envs, p, nil)
+			}),
+			ValidateUpdate: api.CheckUpdate(func(p, old *admissionv1.MutatingAdmissionPolicy) field.ErrorList {
+				return validateMutatingAdmissionPolicy(envs, p, old)
 			}),
 			DenyUnconditionalUpdate: true,
 		},
@@ -42,35 +45,34 @@ func mutatingAdmissionPolicyResource() *api.Resource {
 	}
 }
 
-func validateMutatingAdmissionPolicy(p *admissionv1.MutatingAdmissionPolicy) field.ErrorList {
-	l, s := &check.List{}, &p.Spec
-	if s.FailurePolicy == nil {
-		l.Required(specPath.Child("failurePolicy"), "")
-	} else {
-		check.OneOf(l, specPath.Child("failurePolicy"), *s.FailurePolicy, admissionv1.Fail, admissionv1.Ignore)
-	}
-	checkParamKind(l, specPath.Child("paramKind"), s.ParamKind)
-	if s.MatchConstraints == nil {
-		l.Required(specPath.Child("matchConstraints"), "")
-	} else {
-		checkMatch(l, specPath.Child("matchConstraints"), s.MatchConstraints)
-		if len(s.MatchConstraints.ResourceRules) == 0 {
-			l.Required(specPath.Child("matchConstraints", "resourceRules"), "")
+// validateMutatingAdmissionPolicy checks a policy; old is nil on create.
+func validateMutatingAdmissionPolicy(envs *expression.Environments, p, old *admissionv1.MutatingAdmissionPolicy) field.ErrorList {
+	var stored []string
+	if old != nil {
+		stored = expressionsOf(old.Spec.MatchConditions, old.Spec.Variables)
+		for _, m := range old.Spec.Mutations {
+			if m.ApplyConfiguration != nil {
+				stored = append(stored, m.ApplyConfiguration.Expression)
+			}
+			if m.JSONPatch != nil {
+				stored = append(stored, m.JSONPatch.Expression)
+			}
 		}
 	}
-	checkConditions(l, specPath.Child("matchConditions"), s.MatchConditions)
+	s := &p.Spec
+	l := newPolicyCheck(envs, s.ParamKind, true, stored)
+	l.scope(s.FailurePolicy, s.ParamKind, s.MatchConstraints)
+	noDelete(&l.List, specPath.Child("matchConstraints"), s.MatchConstraints)
+	if old == nil || !sameConditions(s.ParamKind, old.Spec.ParamKind, s.MatchConditions, old.Spec.MatchConditions) {
+		l.conditions(envs, s.MatchConditions)
+	}
+	l.variables(s.Variables)
 	if len(s.Mutations) == 0 {
 		l.Required(specPath.Child("mutations"), "mutations must contain at least one item")
 	}
-	for i, m := range s.Mutations {
-		at := specPath.Child("mutations").Index(i)
-		check.Choice(l, at.Child("patchType"), m.PatchType, admissionv1.PatchTypeApplyConfiguration, admissionv1.PatchTypeJSONPatch)
-		if m.PatchType == admissionv1.PatchTypeApplyConfiguration && m.ApplyConfiguration == nil {
-			l.Required(at.Child("applyConfiguration"), "must be specified when patchType is ApplyConfiguration")
-		}
-		if m.PatchType == admissionv1.PatchTypeJSONPatch && m.JSONPatch == nil {
-			l.Required(at.Child("jsonPatch"), "must be specified when patchType is JSONPatch")
-		}
+	for i := range s.Mutations {
+		l.mutation(specPath.Child("mutations").Index(i), &s.Mutations[i])
 	}
+	check.Choice(&l.List, specPath.Child("reinvocationPolicy"), s.ReinvocationPolicy, admissionv1.IfNeededReinvocationPolicy, admissionv1.NeverReinvocationPolicy)
 	return l.Errors
 }

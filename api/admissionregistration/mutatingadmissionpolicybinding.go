@@ -46,5 +46,6 @@ func validateMutatingAdmissionPolicyBinding(b *admissionv1.MutatingAdmissionPoli
 	if b.Spec.MatchResources != nil {
 		checkMatch(l, specPath.Child("matchResources"), b.Spec.MatchResources)
 	}
+	noDelete(l, specPath.Child("matchResources"), b.Spec.MatchResources)
 	return l.Errors
 }

@@ -7,10 +7,11 @@ import (
 	"k8s.io/apimachinery/pkg/util/validation/field"
 
 	"github.com/skiff-project/skiff/api"
+	"github.com/skiff-project/skiff/api/admissionregistration/expression"
 	"github.com/skiff-project/skiff/api/check"
 )
 
-func mutatingWebhookConfigurationResource() *api.Resource {
+func mutatingWebhookConfigurationResource(envs *expression.Environments) *api.Resource {
 	return &api.Resource{
 		Group: Group, Name: "mutatingwebhookconfigurations", Singular: "mutatingwebhookconfiguration", Kind: "MutatingWebhookConfiguration",
 		Categories: []string{"api-extensions"},
@@ -26,9 +27,11 @@ func mutatingWebhookConfigurationResource() *api.Resource {
 			PrepareForUpdate: api.OnUpdate(func(c, old *admissionv1.MutatingWebhookConfiguration) {
 				api.BumpGeneration(c, old, api.Changed(c.Webhooks, old.Webhooks))
 			}),
-			Validate: api.Check(validateMutatingWebhookConfiguration),
-			ValidateUpdate: api.CheckUpdate(func(c, _ *admissionv1.MutatingWebhookConfiguration) field.ErrorList {
-				return validateMutatingWebhookConfiguration(c)
+			Validate: api.Check(func(c *admissionv1.MutatingWebhookConfiguration) field.ErrorList {
+				return validateMutatingWebhookConfiguration(envs, c, nil)
+			}),
+			ValidateUpdate: api.CheckUpdate(func(c, old *admissionv1.MutatingWebhookConfiguration) field.ErrorList {
+				return validateMutatingWebhookConfiguration(envs, c, old)
 			}),
 			DenyUnconditionalUpdate: true,
 		},
@@ -46,11 +49,17 @@ func mutatingHook(w *admissionv1.MutatingWebhook) *hook {
 	}
 }
 
-func validateMutatingWebhookConfiguration(c *admissionv1.MutatingWebhookConfiguration) field.ErrorList {
-	l, names := &check.List{}, sets.Set[string]{}
+// validateMutatingWebhookConfiguration checks a configuration; old is nil on create.
+func validateMutatingWebhookConfiguration(envs *expression.Environments, c, old *admissionv1.MutatingWebhookConfiguration) field.ErrorList {
+	l, names, stored := &check.List{}, sets.Set[string]{}, sets.Set[string]{}
+	if old != nil {
+		for _, w := range old.Webhooks {
+			stored.Insert(expressionsOf(w.MatchConditions, nil)...)
+		}
+	}
 	for i := range c.Webhooks {
 		at := field.NewPath("webhooks").Index(i)
-		mutatingHook(&c.Webhooks[i]).check(l, at)
+		mutatingHook(&c.Webhooks[i]).check(l, at, envs, stored)
 		if r := c.Webhooks[i].ReinvocationPolicy; r != nil {
 			check.OneOf(l, at.Child("reinvocationPolicy"), *r, admissionv1.IfNeededReinvocationPolicy, admissionv1.NeverReinvocationPolicy)
 		}

@@ -6,12 +6,14 @@ import (
 	"strings"
 
 	admissionv1 "k8s.io/api/admissionregistration/v1"
+	"k8s.io/apimachinery/pkg/api/validation/path"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/util/sets"
 	"k8s.io/apimachinery/pkg/util/validation"
 	"k8s.io/apimachinery/pkg/util/validation/field"
 
 	"github.com/skiff-project/skiff/api"
+	"github.com/skiff-project/skiff/api/admissionregistration/expression"
 	"github.com/skiff-project/skiff/api/check"
 )
 
@@ -62,7 +64,7 @@ func (h *hook) setDefaults() {
 	}
 }
 
-func (h *hook) check(l *check.List, p *field.Path) {
+func (h *hook) check(l *check.List, p *field.Path, envs *expression.Environments, stored sets.Set[string]) {
 	l.Add(validation.IsFullyQualifiedName(p.Child("name"), h.name))
 	for i := range h.rules {
 		checkRule(l, p.Child("rules").Index(i), &h.rules[i], true)
@@ -92,7 +94,7 @@ func (h *hook) check(l *check.List, p *field.Path) {
 	default:
 		checkService(l, at.Child("service"), c.Service)
 	}
-	checkConditions(l, p.Child("matchConditions"), h.conditions)
+	checkConditions(l, p.Child("matchConditions"), h.conditions, envs, expression.Sees{Authorizer: true}, stored)
 	checkVersions(l, p.Child("admissionReviewVersions"), h.versions)
 }
 
@@ -129,15 +131,18 @@ func checkService(l *check.List, p *field.Path, s *admissionv1.ServiceReference)
 	l.WebhookPath(p.Child("path"), s.Path)
 }
 
-func checkConditions(l *check.List, p *field.Path, list []admissionv1.MatchCondition) {
+// checkConditions checks match conditions; stored are the expressions that may use what new ones may not yet.
+func checkConditions(l *check.List, p *field.Path, list []admissionv1.MatchCondition, envs *expression.Environments, sees expression.Sees, stored sets.Set[string]) {
 	if len(list) > 64 {
 		l.TooMany(p, len(list), 64)
 	}
-	names := sets.Set[string]{}
+	names, compiler := sets.Set[string]{}, envs.Compiler(false)
 	for i, c := range list {
 		at := p.Index(i)
-		if strings.TrimSpace(c.Expression) == "" {
+		if text := strings.TrimSpace(c.Expression); text == "" {
 			l.Required(at.Child("expression"), "")
+		} else if x := compiler.Condition(text, sees, stored.Has(c.Expression)); x.Err != nil {
+			l.Add(field.ErrorList{x.FieldError(at.Child("expression"), text)})
 		}
 		if c.Name == "" {
 			l.Required(at.Child("name"), "")
@@ -226,26 +231,29 @@ func checkMatch(l *check.List, p *field.Path, m *admissionv1.MatchResources) {
 	} else {
 		check.OneOf(l, p.Child("matchPolicy"), *m.MatchPolicy, admissionv1.Equivalent, admissionv1.Exact)
 	}
-	l.Selector(p.Child("namespaceSelector"), m.NamespaceSelector)
-	l.Selector(p.Child("objectSelector"), m.ObjectSelector)
-	for i := range m.ResourceRules {
-		checkRule(l, p.Child("resourceRules").Index(i), &m.ResourceRules[i].RuleWithOperations, true)
+	selector := func(p *field.Path, s *metav1.LabelSelector) {
+		if s == nil {
+			l.Required(p, "")
+		}
+		l.Selector(p, s)
 	}
-	for i := range m.ExcludeResourceRules {
-		checkRule(l, p.Child("excludeResourceRules").Index(i), &m.ExcludeResourceRules[i].RuleWithOperations, true)
+	selector(p.Child("namespaceSelector"), m.NamespaceSelector)
+	selector(p.Child("objectSelector"), m.ObjectSelector)
+	named := func(p *field.Path, rules []admissionv1.NamedRuleWithOperations) {
+		for i := range rules {
+			names, at := sets.Set[string]{}, p.Index(i)
+			for j, n := range rules[i].ResourceNames {
+				l.Messages(at.Child("resourceNames").Index(j), n, path.IsValidPathSegmentName(n))
+				if names.Has(n) {
+					l.Duplicate(at.Child("resourceNames").Index(j), n)
+				}
+				names.Insert(n)
+			}
+			checkRule(l, at, &rules[i].RuleWithOperations, true)
+		}
 	}
-}
-
-func checkParamKind(l *check.List, p *field.Path, k *admissionv1.ParamKind) {
-	if k == nil {
-		return
-	}
-	if k.APIVersion == "" {
-		l.Required(p.Child("apiVersion"), "")
-	}
-	if k.Kind == "" {
-		l.Required(p.Child("kind"), "")
-	}
+	named(p.Child("resourceRules"), m.ResourceRules)
+	named(p.Child("excludeResourceRules"), m.ExcludeResourceRules)
 }
 
 func paramKind(k *admissionv1.ParamKind) string {
@@ -273,17 +281,20 @@ func checkParamRef(l *check.List, p *field.Path, r *admissionv1.ParamRef) {
 	if r == nil {
 		return
 	}
-	switch {
-	case r.Name != "" && r.Selector != nil:
-		l.Forbidden(p.Child("name"), "name and selector are mutually exclusive")
-	case r.Name == "" && r.Selector == nil:
-		l.Required(p, "one of name or selector must be specified")
+	const both = "name and selector are mutually exclusive"
+	if r.Name != "" {
+		l.Messages(p.Child("name"), r.Name, path.IsValidPathSegmentName(r.Name))
+		l.ForbidIf(p.Child("name"), r.Selector != nil, both)
 	}
 	l.Selector(p.Child("selector"), r.Selector)
-	if a := r.ParameterNotFoundAction; a == nil {
+	l.ForbidIf(p.Child("selector"), r.Selector != nil && r.Name != "", both)
+	if r.Name == "" && r.Selector == nil {
+		l.Required(p, "one of name or selector must be specified")
+	}
+	if a := r.ParameterNotFoundAction; a == nil || *a == "" {
 		l.Required(p.Child("parameterNotFoundAction"), "")
 	} else {
-		check.OneOf(l, p.Child("parameterNotFoundAction"), *a, admissionv1.AllowAction, admissionv1.DenyAction)
+		check.OneOf(l, p.Child("parameterNotFoundAction"), *a, admissionv1.DenyAction, admissionv1.AllowAction)
 	}
 }
 

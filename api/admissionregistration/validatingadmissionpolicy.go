@@ -6,10 +6,10 @@ import (
 	"k8s.io/apimachinery/pkg/util/validation/field"
 
 	"github.com/skiff-project/skiff/api"
-	"github.com/skiff-project/skiff/api/check"
+	"github.com/skiff-project/skiff/api/admissionregistration/expression"
 )
 
-func validatingAdmissionPolicyResource() *api.Resource {
+func validatingAdmissionPolicyResource(envs *expression.Environments) *api.Resource {
 	return &api.Resource{
 		Group: Group, Name: "validatingadmissionpolicies", Singular: "validatingadmissionpolicy", Kind: "ValidatingAdmissionPolicy",
 		Categories: []string{"api-extensions"},
@@ -27,13 +27,20 @@ func validatingAdmissionPolicyResource() *api.Resource {
 				p.Status = old.Status
 				api.BumpGeneration(p, old, api.Changed(p.Spec, old.Spec))
 			}),
-			Validate: api.Check(validateValidatingAdmissionPolicy),
-			ValidateUpdate: api.CheckUpdate(func(p, _ *admissionv1.ValidatingAdmissionPolicy) field.ErrorList {
-				return validateValidatingAdmissionPolicy(p)
+			Validate: api.Check(func(p *admissionv1.ValidatingAdmissionPolicy) field.ErrorList {
+				return validateValidatingAdmissionPolicy(envs, p, nil)
+			}),
+			ValidateUpdate: api.CheckUpdate(func(p, old *admissionv1.ValidatingAdmissionPolicy) field.ErrorList {
+				return validateValidatingAdmissionPolicy(envs, p, old)
 			}),
 			DenyUnconditionalUpdate: true,
 		},
-		Subresources: []api.Subresource{api.StatusView(func(p, old *admissionv1.ValidatingAdmissionPolicy) { p.Spec = old.Spec }, nil)},
+		Subresources: []api.Subresource{api.StatusView(func(p, old *admissionv1.ValidatingAdmissionPolicy) {
+			p.Spec = old.Spec
+			api.KeepMetadata(p, old)
+		}, func(p, _ *admissionv1.ValidatingAdmissionPolicy) field.ErrorList {
+			return validatePolicyStatus(&p.Status)
+		})},
 		Columns: []metav1.TableColumnDefinition{
 			api.Column("Validations", "integer", "Validations indicates the number of validation rules defined in this configuration"),
 			api.Column("ParamKind", "string", "ParamKind specifies the kind of resources used to parameterize this policy"),
@@ -45,30 +52,32 @@ func validatingAdmissionPolicyResource() *api.Resource {
 	}
 }
 
-func validateValidatingAdmissionPolicy(p *admissionv1.ValidatingAdmissionPolicy) field.ErrorList {
-	l, s := &check.List{}, &p.Spec
-	if s.FailurePolicy == nil {
-		l.Required(specPath.Child("failurePolicy"), "")
-	} else {
-		check.OneOf(l, specPath.Child("failurePolicy"), *s.FailurePolicy, admissionv1.Fail, admissionv1.Ignore)
-	}
-	checkParamKind(l, specPath.Child("paramKind"), s.ParamKind)
-	if s.MatchConstraints == nil {
-		l.Required(specPath.Child("matchConstraints"), "")
-	} else {
-		checkMatch(l, specPath.Child("matchConstraints"), s.MatchConstraints)
-		if len(s.MatchConstraints.ResourceRules) == 0 {
-			l.Required(specPath.Child("matchConstraints", "resourceRules"), "")
+// validateValidatingAdmissionPolicy checks a policy; old is nil on create.
+func validateValidatingAdmissionPolicy(envs *expression.Environments, p, old *admissionv1.ValidatingAdmissionPolicy) field.ErrorList {
+	var stored []string
+	if old != nil {
+		stored = expressionsOf(old.Spec.MatchConditions, old.Spec.Variables)
+		for _, v := range old.Spec.Validations {
+			stored = append(stored, v.Expression, v.MessageExpression)
+		}
+		for _, a := range old.Spec.AuditAnnotations {
+			stored = append(stored, a.ValueExpression)
 		}
 	}
-	checkConditions(l, specPath.Child("matchConditions"), s.MatchConditions)
+	s := &p.Spec
+	l := newPolicyCheck(envs, s.ParamKind, len(s.Variables) > 0, stored)
+	l.scope(s.FailurePolicy, s.ParamKind, s.MatchConstraints)
+	if old == nil || !sameConditions(s.ParamKind, old.Spec.ParamKind, s.MatchConditions, old.Spec.MatchConditions) {
+		l.conditions(envs, s.MatchConditions)
+	}
+	l.variables(s.Variables)
 	if len(s.Validations)+len(s.AuditAnnotations) == 0 {
 		l.Required(specPath.Child("validations"), "validations or auditAnnotations must contain at least one item")
+		l.Required(specPath.Child("auditAnnotations"), "validations or auditAnnotations must contain at least one item")
 	}
-	for i, v := range s.Validations {
-		if v.Expression == "" {
-			l.Required(specPath.Child("validations").Index(i).Child("expression"), "expression is not specified")
-		}
+	for i := range s.Validations {
+		l.validation(specPath.Child("validations").Index(i), &s.Validations[i])
 	}
+	l.annotations(p.Name, s.AuditAnnotations)
 	return l.Errors
 }

@@ -7,10 +7,11 @@ import (
 	"k8s.io/apimachinery/pkg/util/validation/field"
 
 	"github.com/skiff-project/skiff/api"
+	"github.com/skiff-project/skiff/api/admissionregistration/expression"
 	"github.com/skiff-project/skiff/api/check"
 )
 
-func validatingWebhookConfigurationResource() *api.Resource {
+func validatingWebhookConfigurationResource(envs *expression.Environments) *api.Resource {
 	return &api.Resource{
 		Group: Group, Name: "validatingwebhookconfigurations", Singular: "validatingwebhookconfiguration", Kind: "ValidatingWebhookConfiguration",
 		Categories: []string{"api-extensions"},
@@ -25,9 +26,11 @@ func validatingWebhookConfigurationResource() *api.Resource {
 			PrepareForUpdate: api.OnUpdate(func(c, old *admissionv1.ValidatingWebhookConfiguration) {
 				api.BumpGeneration(c, old, api.Changed(c.Webhooks, old.Webhooks))
 			}),
-			Validate: api.Check(validateValidatingWebhookConfiguration),
-			ValidateUpdate: api.CheckUpdate(func(c, _ *admissionv1.ValidatingWebhookConfiguration) field.ErrorList {
-				return validateValidatingWebhookConfiguration(c)
+			Validate: api.Check(func(c *admissionv1.ValidatingWebhookConfiguration) field.ErrorList {
+				return validateValidatingWebhookConfiguration(envs, c, nil)
+			}),
+			ValidateUpdate: api.CheckUpdate(func(c, old *admissionv1.ValidatingWebhookConfiguration) field.ErrorList {
+				return validateValidatingWebhookConfiguration(envs, c, old)
 			}),
 			DenyUnconditionalUpdate: true,
 		},
@@ -45,11 +48,17 @@ func validatingHook(w *admissionv1.ValidatingWebhook) *hook {
 	}
 }
 
-func validateValidatingWebhookConfiguration(c *admissionv1.ValidatingWebhookConfiguration) field.ErrorList {
-	l, names := &check.List{}, sets.Set[string]{}
+// validateValidatingWebhookConfiguration checks a configuration; old is nil on create.
+func validateValidatingWebhookConfiguration(envs *expression.Environments, c, old *admissionv1.ValidatingWebhookConfiguration) field.ErrorList {
+	l, names, stored := &check.List{}, sets.Set[string]{}, sets.Set[string]{}
+	if old != nil {
+		for _, w := range old.Webhooks {
+			stored.Insert(expressionsOf(w.MatchConditions, nil)...)
+		}
+	}
 	for i := range c.Webhooks {
 		at := field.NewPath("webhooks").Index(i)
-		validatingHook(&c.Webhooks[i]).check(l, at)
+		validatingHook(&c.Webhooks[i]).check(l, at, envs, stored)
 		if name := c.Webhooks[i].Name; name != "" {
 			if names.Has(name) {
 				l.Duplicate(at.Child("name"), name)
