@@ -11,8 +11,8 @@ import (
 
 	"github.com/skiff-project/skiff/api/all"
 	"github.com/skiff-project/skiff/apiserver"
+	"github.com/skiff-project/skiff/apiserver/registry"
 	"github.com/skiff-project/skiff/auth/rbac/policy"
-	"github.com/skiff-project/skiff/object/wire"
 	"github.com/skiff-project/skiff/store/embedded"
 )
 
@@ -28,7 +28,7 @@ func (l lines) Write(p []byte) (int, error) {
 }
 
 func TestInvalidBootstrapObjectHoldsUpNoOther(t *testing.T) {
-	st, err := embedded.Open(embedded.Options{Decorate: wire.Decorate})
+	st, err := embedded.Open(embedded.Options{Decorate: registry.Decorate})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -26,6 +26,7 @@ import (
 	"github.com/skiff-project/skiff/apiserver/admission"
 	"github.com/skiff-project/skiff/apiserver/alloc"
 	"github.com/skiff-project/skiff/apiserver/connect"
+	"github.com/skiff-project/skiff/apiserver/encryption"
 	"github.com/skiff-project/skiff/apiserver/managed"
 	"github.com/skiff-project/skiff/apiserver/metrics"
 	"github.com/skiff-project/skiff/apiserver/openapidoc"
@@ -41,12 +42,14 @@ import (
 // Config makes a Server.
 type Config struct {
 	// Store is the database; required. Its Decorate function must be
-	// wire.Decorate. The server does not close it.
+	// registry.Decorate. The server does not close it.
 	Store store.Store
 	// SharedStore says that other API servers, upstream's too, may be at work
 	// on the same store: each announces itself there, and the kubernetes
 	// Service has them all as endpoints.
 	SharedStore bool
+	// Encryption of stored objects; nil: none. The caller closes it.
+	Encryption *encryption.Set
 	// Resources are the served resources; required (all.Resources()).
 	Resources []*api.Resource
 
@@ -216,7 +219,7 @@ func New(cfg Config) (*Server, error) {
 		return nil, err
 	}
 	s.openDefinitions()
-	if s.reader, err = NewReader(cfg.Store, cfg.Resources); err != nil {
+	if s.reader, err = NewReader(cfg.Store, cfg.Resources, cfg.Encryption); err != nil {
 		return nil, err
 	}
 	return s, s.openAllocator()
@@ -225,9 +228,9 @@ func New(cfg Config) (*Server, error) {
 // Reader reads stored objects for authorizers and admission plugins.
 type Reader = registry.Reader
 
-// NewReader returns a reader over the store; resources without storage are left out.
-func NewReader(s store.Store, resources []*api.Resource) (*Reader, error) {
-	return registry.NewReader(s, resources)
+// NewReader returns a reader over the store and its encryption (nil: none); resources without storage are left out.
+func NewReader(s store.Store, resources []*api.Resource, enc *encryption.Set) (*Reader, error) {
+	return registry.NewReader(s, resources, enc)
 }
 
 // Reader reads stored objects; admission plugins and authorizers use it.

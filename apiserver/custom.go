@@ -37,7 +37,7 @@ func (s *Server) openDefinitions() {
 	s.customs.codec = codec.Unstructured()
 	if ep := s.stores[definitions.Key]; ep != nil {
 		s.customs.Table = definitions.New(definitions.Config{
-			Store: s.cfg.Store, Clock: s.cfg.Clock, Log: s.cfg.Log, Registry: ep.reg, Build: s.buildCustom,
+			Store: s.cfg.Store, Encryption: s.cfg.Encryption, Clock: s.cfg.Clock, Log: s.cfg.Log, Registry: ep.reg, Build: s.buildCustom,
 			Dial: s.cfg.Dial, Host: func(ns, name, port string) (string, error) { return connect.ServiceHost(s.reader, ns, name, port) }, Body: 4 * MaxBody,
 		})
 	}

@@ -15,8 +15,8 @@ import (
 
 	"github.com/skiff-project/skiff/api/all"
 	"github.com/skiff-project/skiff/apiserver"
+	"github.com/skiff-project/skiff/apiserver/registry"
 	"github.com/skiff-project/skiff/auth"
-	"github.com/skiff-project/skiff/object/wire"
 	"github.com/skiff-project/skiff/store/embedded"
 )
 
@@ -38,7 +38,7 @@ func (l testLog) Write(p []byte) (int, error) {
 // newServer starts a server over a store in memory.
 func newServer(t testing.TB, edit func(*apiserver.Config)) *apiserver.Server {
 	t.Helper()
-	st, err := embedded.Open(embedded.Options{Decorate: wire.Decorate})
+	st, err := embedded.Open(embedded.Options{Decorate: registry.Decorate})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -16,9 +16,9 @@ import (
 	"github.com/skiff-project/skiff/api/all"
 	"github.com/skiff-project/skiff/apiserver"
 	"github.com/skiff-project/skiff/apiserver/admission"
+	"github.com/skiff-project/skiff/apiserver/registry"
 	"github.com/skiff-project/skiff/auth"
 	"github.com/skiff-project/skiff/auth/rbac/policy"
-	"github.com/skiff-project/skiff/object/wire"
 	"github.com/skiff-project/skiff/store"
 	"github.com/skiff-project/skiff/store/embedded"
 )
@@ -26,7 +26,7 @@ import (
 // TestRestartWritesNothing: a second start over the same store finds all it
 // needs and keeps service addresses.
 func TestRestartWritesNothing(t *testing.T) {
-	st, err := embedded.Open(embedded.Options{Decorate: wire.Decorate})
+	st, err := embedded.Open(embedded.Options{Decorate: registry.Decorate})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -68,7 +68,7 @@ func TestRestartWritesNothing(t *testing.T) {
 
 // TestShutdownEndsWatches: Run returns soon although watches are open.
 func TestShutdownEndsWatches(t *testing.T) {
-	st, _ := embedded.Open(embedded.Options{Decorate: wire.Decorate})
+	st, _ := embedded.Open(embedded.Options{Decorate: registry.Decorate})
 	defer st.Close()
 	s, err := apiserver.New(apiserver.Config{Store: st, Resources: all.Resources(), Authorizer: allowAll{}})
 	if err != nil {

@@ -143,6 +143,9 @@ func (s *Server) healthChecks(endpoint string) []healthCheck {
 			return nil
 		}},
 	}
+	if s.cfg.Encryption.UsesKMS() {
+		checks = append(checks, healthCheck{"kms-providers", s.cfg.Encryption.Health})
+	}
 	if endpoint == "/readyz" {
 		checks = append(checks, healthCheck{"shutdown", func() error {
 			select {

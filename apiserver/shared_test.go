@@ -12,7 +12,7 @@ import (
 
 	"github.com/skiff-project/skiff/api/all"
 	"github.com/skiff-project/skiff/apiserver"
-	"github.com/skiff-project/skiff/object/wire"
+	"github.com/skiff-project/skiff/apiserver/registry"
 	"github.com/skiff-project/skiff/store"
 	"github.com/skiff-project/skiff/store/embedded"
 )
@@ -20,7 +20,7 @@ import (
 // Two API servers on one store: the kubernetes Service leads to both, and to
 // the one that is left. They compact once an interval between them.
 func TestServersThatShareAStore(t *testing.T) {
-	st, err := embedded.Open(embedded.Options{Decorate: wire.Decorate})
+	st, err := embedded.Open(embedded.Options{Decorate: registry.Decorate})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -76,7 +76,7 @@ func (s source) Node(_ context.Context, n string) (*corev1.Node, error) {
 // account tokens, as a cluster wires them.
 func fullServer(t testing.TB) (*apiserver.Server, *rest.Config) {
 	return newTLSServer(t, func(c *apiserver.Config) {
-		reader, err := apiserver.NewReader(c.Store, c.Resources)
+		reader, err := apiserver.NewReader(c.Store, c.Resources, nil)
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -59,6 +59,8 @@ func apiServerProgram() (*program, *apiServerFlags) {
 	fs.StringVar(&o.Etcd.CertFile, "etcd-certfile", "", "certificate shown to etcd")
 	fs.StringVar(&o.Etcd.KeyFile, "etcd-keyfile", "", "its key")
 	fs.StringVar(&o.Etcd.Prefix, "etcd-prefix", "/registry", "prefix of all keys in etcd")
+	fs.StringVar(&o.EncryptionFile, "encryption-provider-config", "", "EncryptionConfiguration of what is stored (default: nothing is encrypted)")
+	fs.BoolVar(&o.ReloadEncryption, "encryption-provider-config-automatic-reload", false, "look each minute whether that file changed")
 	fs.StringVar(&f.certDir, "cert-dir", "", "folder with apiserver.crt and apiserver.key")
 	fs.StringVar(&o.CertFile, "tls-cert-file", "", "serving certificate; overrides --cert-dir")
 	fs.StringVar(&o.KeyFile, "tls-private-key-file", "", "its key")

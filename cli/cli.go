@@ -15,7 +15,7 @@ import (
 
 // Commands lists the user commands in the order help shows them.
 func Commands() []*cobra.Command {
-	return []*cobra.Command{newUp(), newDown(), newStatus(), newDemo(), newImage(), newTestenv(), newSim(), newNode(), newVersion()}
+	return []*cobra.Command{newUp(), newDown(), newStatus(), newDemo(), newImage(), newSecrets(), newTestenv(), newSim(), newNode(), newVersion()}
 }
 
 // dataDirFlag adds --data-dir, which every command that touches a local cluster has.

@@ -20,6 +20,7 @@ import (
 	"github.com/skiff-project/skiff/api/all"
 	"github.com/skiff-project/skiff/apiserver"
 	"github.com/skiff-project/skiff/apiserver/admission"
+	"github.com/skiff-project/skiff/apiserver/registry"
 	"github.com/skiff-project/skiff/auth"
 	"github.com/skiff-project/skiff/auth/bootstraptoken"
 	"github.com/skiff-project/skiff/auth/node"
@@ -29,7 +30,6 @@ import (
 	"github.com/skiff-project/skiff/auth/serviceaccount"
 	"github.com/skiff-project/skiff/auth/x509"
 	"github.com/skiff-project/skiff/bootstrap"
-	"github.com/skiff-project/skiff/object/wire"
 	"github.com/skiff-project/skiff/store/embedded"
 	"github.com/skiff-project/skiff/store/etcdapi"
 )
@@ -59,7 +59,7 @@ func (c *Cluster) startStore(context.Context) (string, error) {
 	if err != nil {
 		return "", err
 	}
-	db, err := embedded.Open(embedded.Options{Dir: c.opts.path("etcd"), Decorate: wire.Decorate, Log: log})
+	db, err := embedded.Open(embedded.Options{Dir: c.opts.path("etcd"), Decorate: registry.Decorate, Log: log})
 	if err != nil {
 		return "", err
 	}
@@ -139,7 +139,11 @@ func (c *Cluster) apiReady(ctx context.Context) error {
 // tokens and the front proxy find the user; Node and RBAC decide.
 func (c *Cluster) apiConfig() (apiserver.Config, error) {
 	resources := all.Resources()
-	reader, err := apiserver.NewReader(c.store, resources)
+	sealing, err := c.openEncryption()
+	if err != nil {
+		return apiserver.Config{}, err
+	}
+	reader, err := apiserver.NewReader(c.store, resources, sealing)
 	if err != nil {
 		return apiserver.Config{}, err
 	}
@@ -168,7 +172,7 @@ func (c *Cluster) apiConfig() (apiserver.Config, error) {
 	roles := rbac.New(source)
 	authorizer := auth.Authorizers(auth.Masters(), node.New(source, policy.NodeRules()), roles)
 	return apiserver.Config{
-		Store: c.store, SharedStore: c.shared,
+		Store: c.store, SharedStore: c.shared, Encryption: sealing,
 		Resources: resources,
 		Address:   net.JoinHostPort("", strconv.Itoa(c.opts.APIPort)),
 		Listener:  c.listener,

@@ -52,6 +52,10 @@ type APIServerOptions struct {
 	ServiceCIDR netip.Prefix
 	// Etcd is where objects are kept. Default: in memory, until the process ends.
 	Etcd EtcdOptions
+	// EncryptionFile is the EncryptionConfiguration of what is stored. Default: nothing is encrypted.
+	EncryptionFile string
+	// ReloadEncryption looks each minute whether that file changed.
+	ReloadEncryption bool
 	// DisableAdmission names admission plugins to leave out.
 	DisableAdmission []string
 	Log              *slog.Logger // default: discard
@@ -69,6 +73,7 @@ func RunAPIServer(ctx context.Context, o APIServerOptions) error {
 	c.log, c.logs = o.Log, &logs{all: o.Log}
 	routeKlog(o.Log)
 	c.notAdmitted = o.DisableAdmission
+	c.encryptionFile, c.keyPrefix = o.EncryptionFile, o.Etcd.prefix()
 	c.minTLS, c.cipherSuites = o.MinTLS, o.CipherSuites
 	start, cancel := context.WithTimeout(ctx, startTimeout)
 	defer cancel()
@@ -80,6 +85,9 @@ func RunAPIServer(ctx context.Context, o APIServerOptions) error {
 	if _, err := c.startAPI(start); err != nil {
 		c.stop()
 		return err
+	}
+	if o.ReloadEncryption && c.keys != nil {
+		c.servers.wg.Go(func() { c.keys.Follow(c.servers.ctx) })
 	}
 	return c.Wait(ctx)
 }

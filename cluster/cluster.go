@@ -24,6 +24,7 @@ import (
 	"github.com/skiff-project/skiff/apiserver"
 	"github.com/skiff-project/skiff/auth/serviceaccount"
 	"github.com/skiff-project/skiff/bootstrap"
+	"github.com/skiff-project/skiff/cluster/rotation"
 	"github.com/skiff-project/skiff/network"
 	"github.com/skiff-project/skiff/runtime"
 	"github.com/skiff-project/skiff/store"
@@ -52,6 +53,10 @@ type Cluster struct {
 	side     *embedded.Store // etcd's users, roles, alarms and v2 keys
 	api      *apiserver.Server
 	listener net.Listener // the API server's, if it is open already; nil: it listens on APIPort
+	// keys are what the store is encrypted with, of encryptionFile; nil: nothing.
+	// keyPrefix is where the store keeps what the API server has under /registry/.
+	keys                      *rotation.Keys
+	encryptionFile, keyPrefix string
 	// remote leads to an API server of another process; nil: api is it.
 	remote        *rest.Config
 	accountTokens *accountTokens // remote: what controllers show there; nil: remote's own credentials
@@ -212,6 +217,9 @@ func (c *Cluster) stop() {
 			n.Close()
 		}
 	}
+	if c.keys != nil {
+		c.keys.Set.Close()
+	}
 	if c.store != nil {
 		errs = append(errs, c.store.Close())
 	}
@@ -299,7 +307,7 @@ func (c *Cluster) detail(name string) string {
 
 // startControl answers skiff's own commands.
 func (c *Cluster) startControl(context.Context) (string, error) {
-	serve, err := serveControl(c.servers.ctx, c.opts.ControlSocket(), control{status: c.status, images: c.runtime})
+	serve, err := serveControl(c.servers.ctx, c.opts.ControlSocket(), control{status: c.status, images: c.runtime, rotate: c.rotateSecrets})
 	if err != nil {
 		return "", err
 	}

@@ -14,6 +14,8 @@ import (
 	"time"
 
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"github.com/skiff-project/skiff/cluster/rotation"
 )
 
 // Status is what `skiff status` shows.
@@ -56,6 +58,8 @@ type imageStore interface {
 type control struct {
 	status func() Status
 	images imageStore
+	// rotate makes a new key for Secrets; nil: not this process's business.
+	rotate func(context.Context, func(rotation.Step)) error
 }
 
 // serveControl listens on the control socket until ctx ends. The folder is
@@ -107,7 +111,22 @@ func (c control) handler() http.Handler {
 		err := c.images.RemoveImage(r.Context(), &runtimeapi.ImageSpec{Image: r.FormValue("name")})
 		reply(w, nil, err)
 	})
+	if c.rotate != nil {
+		mux.HandleFunc("POST /secrets/rotate", c.rotateSecrets)
+	}
 	return mux
+}
+
+// rotateSecrets answers with a line for each step; the last may have an error.
+func (c control) rotateSecrets(w http.ResponseWriter, r *http.Request) {
+	out, flush := json.NewEncoder(w), http.NewResponseController(w)
+	step := func(s rotation.Step) {
+		_ = out.Encode(s) // the rotation goes on without a reader
+		_ = flush.Flush()
+	}
+	if err := c.rotate(context.WithoutCancel(r.Context()), step); err != nil {
+		step(rotation.Step{Error: err.Error()})
+	}
 }
 
 func describe(list []*runtimeapi.Image) []Image {
@@ -214,7 +233,36 @@ func (c *Client) RemoveImage(ctx context.Context, name string) error {
 	})
 }
 
+// RotateSecrets makes a new key for Secrets, has them stored under it, and
+// tells of each step.
+func (c *Client) RotateSecrets(ctx context.Context, progress func(rotation.Step)) error {
+	return c.nodes[0].answer(ctx, http.MethodPost, "/secrets/rotate", nil, func(body io.Reader) error {
+		for lines := json.NewDecoder(body); ; {
+			var s rotation.Step
+			switch err := lines.Decode(&s); {
+			case errors.Is(err, io.EOF):
+				return nil
+			case err != nil:
+				return err
+			case s.Error != "":
+				return errors.New(s.Error)
+			}
+			progress(s)
+		}
+	})
+}
+
 func (c nodeClient) call(ctx context.Context, method, path string, body io.Reader, out any) error {
+	return c.answer(ctx, method, path, body, func(body io.Reader) error {
+		if out == nil {
+			return nil
+		}
+		return json.NewDecoder(body).Decode(out)
+	})
+}
+
+// answer hands read the body of a good answer.
+func (c nodeClient) answer(ctx context.Context, method, path string, body io.Reader, read func(io.Reader) error) error {
 	req, err := http.NewRequestWithContext(ctx, method, "http://skiff"+path, body)
 	if err != nil {
 		return err
@@ -235,8 +283,5 @@ func (c nodeClient) call(ctx context.Context, method, path string, body io.Reade
 		}
 		return errors.New("skiff answered " + resp.Status)
 	}
-	if out == nil {
-		return nil
-	}
-	return json.NewDecoder(resp.Body).Decode(out)
+	return read(resp.Body)
 }

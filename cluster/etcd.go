@@ -11,7 +11,6 @@ import (
 	"k8s.io/client-go/util/cert"
 
 	"github.com/skiff-project/skiff/apiserver/registry"
-	"github.com/skiff-project/skiff/object/wire"
 	"github.com/skiff-project/skiff/store"
 	"github.com/skiff-project/skiff/store/embedded"
 	"github.com/skiff-project/skiff/store/etcdstore"
@@ -32,7 +31,7 @@ type EtcdOptions struct {
 // openStore opens the store of an API server that runs by itself.
 func openStore(ctx context.Context, o EtcdOptions, log *slog.Logger) (store.Store, error) {
 	if len(o.Servers) == 0 {
-		return embedded.Open(embedded.Options{Decorate: wire.Decorate, Log: log})
+		return embedded.Open(embedded.Options{Decorate: registry.Decorate, Log: log})
 	}
 	for _, s := range o.Servers {
 		if u, err := url.Parse(s); err != nil || u.Host == "" || u.Scheme != "http" && u.Scheme != "https" {
@@ -43,17 +42,22 @@ func openStore(ctx context.Context, o EtcdOptions, log *slog.Logger) (store.Stor
 	if err != nil {
 		return nil, err
 	}
-	if o.Prefix == "" {
-		o.Prefix = registry.Root
-	}
 	s, err := etcdstore.Open(ctx, etcdstore.Options{
-		Endpoints: o.Servers, TLS: conf, Root: registry.Root, Prefix: "/" + strings.Trim(o.Prefix, "/") + "/",
-		Decorate: wire.Decorate, Log: log,
+		Endpoints: o.Servers, TLS: conf, Root: registry.Root, Prefix: o.prefix(),
+		Decorate: registry.Decorate, Log: log,
 	})
 	if err != nil {
 		return nil, fmt.Errorf("open etcd %v: %w", o.Servers, err)
 	}
 	return s, nil
+}
+
+// prefix is how keys begin there.
+func (o EtcdOptions) prefix() string {
+	if len(o.Servers) == 0 || o.Prefix == "" {
+		return registry.Root
+	}
+	return "/" + strings.Trim(o.Prefix, "/") + "/"
 }
 
 func (o EtcdOptions) tls() (*tls.Config, error) {

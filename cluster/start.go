@@ -13,9 +13,9 @@ import (
 	"k8s.io/client-go/rest"
 	"k8s.io/client-go/tools/clientcmd"
 
+	"github.com/skiff-project/skiff/apiserver/registry"
 	"github.com/skiff-project/skiff/auth"
 	"github.com/skiff-project/skiff/bootstrap"
-	"github.com/skiff-project/skiff/object/wire"
 	"github.com/skiff-project/skiff/sim/hollow"
 	"github.com/skiff-project/skiff/store/embedded"
 )
@@ -169,7 +169,7 @@ func (c *Cluster) openInMemory(opts TestOptions) error {
 	if err != nil {
 		return err
 	}
-	c.store, err = embedded.Open(embedded.Options{Decorate: wire.Decorate, Log: opts.Log})
+	c.store, err = embedded.Open(embedded.Options{Decorate: registry.Decorate, Log: opts.Log})
 	return err
 }
 

@@ -17,6 +17,7 @@ import (
 	"github.com/skiff-project/skiff/api"
 	"github.com/skiff-project/skiff/api/apiextensions"
 	"github.com/skiff-project/skiff/api/customresource"
+	"github.com/skiff-project/skiff/apiserver/encryption"
 	"github.com/skiff-project/skiff/apiserver/registry"
 	"github.com/skiff-project/skiff/store"
 )
@@ -27,11 +28,13 @@ const Key = apiextensions.Group + "/" + apiextensions.Name
 // prefix is where definitions are stored.
 const prefix = registry.Root + Key + "/"
 
-// Config makes a Table. All fields are required.
+// Config makes a Table. All fields but Encryption are required.
 type Config struct {
 	Store store.Store
 	Clock clock.WithTicker
 	Log   *slog.Logger
+	// Encryption of the store; nil: none.
+	Encryption *encryption.Set
 	// Registry stores the definitions.
 	Registry *registry.Registry
 	// Build makes what serves a definition's resources; Serving holds it.
@@ -133,7 +136,13 @@ func (t *Table) make(name string, kv *store.KV) *Entry {
 	}
 	e := &Entry{kv: kv, Gone: make(chan struct{})}
 	var err error
-	if e.CRD, err = apiextensions.Outline(kv.Value); err != nil {
+	if opened, oerr := t.Registry.Open(kv); oerr != nil {
+		err = oerr
+	} else {
+		e.kv = opened
+		e.CRD, err = apiextensions.Outline(opened.Value)
+	}
+	if err != nil {
 		t.Log.Error("a CustomResourceDefinition cannot be read; its objects are not served", "name", name, "error", err)
 		e.CRD = &apiextensions.CRD{}
 	}
@@ -160,7 +169,7 @@ func (t *Table) build(e *Entry) error {
 		return err
 	}
 	e.Def = def
-	if e.stored, err = registry.New(registry.Config{Resource: def.Stored, Store: t.Store, Clock: t.Clock}); err == nil {
+	if e.stored, err = registry.New(registry.Config{Resource: def.Stored, Store: t.Store, Clock: t.Clock, Encryption: t.Encryption}); err == nil {
 		e.Serving, err = t.Build(e)
 	}
 	return err

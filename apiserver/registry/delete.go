@@ -40,6 +40,10 @@ func (r *Registry) Delete(ctx context.Context, w Write, opts *metav1.DeleteOptio
 }
 
 func (r *Registry) deleteOnce(ctx context.Context, w Write, kv *store.KV, opts *metav1.DeleteOptions) (it Item, deleted, ok bool, err error) {
+	kv, err = r.Open(kv)
+	if err != nil {
+		return Item{}, false, false, err
+	}
 	old, err := r.decode(kv)
 	if err != nil {
 		return Item{}, false, false, err

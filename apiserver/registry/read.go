@@ -163,7 +163,11 @@ func (r *Registry) List(ctx context.Context, o ListOptions) (Page, error) {
 	if o.Limit <= 0 && m.all {
 		page.Items = make([]*store.KV, 0, snap.Count(start, end))
 	}
+	enc := r.encryption.Now()
 	for kv := range snap.Range(start, end) {
+		if kv, err = openItem(enc, kv); err != nil {
+			return Page{}, err
+		}
 		if !m.match(kv) {
 			continue
 		}

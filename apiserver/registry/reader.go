@@ -14,6 +14,7 @@ import (
 
 	"github.com/skiff-project/skiff/api"
 	"github.com/skiff-project/skiff/api/customresource"
+	"github.com/skiff-project/skiff/apiserver/encryption"
 	"github.com/skiff-project/skiff/store"
 )
 
@@ -24,6 +25,7 @@ import (
 // admission.Reader. What it returns is shared and must not be changed.
 type Reader struct {
 	store store.Store
+	enc   *encryption.Set
 	regs  map[string]*Registry
 	mu    sync.Mutex
 	gets  map[string]readerEntry
@@ -57,15 +59,16 @@ func (l local) Snapshot(ctx context.Context, rev int64) (store.Snapshot, error) 
 	return l.Store.Snapshot(ctx, rev)
 }
 
-// NewReader returns a reader over the store; resources without storage are left out.
-func NewReader(s store.Store, resources []*api.Resource) (*Reader, error) {
+// NewReader returns a reader over the store, which is encrypted by enc (nil: it
+// is not); resources without storage are left out.
+func NewReader(s store.Store, resources []*api.Resource, enc *encryption.Set) (*Reader, error) {
 	s = local{s}
-	r := &Reader{store: s, regs: map[string]*Registry{}, gets: map[string]readerEntry{}, lists: map[string]readerList{}}
+	r := &Reader{store: s, enc: enc, regs: map[string]*Registry{}, gets: map[string]readerEntry{}, lists: map[string]readerList{}}
 	for _, res := range resources {
 		if res.Virtual {
 			continue
 		}
-		reg, err := New(Config{Resource: res, Store: s})
+		reg, err := New(Config{Resource: res, Store: s, Encryption: enc})
 		if err != nil {
 			return nil, err
 		}
@@ -77,7 +80,7 @@ func NewReader(s store.Store, resources []*api.Resource) (*Reader, error) {
 func (r *Reader) of(group, resource string) (*Registry, error) {
 	reg := r.regs[group+"/"+resource]
 	if reg == nil && strings.Contains(group, ".") {
-		return New(Config{Resource: customresource.Unread(group, resource), Store: r.store})
+		return New(Config{Resource: customresource.Unread(group, resource), Store: r.store, Encryption: r.enc})
 	}
 	if reg == nil {
 		return nil, apierrors.NewInternalError(fmt.Errorf("no resource %s is stored", schema.GroupResource{Group: group, Resource: resource}))

@@ -22,6 +22,7 @@ import (
 	"k8s.io/utils/clock"
 
 	"github.com/skiff-project/skiff/api"
+	"github.com/skiff-project/skiff/apiserver/encryption"
 	"github.com/skiff-project/skiff/object/wire"
 	"github.com/skiff-project/skiff/store"
 )
@@ -32,8 +33,10 @@ const Root = "/registry/"
 // Config makes a Registry.
 type Config struct {
 	Resource *api.Resource // required
-	Store    store.Store   // required; its Decorate function must be wire.Decorate
+	Store    store.Store   // required; its Decorate function must be Decorate
 	Clock    clock.PassiveClock
+	// Encryption of what is stored. Nil: none.
+	Encryption *encryption.Set
 	// Begin, when set, is called before an object is written (old nil on
 	// create) and may change obj: the allocation of addresses and ports. It
 	// returns a function called once with the outcome.
@@ -57,6 +60,7 @@ type Registry struct {
 	prefix     string                  // "/registry/pods/"
 	selectable map[string]bool
 	lease      leases
+	encryption *encryption.Resource
 }
 
 // New returns the registry of a resource.
@@ -69,6 +73,7 @@ func New(c Config) (*Registry, error) {
 		r.Clock = clock.RealClock{}
 	}
 	r.kind = c.Resource.StoredKind()
+	r.encryption = c.Encryption.For(schema.GroupResource{Group: r.kind.Group, Resource: c.Resource.Name})
 	for i := range c.Resource.Versions {
 		v := &c.Resource.Versions[i]
 		if r.version == nil || v.Name == r.kind.Version {
@@ -131,6 +136,7 @@ func (r *Registry) Object(it Item) (api.Object, error) {
 	return obj, err
 }
 
+// decode decodes a version in the clear.
 func (r *Registry) decode(kv *store.KV) (api.Object, error) {
 	read := r.Resource.DecodeJSON
 	if c := r.Resource.Codec; c != nil {
@@ -231,6 +237,9 @@ func (r *Registry) Get(ctx context.Context, namespace, name, resourceVersion str
 	kv := snap.Get(key)
 	if kv == nil {
 		return Item{}, apierrors.NewNotFound(r.gr, name)
+	}
+	if kv, err = r.Open(kv); err != nil {
+		return Item{}, err
 	}
 	return Item{KV: kv, ResourceVersion: kv.ModRevision}, nil
 }

@@ -16,7 +16,6 @@ import (
 
 	"github.com/skiff-project/skiff/api"
 	"github.com/skiff-project/skiff/apiserver/registry"
-	"github.com/skiff-project/skiff/object/wire"
 	"github.com/skiff-project/skiff/store"
 	"github.com/skiff-project/skiff/store/embedded"
 )
@@ -31,7 +30,7 @@ func things() *api.Resource {
 }
 
 func newRegistry(t *testing.T) (*registry.Registry, store.Store) {
-	st, err := embedded.Open(embedded.Options{Decorate: wire.Decorate})
+	st, err := embedded.Open(embedded.Options{Decorate: registry.Decorate})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -205,7 +204,7 @@ func TestConcurrentUpdates(t *testing.T) {
 }
 
 func TestExpiry(t *testing.T) {
-	st, err := embedded.Open(embedded.Options{Decorate: wire.Decorate})
+	st, err := embedded.Open(embedded.Options{Decorate: registry.Decorate})
 	if err != nil {
 		t.Fatal(err)
 	}

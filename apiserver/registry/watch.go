@@ -8,6 +8,7 @@ import (
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	"k8s.io/apimachinery/pkg/watch"
 
+	"github.com/skiff-project/skiff/apiserver/encryption"
 	"github.com/skiff-project/skiff/store"
 )
 
@@ -53,7 +54,11 @@ func (r *Registry) Watch(ctx context.Context, o WatchOptions) (*Watch, error) {
 			return nil, err
 		}
 		w.rev = snap.Revision()
+		enc := r.encryption.Now()
 		for kv := range snap.Range(key, end) {
+			if kv, err = openItem(enc, kv); err != nil {
+				return nil, err
+			}
 			if w.m.match(kv) {
 				w.initial = append(w.initial, kv)
 			}
@@ -94,8 +99,13 @@ func (w *Watch) Next(ctx context.Context) ([]Change, error) {
 		}
 		w.rev = batch.Revision
 		w.buf = w.buf[:0]
+		enc := w.m.r.encryption.Now()
 		for i := range batch.Events {
-			if c, ok := w.m.change(&batch.Events[i]); ok {
+			ev := &batch.Events[i]
+			if err := openEvent(enc, ev); err != nil {
+				return nil, err
+			}
+			if c, ok := w.m.change(ev); ok {
 				w.buf = append(w.buf, c)
 			}
 		}
@@ -103,6 +113,19 @@ func (w *Watch) Next(ctx context.Context) ([]Change, error) {
 			return w.buf, nil
 		}
 	}
+}
+
+// openEvent puts the versions of an event in the clear.
+func openEvent(enc encryption.Now, ev *store.Event) (err error) {
+	if ev.Type == store.EventPut {
+		if ev.KV, err = openItem(enc, ev.KV); err != nil {
+			return err
+		}
+	}
+	if ev.Prev != nil {
+		ev.Prev, err = openItem(enc, ev.Prev)
+	}
+	return err
 }
 
 // Progress returns a revision up to which everything has been delivered.

@@ -216,15 +216,20 @@ func (r *Registry) matchNamespace(namespace string, obj api.Object) error {
 	return nil
 }
 
-// put writes value if key is still at revision mod (0: absent).
+// put writes value, in the clear, if key is still at revision mod (0: absent).
 func (r *Registry) put(ctx context.Context, key string, value []byte, mod int64) (Item, bool, error) {
 	lease, err := r.lease.get(ctx, r.Store, r.Clock.Now().Unix())
 	if err != nil {
 		return Item{}, false, err
 	}
+	enc := r.encryption.Now()
+	sealed, err := enc.Seal(key, value)
+	if err != nil {
+		return Item{}, false, apierrors.NewInternalError(err)
+	}
 	txn := store.Txn{
 		If:   []store.Compare{{Key: key, Target: store.TargetMod, Int: mod}},
-		Then: []store.Op{{Kind: store.OpPut, Key: key, Value: value, Lease: lease}},
+		Then: []store.Op{{Kind: store.OpPut, Key: key, Value: sealed, Lease: lease}},
 	}
 	res, err := r.Store.Txn(ctx, txn)
 	if errors.Is(err, store.ErrLeaseNotFound) {
@@ -239,7 +244,7 @@ func (r *Registry) put(ctx context.Context, key string, value []byte, mod int64)
 		return Item{}, false, nil
 	}
 	if kv := res.Results[0].KV; kv != nil {
-		return Item{KV: kv, ResourceVersion: kv.ModRevision}, true, nil
+		return Item{KV: stored(kv, value, enc), ResourceVersion: kv.ModRevision}, true, nil
 	}
 	return Item{ResourceVersion: res.Revision}, true, nil
 }
@@ -307,6 +312,11 @@ func (r *Registry) createByUpdate(ctx context.Context, u Update) (Item, error) {
 }
 
 func (r *Registry) updateOnce(ctx context.Context, u Update, key string, kv *store.KV) (Item, bool, error) {
+	raw := kv
+	kv, err := r.Open(kv)
+	if err != nil {
+		return Item{}, false, err
+	}
 	old, err := r.decode(kv)
 	if err != nil {
 		return Item{}, false, err
@@ -336,7 +346,7 @@ func (r *Registry) updateOnce(ctx context.Context, u Update, key string, kv *sto
 	if err != nil {
 		return Item{}, false, err
 	}
-	if bytes.Equal(value, kv.Value) && r.lease.ttl == 0 {
+	if bytes.Equal(value, kv.Value) && r.lease.ttl == 0 && !r.stale(raw) {
 		return Item{KV: kv, ResourceVersion: kv.ModRevision, obj: obj}, true, nil // changes nothing: no new version
 	}
 	if u.DryRun {
