@@ -24,6 +24,7 @@ import (
 
 	"github.com/skiff-project/skiff/api"
 	"github.com/skiff-project/skiff/apiserver/admission"
+	"github.com/skiff-project/skiff/apiserver/aggregator"
 	"github.com/skiff-project/skiff/apiserver/alloc"
 	"github.com/skiff-project/skiff/apiserver/connect"
 	"github.com/skiff-project/skiff/apiserver/encryption"
@@ -88,6 +89,10 @@ type Config struct {
 	KubeletTLS *tls.Config
 	// ProxyTLS is the client TLS for the proxy subresource's https targets; default: certificates unchecked, as upstream.
 	ProxyTLS *tls.Config
+	// FrontProxy is the client certificate aggregated servers believe who the user is by; nil: none is shown.
+	FrontProxy func() *tls.Certificate
+	// ClusterIPRouting sends what is for a Service to its cluster IP, which the machine must route. Else one of its endpoints gets it.
+	ClusterIPRouting bool
 	// Dial opens connections for the proxies; default net.Dialer. Network namespaces of nodes are its business.
 	Dial connect.DialFunc
 
@@ -173,18 +178,20 @@ func def[T comparable](p *T, value T) {
 
 // Server is an API server.
 type Server struct {
-	cfg       Config
-	codec     *codec.Codec
-	endpoints map[string]*endpoint // by group/version/resource
-	stores    map[string]*endpoint // by group/resource: the one with the stored version
-	customs   customs
-	reader    *Reader
-	services  *alloc.Services
-	managed   *managed.Fields
-	openapi   openapidoc.Cache
-	proxy     *connect.Proxy
-	metrics   *metrics.Metrics
-	servers   *peers.Servers
+	cfg        Config
+	codec      *codec.Codec
+	endpoints  map[string]*endpoint // by group/version/resource
+	stores     map[string]*endpoint // by group/resource: the one with the stored version
+	customs    customs
+	aggregator *aggregator.Aggregator // nil: APIServices are not served
+	reader     *Reader
+	services   *alloc.Services
+	managed    *managed.Fields
+	openapi    openapidoc.Cache
+	proxy      *connect.Proxy
+	routes     connect.Routes
+	metrics    *metrics.Metrics
+	servers    *peers.Servers
 
 	inFlight    chan struct{}
 	longRunning chan struct{}
@@ -218,8 +225,12 @@ func New(cfg Config) (*Server, error) {
 	if err := s.buildEndpoints(); err != nil {
 		return nil, err
 	}
-	s.openDefinitions()
 	if s.reader, err = NewReader(cfg.Store, cfg.Resources, cfg.Encryption); err != nil {
+		return nil, err
+	}
+	s.routes = connect.Routes{Reader: s.reader, ClusterIP: cfg.ClusterIPRouting}
+	s.openDefinitions()
+	if err = s.openAggregator(); err != nil {
 		return nil, err
 	}
 	return s, s.openAllocator()

@@ -9,7 +9,7 @@ import (
 	"github.com/skiff-project/skiff/api"
 	"github.com/skiff-project/skiff/api/apiextensions"
 	"github.com/skiff-project/skiff/api/openapi"
-	"github.com/skiff-project/skiff/apiserver/connect"
+	"github.com/skiff-project/skiff/apiserver/aggregator"
 	"github.com/skiff-project/skiff/apiserver/definitions"
 	"github.com/skiff-project/skiff/apiserver/discovery"
 	"github.com/skiff-project/skiff/apiserver/managed"
@@ -38,12 +38,29 @@ func (s *Server) openDefinitions() {
 	if ep := s.stores[definitions.Key]; ep != nil {
 		s.customs.Table = definitions.New(definitions.Config{
 			Store: s.cfg.Store, Encryption: s.cfg.Encryption, Clock: s.cfg.Clock, Log: s.cfg.Log, Registry: ep.reg, Build: s.buildCustom,
-			Dial: s.cfg.Dial, Host: func(ns, name, port string) (string, error) { return connect.ServiceHost(s.reader, ns, name, port) }, Body: 4 * MaxBody,
+			Dial: s.cfg.Dial, Host: s.routes.Route, Body: 4 * MaxBody,
 		})
 	}
 }
 
-// served returns what is served now; the same pointer while nothing changes.
+// openAggregator reads which versions of API groups other servers answer.
+func (s *Server) openAggregator() (err error) {
+	ep := s.stores[aggregator.Key]
+	if ep == nil {
+		return nil
+	}
+	s.aggregator, err = aggregator.New(aggregator.Config{
+		Registry: ep.reg, Local: s.cfg.Resources, Definitions: s.customs.Table, Reader: s.reader,
+		Services: s.stores["/services"].reg, Slices: s.stores["discovery.k8s.io/endpointslices"].reg,
+		Route: s.routes.Route, Proxy: s.proxy, Certificate: s.cfg.FrontProxy, Clock: s.cfg.Clock, Log: s.cfg.Log,
+	})
+	return err
+}
+
+// groups are all that are served, here or by aggregated servers.
+func (s *Server) groups() discovery.Groups { return s.aggregator.Groups(s.served().groups) }
+
+// served returns what is served here now; the same pointer while nothing changes.
 func (s *Server) served() *shown {
 	var kvs []*store.KV
 	var revision int64

@@ -4,11 +4,10 @@ import (
 	"net/http"
 	"strings"
 
-	"github.com/munnerz/goautoneg"
-	apidiscoveryv2 "k8s.io/api/apidiscovery/v2"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime"
 
+	"github.com/skiff-project/skiff/apiserver/discovery"
 	"github.com/skiff-project/skiff/object/codec"
 )
 
@@ -20,10 +19,10 @@ func (s *Server) serveDiscovery(c *call) bool {
 	if parts[0] != "api" && parts[0] != "apis" || c.req.Method != http.MethodGet && c.req.Method != http.MethodHead {
 		return false
 	}
-	d := s.served().groups
+	d, media := s.groups(), discovery.WantsAggregated(c.req)
 	switch {
-	case len(parts) == 1 && wantsAggregated(c.req) != "":
-		s.aggregated(c, parts[0] == "api")
+	case len(parts) == 1 && media != "":
+		s.aggregated(c, media, parts[0] == "api")
 	case path == "api":
 		s.discoveryDoc(c, s.legacyVersions(c))
 	case path == "apis":
@@ -65,7 +64,7 @@ func (s *Server) legacyVersions(c *call) *metav1.APIVersions {
 }
 
 func (s *Server) resourceList(c *call, group, version string) bool {
-	l := s.served().groups.Resources(group, version)
+	l := s.groups().Resources(group, version)
 	if l == nil {
 		return false
 	}
@@ -73,43 +72,11 @@ func (s *Server) resourceList(c *call, group, version string) bool {
 	return true
 }
 
-// wantsAggregated returns the version of aggregated discovery asked for, or "".
-func wantsAggregated(req *http.Request) string {
-	header := req.Header.Get("Accept")
-	if !strings.Contains(header, "APIGroupDiscoveryList") || len(header) > 4096 {
-		return ""
-	}
-	for _, cl := range goautoneg.ParseAccept(header) {
-		if cl.Type != "application" || cl.SubType != "json" && cl.SubType != "vnd.kubernetes.protobuf" {
-			continue
-		}
-		if cl.Params["as"] == "APIGroupDiscoveryList" && cl.Params["g"] == "apidiscovery.k8s.io" && cl.Params["v"] == "v2" {
-			return cl.SubType
-		}
-		if cl.Params["as"] == "" {
-			return "" // the plain form is preferred
-		}
-	}
-	return ""
-}
-
-func (s *Server) aggregated(c *call, legacy bool) {
-	l := &apidiscoveryv2.APIGroupDiscoveryList{}
-	l.SetGroupVersionKind(apidiscoveryv2.SchemeGroupVersion.WithKind("APIGroupDiscoveryList"))
-	groups := s.served().groups
-	for i := range groups {
-		if g := &groups[i]; (g.Name == "") == legacy {
-			l.Items = append(l.Items, g.Aggregated())
-		}
-	}
-	out := output{media: codec.JSON}
-	if wantsAggregated(c.req) != "json" {
-		out.media = codec.Protobuf
-	}
-	data, err := encodeObject(out, l)
+func (s *Server) aggregated(c *call, media string, core bool) {
+	data, err := encodeObject(output{media: media}, s.groups().Aggregated(core))
 	if err != nil {
 		s.fail(c, err)
 		return
 	}
-	s.writeTagged(c, out.media+";g=apidiscovery.k8s.io;v=v2;as=APIGroupDiscoveryList", data)
+	s.writeTagged(c, media+discovery.Media, data)
 }

@@ -6,10 +6,12 @@ import (
 	"time"
 
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/runtime/schema"
 
 	"github.com/skiff-project/skiff/api"
 	"github.com/skiff-project/skiff/api/apiextensions"
+	"github.com/skiff-project/skiff/api/apiregistration"
 	"github.com/skiff-project/skiff/apiserver/discovery"
 	"github.com/skiff-project/skiff/apiserver/managed"
 	"github.com/skiff-project/skiff/apiserver/registry"
@@ -43,6 +45,8 @@ func (e *endpoint) custom() bool { return e.res.Codec != nil }
 func key3(group, version, resource string) string { return group + "/" + version + "/" + resource }
 
 func (s *Server) buildEndpoints() error {
+	// Groups whose types client-go does not know.
+	own := map[string]func() *runtime.Scheme{apiextensions.Group: apiextensions.Scheme, apiregistration.Group: apiregistration.Scheme}
 	s.endpoints = map[string]*endpoint{}
 	s.stores = map[string]*endpoint{}
 	for _, res := range s.cfg.Resources {
@@ -60,8 +64,8 @@ func (s *Server) buildEndpoints() error {
 				return fmt.Errorf("resource %s is listed twice", k)
 			}
 			s.endpoints[k] = e
-			if res.Group == apiextensions.Group { // whose types client-go does not know
-				e.codec, e.fields.Deduced = codec.New(apiextensions.Scheme()), true
+			if types := own[res.Group]; types != nil {
+				e.codec, e.fields.Deduced = codec.New(types()), true
 			}
 			if gr := res.Group + "/" + res.Name; s.stores[gr] == nil || e.verbatim {
 				s.stores[gr] = e

@@ -19,6 +19,7 @@ import (
 
 	"github.com/skiff-project/skiff/api"
 	"github.com/skiff-project/skiff/apiserver/admission"
+	"github.com/skiff-project/skiff/apiserver/aggregator"
 	"github.com/skiff-project/skiff/apiserver/inprocess"
 	"github.com/skiff-project/skiff/apiserver/metrics"
 	"github.com/skiff-project/skiff/apiserver/request"
@@ -43,6 +44,11 @@ func (c *call) ctx() context.Context { return c.req.Context() }
 type caller struct {
 	auth.User
 	local bool
+}
+
+// caller is who an aggregated server is told the request is from.
+func (c *call) caller() aggregator.Caller {
+	return aggregator.Caller{User: c.user.User, Watch: c.info.LongRunning(c.query)}
 }
 
 // Handler returns the server as an http.Handler.
@@ -205,6 +211,9 @@ func (s *Server) allowed(ctx context.Context, a auth.Attributes) error {
 
 // route sends a request to its handler.
 func (s *Server) route(c *call) {
+	if s.aggregator.Serve(c.w, c.req, c.caller()) {
+		return
+	}
 	if !c.info.IsResource {
 		s.serveNonResource(c)
 		return

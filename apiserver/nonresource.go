@@ -64,7 +64,7 @@ func (s *Server) index(c *call) {
 		"/.well-known/openid-configuration", "/api", "/api/v1", "/apis", "/healthz", "/healthz/etcd", "/healthz/ping", "/livez", "/livez/etcd", "/livez/ping",
 		"/metrics", "/openapi/v2", "/openapi/v3", "/openid/v1/jwks", "/readyz", "/readyz/etcd", "/readyz/ping", "/version",
 	}
-	for _, g := range s.served().groups {
+	for _, g := range s.groups() {
 		if g.Name == "" {
 			continue
 		}
@@ -142,6 +142,9 @@ func (s *Server) healthChecks(endpoint string) []healthCheck {
 			}
 			return nil
 		}},
+	}
+	if s.aggregator != nil {
+		checks = append(checks, healthCheck{"autoregister-completion", s.aggregator.Registered})
 	}
 	if s.cfg.Encryption.UsesKMS() {
 		checks = append(checks, healthCheck{"kms-providers", s.cfg.Encryption.Health})

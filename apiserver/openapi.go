@@ -1,14 +1,8 @@
 package apiserver
 
 import (
-	"crypto/sha256"
-	"encoding/hex"
-	"encoding/json"
-	"fmt"
 	"net/http"
 	"strings"
-
-	"k8s.io/apimachinery/pkg/runtime/schema"
 
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 
@@ -29,15 +23,22 @@ func (s *Server) serveOpenAPI(c *call, path string) {
 	case path == "/openapi/v3":
 		s.openAPIIndex(c)
 	case path == "/openapi/v2":
-		s.openAPIDocument(c, openAPIv2Proto, path, func(b *openapi.Builder) ([]byte, error) { return b.V2() }, openapi.ProtoV2)
+		s.openAPIv2(c)
 	default:
-		gv, ok := s.servedGroupVersion(strings.TrimPrefix(path, "/openapi/v3/"))
+		below := strings.TrimPrefix(path, "/openapi/v3/")
+		if doc, is := s.aggregator.ServeOpenAPIV3(below, c.w, c.req, c.caller()); is {
+			if doc != nil {
+				s.openAPIDocument(c, openAPIv3Proto, path+" converted", func(*openapi.Builder) ([]byte, error) { return doc, nil }, openapi.ProtoV3)
+			}
+			return
+		}
+		gv, ok := openapidoc.Find(s.served().groups, below)
 		if !ok {
 			s.notFoundPath(c)
 			return
 		}
 		if h := c.query.Get("hash"); h != "" {
-			if want := s.openAPIHash(gv); h != want {
+			if want := openapidoc.Hash(s.openAPISalt(), s.served().groups, gv); h != want {
 				c.w.Header().Set("Location", path+"?hash="+want)
 				c.w.WriteHeader(http.StatusMovedPermanently)
 				return
@@ -45,6 +46,17 @@ func (s *Server) serveOpenAPI(c *call, path string) {
 		}
 		s.openAPIDocument(c, openAPIv3Proto, path, func(b *openapi.Builder) ([]byte, error) { return b.V3(gv) }, openapi.ProtoV3)
 	}
+}
+
+func (s *Server) openAPIv2(c *call) {
+	tag, merge := s.aggregator.OpenAPIV2(c.ctx())
+	s.openAPIDocument(c, openAPIv2Proto, "/openapi/v2"+tag, func(b *openapi.Builder) ([]byte, error) {
+		doc, err := b.V2()
+		if err != nil || tag == "" {
+			return doc, err
+		}
+		return merge(doc)
+	}, openapi.ProtoV2)
 }
 
 func (s *Server) openAPIDocument(c *call, protoType, path string, build func(*openapi.Builder) ([]byte, error), toProto func([]byte) ([]byte, error)) {
@@ -68,47 +80,13 @@ func (s *Server) openAPIDocument(c *call, protoType, path string, build func(*op
 	s.writeTagged(c, media, data)
 }
 
-func (s *Server) servedGroupVersion(path string) (schema.GroupVersion, bool) {
-	for _, g := range s.served().groups {
-		for _, v := range g.Versions {
-			if gv := (schema.GroupVersion{Group: g.Name, Version: v.Name}); openapi.PathOf(gv) == path {
-				return gv, true
-			}
-		}
-	}
-	return schema.GroupVersion{}, false
-}
-
-// openAPIHash identifies a document without building it: what is served in a
-// group version depends on the binary and on custom resources' revisions.
-func (s *Server) openAPIHash(gv schema.GroupVersion) string {
-	h := sha256.New()
-	fmt.Fprintln(h, s.cfg.Version.GitVersion, s.cfg.Version.GitCommit, gv)
-	if g := s.served().groups.Group(gv.Group); g != nil {
-		for _, v := range g.Versions {
-			if v.Name == gv.Version {
-				for _, r := range v.Resources {
-					fmt.Fprintln(h, r.Name, r.Revision)
-				}
-			}
-		}
-	}
-	return strings.ToUpper(hex.EncodeToString(h.Sum(nil)))
+// openAPISalt makes the hashes of documents differ between releases.
+func (s *Server) openAPISalt() string {
+	return s.cfg.Version.GitVersion + "\n" + s.cfg.Version.GitCommit
 }
 
 func (s *Server) openAPIIndex(c *call) {
-	type entry struct {
-		URL string `json:"serverRelativeURL"`
-	}
-	paths := map[string]entry{}
-	for _, g := range s.served().groups {
-		for _, v := range g.Versions {
-			gv := schema.GroupVersion{Group: g.Name, Version: v.Name}
-			p := openapi.PathOf(gv)
-			paths[p] = entry{"/openapi/v3/" + p + "?hash=" + s.openAPIHash(gv)}
-		}
-	}
-	data, err := json.Marshal(map[string]any{"paths": paths})
+	data, err := openapidoc.Index(s.openAPISalt(), s.served().groups, s.aggregator.OpenAPIV3(c.ctx()))
 	if err != nil {
 		s.fail(c, apierrors.NewInternalError(err))
 		return

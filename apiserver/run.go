@@ -31,6 +31,9 @@ func (s *Server) Run(ctx context.Context) error {
 	if s.customs.Table != nil {
 		wg.Go(func() { s.customs.Run(ctx) })
 	}
+	if s.aggregator != nil {
+		wg.Go(func() { s.aggregator.Run(ctx) })
+	}
 	if s.cfg.SharedStore && s.cfg.AdvertiseAddress.IsValid() {
 		wg.Go(func() { s.servers.Run(ctx) })
 	}

@@ -76,6 +76,15 @@ func (p Pair) TLS() tls.Certificate {
 	return tls.Certificate{Certificate: [][]byte{p.Cert.Raw}, PrivateKey: p.Key, Leaf: p.Cert}
 }
 
+// Client is the pair as what a client shows; nil where there is none.
+func (p Pair) Client() *tls.Certificate {
+	if p.Cert == nil {
+		return nil
+	}
+	c := p.TLS()
+	return &c
+}
+
 // CertPEM is the certificate as in its file.
 func (p Pair) CertPEM() []byte { return certPEM(p.Cert) }
 

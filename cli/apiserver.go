@@ -21,7 +21,6 @@ var apiServerHarmless = []harmless{
 	{"max-requests-inflight max-mutating-requests-inflight enable-priority-and-fairness? request-timeout min-request-timeout goaway-chance " +
 		"shutdown-delay-duration shutdown-send-retry-after? shutdown-watch-termination-grace-period livez-grace-period http2-max-streams-per-connection " +
 		"disable-http2-serving? permit-address-sharing? permit-port-sharing? apiserver-count endpoint-reconciler-type", "bounds and grace periods are the server's own"},
-	{"proxy-client-cert-file proxy-client-key-file enable-aggregator-routing? aggregator-reject-forwarding-redirect?", "there is no API aggregation"},
 	{"kubelet-timeout kubelet-port external-hostname anonymous-auth?", "kubelets say their port; the health endpoints are for everybody, the rest for who is known"},
 	{"authentication-token-webhook-cache-ttl authentication-token-webhook-version authorization-webhook-cache-authorized-ttl " +
 		"authorization-webhook-cache-unauthorized-ttl authorization-webhook-version", "without their webhook's file they have no effect"},
@@ -70,6 +69,9 @@ func apiServerProgram() (*program, *apiServerFlags) {
 	fs.StringVar(&f.advertise, "advertise-address", "", "address members of the cluster reach the server at (default: the bind address)")
 	fs.StringVar(&o.ClientCAFile, "client-ca-file", "", "authority of client certificates")
 	requestHeaderFlags(fs, &o.RequestHeaderCAFile, &o.RequestHeaderNames, &f.user, &f.uid, &f.group, &f.extra)
+	fs.StringVar(&o.ProxyCertFile, "proxy-client-cert-file", "", "certificate shown to aggregated API servers (default: none)")
+	fs.StringVar(&o.ProxyKeyFile, "proxy-client-key-file", "", "its key")
+	fs.BoolVar(&o.EndpointRouting, "enable-aggregator-routing", false, "reach aggregated servers and webhooks at an endpoint of their Service, not at its cluster IP")
 	fs.StringVar(&o.KubeletCertFile, "kubelet-client-certificate", "", "certificate shown to kubelets (default: logs and exec do not work)")
 	fs.StringVar(&o.KubeletKeyFile, "kubelet-client-key", "", "its key")
 	fs.StringVar(&o.KubeletCAFile, "kubelet-certificate-authority", "", "authority of kubelets' certificates (default: any is accepted)")
@@ -89,6 +91,7 @@ func apiServerProgram() (*program, *apiServerFlags) {
 	p.limited("storage-media-type", "application/vnd.kubernetes.protobuf", "objects are stored so", "application/vnd.kubernetes.protobuf")
 	p.limited("storage-backend", "etcd3", "there is no other", "", "etcd3")
 	p.limited("runtime-config", "", "every API that is there is served", "", "api/all=true")
+	p.limited("aggregator-reject-forwarding-redirect", "true", "a redirect would take the client's credentials along", "true")
 	p.limited("cloud-provider", "", "there is no cloud provider here", "")
 	p.run = func(ctx context.Context, log *slog.Logger) error {
 		o.Log = log
@@ -115,6 +118,9 @@ func (f *apiServerFlags) settle() error {
 	}
 	if (o.KubeletCertFile == "") != (o.KubeletKeyFile == "") {
 		return errors.New("--kubelet-client-certificate and --kubelet-client-key must be given together")
+	}
+	if (o.ProxyCertFile == "") != (o.ProxyKeyFile == "") {
+		return errors.New("--proxy-client-cert-file and --proxy-client-key-file must be given together")
 	}
 	if len(f.issuers) > 1 {
 		return fmt.Errorf("--service-account-issuer: one issuer is supported, not %d", len(f.issuers))

@@ -184,6 +184,8 @@ func (c *Cluster) apiConfig() (apiserver.Config, error) {
 		ClientCA:           c.assets.CA.CertPEM(),
 		RequestHeaderCA:    c.assets.FrontProxyCA.CertPEM(),
 		RequestHeaderNames: c.frontNames,
+		FrontProxy:         c.assets.FrontProxyClient.Client,
+		ClusterIPRouting:   c.clusterIPRouting,
 		Authenticator:      auth.Server(front, x509.New(x509.Static(c.assets.CA.Pool()), nil), auth.Bearer(bearer)),
 		Tokens:             bearer,
 		ServiceAccounts:    c.tokens,

@@ -34,6 +34,12 @@ type APIServerOptions struct {
 	// any). Default: none is trusted.
 	RequestHeaderCAFile string
 	RequestHeaderNames  []string
+	// ProxyCertFile and ProxyKeyFile are shown to aggregated API servers, as a front proxy. Default: nothing is, if
+	// RequestHeaderCAFile names the proxies' authority.
+	ProxyCertFile, ProxyKeyFile string
+	// EndpointRouting sends requests for webhooks and aggregated servers to an endpoint of their Service.
+	// Default: to its cluster IP, as upstream.
+	EndpointRouting bool
 	// KubeletCertFile and KubeletKeyFile are shown to kubelets, whose own
 	// certificates KubeletCAFile signs. Default: none, and any is accepted.
 	KubeletCertFile, KubeletKeyFile, KubeletCAFile string
@@ -72,6 +78,7 @@ func RunAPIServer(ctx context.Context, o APIServerOptions) error {
 	c := newCluster(nil)
 	c.log, c.logs = o.Log, &logs{all: o.Log}
 	routeKlog(o.Log)
+	c.clusterIPRouting = !o.EndpointRouting
 	c.notAdmitted = o.DisableAdmission
 	c.encryptionFile, c.keyPrefix = o.EncryptionFile, o.Etcd.prefix()
 	c.minTLS, c.cipherSuites = o.MinTLS, o.CipherSuites
@@ -121,12 +128,12 @@ func (c *Cluster) openAPIServer(ctx context.Context, o APIServerOptions) error {
 func (c *Cluster) loadAssets(o APIServerOptions) error {
 	var err error
 	if o.CertFile != "" {
-		if c.assets.APIServer, err = pair("serving certificate", o.CertFile, o.KeyFile); err != nil {
+		if c.assets.APIServer, err = bootstrap.LoadPair("serving certificate", o.CertFile, o.KeyFile); err != nil {
 			return err
 		}
 	}
 	if o.ClientCAFile != "" {
-		if c.assets.CA, err = authority("client CA", o.ClientCAFile); err != nil {
+		if c.assets.CA, err = bootstrap.LoadAuthority("client CA", o.ClientCAFile); err != nil {
 			return err
 		}
 	}
@@ -162,13 +169,18 @@ func (c *Cluster) loadAssets(o APIServerOptions) error {
 func (c *Cluster) loadPeers(o APIServerOptions) error {
 	var err error
 	if o.RequestHeaderCAFile != "" {
-		if c.assets.FrontProxyCA, err = authority("request header CA", o.RequestHeaderCAFile); err != nil {
+		if c.assets.FrontProxyCA, err = bootstrap.LoadAuthority("request header CA", o.RequestHeaderCAFile); err != nil {
 			return err
 		}
-		c.frontNames = o.RequestHeaderNames
+		c.frontNames, c.assets.FrontProxyClient = o.RequestHeaderNames, bootstrap.Pair{}
+	}
+	if o.ProxyCertFile != "" {
+		if c.assets.FrontProxyClient, err = bootstrap.LoadPair("front proxy's certificate", o.ProxyCertFile, o.ProxyKeyFile); err != nil {
+			return err
+		}
 	}
 	if o.KubeletCertFile != "" {
-		if c.assets.APIServerKubeletClient, err = pair("certificate for kubelets", o.KubeletCertFile, o.KubeletKeyFile); err != nil {
+		if c.assets.APIServerKubeletClient, err = bootstrap.LoadPair("certificate for kubelets", o.KubeletCertFile, o.KubeletKeyFile); err != nil {
 			return err
 		}
 	}
@@ -182,29 +194,4 @@ func (c *Cluster) loadPeers(o APIServerOptions) error {
 		return fmt.Errorf("kubelets' CA: %w", err)
 	}
 	return nil
-}
-
-// pair reads a certificate and its key.
-func pair(what, certFile, keyFile string) (bootstrap.Pair, error) {
-	p, err := tls.LoadX509KeyPair(certFile, keyFile)
-	if err != nil {
-		return bootstrap.Pair{}, fmt.Errorf("%s: %w", what, err)
-	}
-	key, ok := p.PrivateKey.(crypto.Signer)
-	if !ok {
-		return bootstrap.Pair{}, fmt.Errorf("%s: %s holds a key that cannot sign", what, keyFile)
-	}
-	return bootstrap.Pair{Cert: p.Leaf, Key: key}, nil
-}
-
-// authority reads the one certificate of a CA.
-func authority(what, file string) (bootstrap.Pair, error) {
-	list, err := cert.CertsFromFile(file)
-	if err != nil {
-		return bootstrap.Pair{}, fmt.Errorf("%s: %w", what, err)
-	}
-	if len(list) != 1 {
-		return bootstrap.Pair{}, fmt.Errorf("%s: %s holds %d certificates; one is supported", what, file, len(list))
-	}
-	return bootstrap.Pair{Cert: list[0]}, nil
 }

@@ -7,6 +7,7 @@ import (
 	"github.com/skiff-project/skiff/api"
 	"github.com/skiff-project/skiff/api/admissionregistration"
 	"github.com/skiff-project/skiff/api/apiextensions"
+	"github.com/skiff-project/skiff/api/apiregistration"
 	"github.com/skiff-project/skiff/api/apps"
 	"github.com/skiff-project/skiff/api/authentication"
 	"github.com/skiff-project/skiff/api/authorization"
@@ -51,6 +52,7 @@ func Resources() []*api.Resource {
 		apps.Resources(),
 		admissionregistration.Resources(),
 		apiextensions.Resources(),
+		apiregistration.Resources(),
 		events.Resources(),
 		resource.Resources(),
 	)

@@ -20,6 +20,7 @@ import (
 	"github.com/skiff-project/skiff/api"
 	"github.com/skiff-project/skiff/api/all"
 	"github.com/skiff-project/skiff/api/apiextensions"
+	"github.com/skiff-project/skiff/api/apiregistration"
 )
 
 var verbs = []string{"create", "delete", "deletecollection", "get", "list", "patch", "update", "watch"}
@@ -50,8 +51,11 @@ func TestDescriptionsAreCoherent(t *testing.T) {
 		for _, v := range r.Versions {
 			want := schema.GroupVersionKind{Group: r.Group, Version: v.Name, Kind: r.Kind}
 			known := scheme.Scheme
-			if r.Group == apiextensions.Group {
+			switch r.Group {
+			case apiextensions.Group:
 				known = apiextensions.Scheme()
+			case apiregistration.Group:
+				known = apiregistration.Scheme()
 			}
 			if gvks, _, err := known.ObjectKinds(v.New()); err != nil || !slices.Contains(gvks, want) {
 				t.Errorf("%s: New makes %v, not %v (%v)", id, gvks, want, err)

@@ -35,6 +35,8 @@ type Proxy struct {
 type Target struct {
 	URL *url.URL
 	TLS *tls.Config
+	// Identify, when set, tells an upgraded connection's target who the client is.
+	Identify func(*http.Request)
 }
 
 // Call is one client's request; Fail answers it with an error.

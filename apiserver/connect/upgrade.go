@@ -8,7 +8,6 @@ import (
 	"io"
 	"net"
 	"net/http"
-	"net/url"
 	"strings"
 	"sync"
 	"time"
@@ -52,7 +51,7 @@ func (p *Proxy) openBackend(c Call, in *http.Request, t Target) (net.Conn, *bufi
 		c.Fail(apierrors.NewInternalError(fmt.Errorf("error dialing backend: %w", err)))
 		return nil, nil, nil
 	}
-	if err := sendUpgrade(backend, in, t.URL); err != nil {
+	if err := sendUpgrade(backend, in, t); err != nil {
 		backend.Close()
 		c.Fail(apierrors.NewInternalError(fmt.Errorf("error sending request: %w", err)))
 		return nil, nil, nil
@@ -105,12 +104,15 @@ func (p *Proxy) dialTarget(c Call, t Target) (net.Conn, error) {
 
 // sendUpgrade writes the client's request for the backend, without the
 // client's credentials.
-func sendUpgrade(w io.Writer, in *http.Request, to *url.URL) error {
+func sendUpgrade(w io.Writer, in *http.Request, t Target) error {
 	out := in.Clone(in.Context())
-	out.URL, out.Host, out.RequestURI = to, to.Host, ""
+	out.URL, out.Host, out.RequestURI = t.URL, t.URL.Host, ""
 	out.Body, out.ContentLength = http.NoBody, 0
 	for _, h := range []string{"Authorization", "X-Remote-User", "X-Remote-Group", "Cookie"} {
 		out.Header.Del(h)
+	}
+	if t.Identify != nil {
+		t.Identify(out)
 	}
 	out.Header.Set("Connection", "Upgrade")
 	if out.Method == http.MethodHead {

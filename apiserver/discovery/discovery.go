@@ -7,14 +7,17 @@ import (
 	"crypto/sha256"
 	"encoding/base64"
 	"fmt"
+	"net/http"
 	"slices"
 	"strings"
 
+	"github.com/munnerz/goautoneg"
 	apidiscoveryv2 "k8s.io/api/apidiscovery/v2"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/version"
 
 	"github.com/skiff-project/skiff/api"
+	"github.com/skiff-project/skiff/api/apiregistration"
 )
 
 // Groups are the served API groups, in upstream's order.
@@ -26,54 +29,101 @@ type Group struct {
 	Versions []Version // preferred first
 }
 
-// Version is one served version of a group.
+// Version is one served version of a group: this server's own, or, with
+// Remote set, that of an aggregated one.
 type Version struct {
 	Name      string
+	Priority  apiregistration.Priority
 	Resources []*api.Resource
-}
-
-// groupOrder is the order upstream lists its groups in; others follow by name.
-var groupOrder = []string{
-	"", "apiregistration.k8s.io", "apps", "events.k8s.io", "authentication.k8s.io", "authorization.k8s.io", "autoscaling", "batch",
-	"certificates.k8s.io", "networking.k8s.io", "policy", "rbac.authorization.k8s.io", "storage.k8s.io", "storagemigration.k8s.io", "flowcontrol.apiserver.k8s.io",
-	"admissionregistration.k8s.io", "apiextensions.k8s.io", "scheduling.k8s.io", "coordination.k8s.io", "node.k8s.io", "discovery.k8s.io", "resource.k8s.io",
+	Remote    *apidiscoveryv2.APIVersionDiscovery
 }
 
 // New groups the resources.
 func New(resources []*api.Resource) Groups {
-	groups := map[string]map[string][]*api.Resource{}
-	for _, r := range resources {
-		if groups[r.Group] == nil {
-			groups[r.Group] = map[string][]*api.Resource{}
-		}
-		for i := range r.Versions {
-			v := r.Versions[i].Name
-			groups[r.Group][v] = append(groups[r.Group][v], r)
-		}
-	}
 	var out Groups
-	for name, versions := range groups {
-		g := Group{Name: name}
-		for v, rs := range versions {
-			slices.SortFunc(rs, func(a, b *api.Resource) int { return strings.Compare(a.Name, b.Name) })
-			g.Versions = append(g.Versions, Version{v, rs})
+	at := map[string]int{}
+	for _, r := range resources {
+		for i := range r.Versions {
+			v := out.version(at, r.Group, r.Versions[i].Name)
+			v.Resources = append(v.Resources, r)
 		}
-		slices.SortFunc(g.Versions, func(a, b Version) int { return version.CompareKubeAwareVersionStrings(b.Name, a.Name) })
-		out = append(out, g)
 	}
-	rank := func(name string) int {
-		if i := slices.Index(groupOrder, name); i >= 0 {
-			return i
+	for i := range out {
+		for j := range out[i].Versions {
+			v := &out[i].Versions[j]
+			v.Priority = apiregistration.PriorityOf(out[i].Name, v.Name)
+			slices.SortFunc(v.Resources, func(a, b *api.Resource) int { return strings.Compare(a.Name, b.Name) })
 		}
-		return len(groupOrder)
 	}
-	slices.SortFunc(out, func(a, b Group) int {
-		if c := rank(a.Name) - rank(b.Name); c != 0 {
-			return c
-		}
-		return strings.Compare(a.Name, b.Name)
-	})
+	out.sort()
 	return out
+}
+
+// version finds or adds a version; at has the places of the groups.
+func (l *Groups) version(at map[string]int, group, name string) *Version {
+	i, ok := at[group]
+	if !ok {
+		i = len(*l)
+		at[group] = i
+		*l = append(*l, Group{Name: group})
+	}
+	g := &(*l)[i]
+	j := slices.IndexFunc(g.Versions, func(v Version) bool { return v.Name == name })
+	if j < 0 {
+		j = len(g.Versions)
+		g.Versions = append(g.Versions, Version{Name: name})
+	}
+	return &g.Versions[j]
+}
+
+// With returns the groups with aggregated versions, by group, among them: they take
+// the place of what this server has itself. The receiver is left alone.
+func (l Groups) With(remote map[string][]Version) Groups {
+	out, at := make(Groups, len(l)), map[string]int{}
+	for i, g := range l {
+		out[i], at[g.Name] = Group{g.Name, slices.Clone(g.Versions)}, i
+	}
+	for group, versions := range remote {
+		for _, v := range versions {
+			*out.version(at, group, v.Name) = v
+		}
+	}
+	out.sort()
+	return out
+}
+
+// sort brings groups and versions into upstream's order: by priority, then
+// groups by the name of their first APIService.
+func (l Groups) sort() {
+	first := make(map[string]string, len(l))
+	for i := range l {
+		g := &l[i]
+		slices.SortFunc(g.Versions, func(a, b Version) int {
+			if a.Priority.Version != b.Priority.Version {
+				return int(b.Priority.Version - a.Priority.Version)
+			}
+			return version.CompareKubeAwareVersionStrings(b.Name, a.Name)
+		})
+		highest := g.priority()
+		for _, v := range g.Versions {
+			if name := v.Name + "." + g.Name; v.Priority.Group == highest && (first[g.Name] == "" || name < first[g.Name]) {
+				first[g.Name] = name
+			}
+		}
+	}
+	slices.SortFunc(l, func(a, b Group) int {
+		if c := b.priority() - a.priority(); c != 0 {
+			return int(c)
+		}
+		return strings.Compare(first[a.Name], first[b.Name])
+	})
+}
+
+func (g *Group) priority() (highest int32) {
+	for i := range g.Versions {
+		highest = max(highest, g.Versions[i].Priority.Group)
+	}
+	return highest
 }
 
 // Group returns a group, or nil.
@@ -162,10 +212,56 @@ func storageHash(r *api.Resource) string {
 	return base64.StdEncoding.EncodeToString(sum[:8])
 }
 
+// Media is the media type of the aggregated documents, after the encoding's.
+const Media = ";g=apidiscovery.k8s.io;v=v2;as=APIGroupDiscoveryList"
+
+// WantsAggregated returns the encoding of aggregated discovery a client asks for, or "".
+func WantsAggregated(req *http.Request) string {
+	header := req.Header.Get("Accept")
+	if !strings.Contains(header, "APIGroupDiscoveryList") || len(header) > 4096 {
+		return ""
+	}
+	for _, cl := range goautoneg.ParseAccept(header) {
+		if cl.Type != "application" || cl.SubType != "json" && cl.SubType != "vnd.kubernetes.protobuf" {
+			continue
+		}
+		if cl.Params["as"] == "APIGroupDiscoveryList" && cl.Params["g"] == "apidiscovery.k8s.io" && cl.Params["v"] == "v2" {
+			return cl.Type + "/" + cl.SubType
+		}
+		if cl.Params["as"] == "" {
+			return "" // the plain form is preferred
+		}
+	}
+	return ""
+}
+
+// Aggregated is the document of all groups but core, or of core alone.
+func (l Groups) Aggregated(core bool) *apidiscoveryv2.APIGroupDiscoveryList {
+	out := &apidiscoveryv2.APIGroupDiscoveryList{}
+	out.SetGroupVersionKind(apidiscoveryv2.SchemeGroupVersion.WithKind("APIGroupDiscoveryList"))
+	groups := slices.Clone(l)
+	slices.SortFunc(groups, func(a, b Group) int {
+		if c := b.priority() - a.priority(); c != 0 {
+			return int(c)
+		}
+		return strings.Compare(a.Name, b.Name)
+	})
+	for i := range groups {
+		if g := &groups[i]; (g.Name == "") == core {
+			out.Items = append(out.Items, g.Aggregated())
+		}
+	}
+	return out
+}
+
 // Aggregated is the group's entry in the aggregated documents.
 func (g *Group) Aggregated() apidiscoveryv2.APIGroupDiscovery {
 	out := apidiscoveryv2.APIGroupDiscovery{ObjectMeta: metav1.ObjectMeta{Name: g.Name}}
 	for _, v := range g.Versions {
+		if v.Remote != nil {
+			out.Versions = append(out.Versions, *v.Remote)
+			continue
+		}
 		dv := apidiscoveryv2.APIVersionDiscovery{Version: v.Name, Freshness: apidiscoveryv2.DiscoveryFreshnessCurrent}
 		for _, r := range v.Resources {
 			dv.Resources = append(dv.Resources, aggregatedResource(r, v.Name))

@@ -18,6 +18,7 @@ import (
 	"github.com/skiff-project/skiff/api"
 	"github.com/skiff-project/skiff/api/all"
 	"github.com/skiff-project/skiff/api/apiextensions"
+	"github.com/skiff-project/skiff/api/apiregistration"
 )
 
 // types are all stored types, as the server describes them.
@@ -26,7 +27,7 @@ func types() []*Type {
 	for _, r := range all.Resources() {
 		for i := range r.Versions {
 			v := &r.Versions[i]
-			if r.Virtual || v.ToStorage != nil || r.Group == apiextensions.Group { // deduced
+			if r.Virtual || v.ToStorage != nil || r.Group == apiextensions.Group || r.Group == apiregistration.Group { // deduced
 				continue
 			}
 			kind := schema.GroupVersionKind{Group: r.Group, Version: v.Name, Kind: r.Kind}

@@ -15,8 +15,11 @@ import (
 	"github.com/skiff-project/skiff/object/codec"
 )
 
-// idle is how long documents are kept after their last use.
-const idle = time.Minute
+// idle is how long documents are kept after their last use, and maxDocs how many.
+const (
+	idle    = time.Minute
+	maxDocs = 512
+)
 
 // Cache builds documents on request and keeps them while they are in use.
 type Cache struct {
@@ -57,7 +60,7 @@ func (o *Cache) Get(key string, build func(*openapi.Builder) ([]byte, error), cf
 	if err != nil {
 		return nil, err
 	}
-	if o.docs == nil {
+	if o.docs == nil || len(o.docs) >= maxDocs {
 		o.docs = map[string][]byte{}
 	}
 	o.docs[key] = data
