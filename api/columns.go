@@ -47,3 +47,27 @@ func OrNone(texts []string) string {
 	}
 	return strings.Join(texts, ",")
 }
+
+const nameDescription = "Name must be unique within a namespace. Is required when creating resources, although some resources may allow a client to request the generation of an appropriate name automatically. Name is primarily intended for creation idempotence and configuration definition. Cannot be updated. More info: https://kubernetes.io/docs/concepts/overview/working-with-objects/names#names"
+
+const createdDescription = "CreationTimestamp is a timestamp representing the server time when this object was created. It is not guaranteed to be set in happens-before order across separate operations. Clients may not set this value. It is represented in RFC3339 form and is in UTC."
+
+// TableColumns are all columns of the resource's tables.
+func (r *Resource) TableColumns() []metav1.TableColumnDefinition {
+	if r.WholeTable {
+		return r.Columns
+	}
+	cols := []metav1.TableColumnDefinition{{Name: "Name", Type: "string", Format: "name", Description: nameDescription}}
+	if r.Cells == nil {
+		return append(cols, metav1.TableColumnDefinition{Name: "Created At", Type: "date", Description: createdDescription})
+	}
+	return append(cols, r.Columns...)
+}
+
+// TableCells are the cells of one object's row.
+func (r *Resource) TableCells(obj Object, now metav1.Time) []any {
+	if r.Cells != nil {
+		return r.Cells(obj, now)
+	}
+	return []any{obj.GetName(), obj.GetCreationTimestamp().UTC().Format(time.RFC3339)}
+}

@@ -195,7 +195,7 @@ func (s *Server) ensureServiceCIDR(ctx context.Context) error {
 	if err := s.ensure(ctx, gr, want, nil); err != nil {
 		return err
 	}
-	have, err := policyObject[*networkingv1.ServiceCIDR](s.reader.Get("networking.k8s.io", "servicecidrs", "", want.Name))
+	have, err := registry.As[*networkingv1.ServiceCIDR](s.reader.Get("networking.k8s.io", "servicecidrs", "", want.Name))
 	if err != nil {
 		return err
 	}

@@ -32,6 +32,7 @@ import (
 	"github.com/skiff-project/skiff/apiserver/metrics"
 	"github.com/skiff-project/skiff/apiserver/openapidoc"
 	"github.com/skiff-project/skiff/apiserver/peers"
+	admissionpolicy "github.com/skiff-project/skiff/apiserver/policy"
 	"github.com/skiff-project/skiff/apiserver/registry"
 	"github.com/skiff-project/skiff/auth"
 	"github.com/skiff-project/skiff/auth/rbac/policy"
@@ -232,6 +233,11 @@ func New(cfg Config) (*Server, error) {
 	s.openDefinitions()
 	if err = s.openAggregator(); err != nil {
 		return nil, err
+	}
+	for _, p := range cfg.Admission {
+		if p, ok := p.(admissionpolicy.Plugin); ok {
+			p.Serve(kinds{s})
+		}
 	}
 	return s, s.openAllocator()
 }

@@ -1,6 +1,7 @@
 package apiserver
 
 import (
+	"context"
 	"slices"
 	"sync"
 
@@ -110,17 +111,25 @@ func (s *Server) buildCustom(e *definitions.Entry) (any, error) {
 // whose path does not fit the scope finds none either.
 func (s *Server) customEndpoint(c *call) *endpoint {
 	i := c.info
-	if i.Group == "" || i.Prefix != "apis" || s.customs.Table == nil {
+	if i.Group == "" || i.Prefix != "apis" {
 		return nil
 	}
-	e := s.customs.Entry(c.ctx(), i.Resource+"."+i.Group)
-	if e == nil {
-		return nil
-	}
-	endpoints, _ := e.Serving.(map[string]*endpoint)
-	ep := endpoints[i.Version]
+	ep := s.customEndpoints(c.ctx(), i.Resource, i.Group)[i.Version]
 	if ep == nil || ep.res.Name != i.Resource || ep.res.Namespaced && i.Namespace == "" && i.Verb != "list" && i.Verb != "watch" {
 		return nil
 	}
 	return ep
+}
+
+// customEndpoints are the endpoints of a custom resource by version.
+func (s *Server) customEndpoints(ctx context.Context, resource, group string) map[string]*endpoint {
+	if s.customs.Table == nil {
+		return nil
+	}
+	e := s.customs.Entry(ctx, resource+"."+group)
+	if e == nil {
+		return nil
+	}
+	endpoints, _ := e.Serving.(map[string]*endpoint)
+	return endpoints
 }

@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"flag"
 	"fmt"
+	"net/http"
 	"os"
 	"path/filepath"
 	"regexp"
@@ -24,8 +25,11 @@ var rewrite = flag.Bool("rewrite", false, "rewrite the expected answers in testd
 // [content type] [Accept: type]", then the body (YAML unless it says otherwise).
 // A line "established NAME" or "condition NAME REASON" waits for a definition,
 // "until PATH TEXT" for an answer that has a text, "gone PATH" for a 404.
-func TestCustomResources(t *testing.T) {
-	files, err := filepath.Glob("testdata/custom/*.txt")
+// "make PATH" is a POST of which only the code is of interest, if it succeeds.
+func TestCustomResources(t *testing.T) { replayFiles(t, "testdata/custom/*.txt", nil) }
+
+func replayFiles(t *testing.T, pattern string, edit func(*apiserver.Config)) {
+	files, err := filepath.Glob(pattern)
 	if err != nil || len(files) == 0 {
 		t.Fatal("no transcripts", err)
 	}
@@ -35,7 +39,7 @@ func TestCustomResources(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			s := newServer(t, nil)
+			s := newServer(t, edit)
 			var out strings.Builder
 			for block := range strings.SplitSeq(strings.TrimSpace(string(data)), "\n\n") {
 				ask, _, _ := strings.Cut(block+"\n", "----\n")
@@ -93,6 +97,16 @@ func replay(t *testing.T, s *apiserver.Server, ask string) string {
 	case "gone":
 		return waitFor(t, head[1], func(code int, _ string) bool { return code == 404 }, c)
 	}
+	if head[0] == "make" {
+		head[0] = "POST"
+		answer := replay(t, s, strings.Join(head, " ")+"\n"+strings.Join(lines[1:], ""))
+		if code, _, _ := strings.Cut(answer, "\n"); code == "201" {
+			return code
+		}
+		return answer
+	}
+	heard := &listener{RoundTripper: c.rt}
+	c.rt = heard
 	contentType, headers := "", []string(nil)
 	for _, h := range head[2:] {
 		if accept, ok := strings.CutPrefix(h, "Accept:"); ok {
@@ -106,7 +120,28 @@ func replay(t *testing.T, s *apiserver.Server, ask string) string {
 		contentType = "application/yaml"
 	}
 	code, answer := c.do(t, head[0], head[1], contentType, []byte(body), headers...)
-	return show(t, code, answer)
+	shown := show(t, code, answer)
+	if len(heard.warnings) > 0 {
+		status, rest, _ := strings.Cut(shown, "\n")
+		shown = strings.Join(slices.Concat([]string{status}, heard.warnings, []string{rest}), "\n")
+	}
+	return strings.TrimSpace(shown)
+}
+
+// listener keeps the warnings of answers.
+type listener struct {
+	http.RoundTripper
+	warnings []string
+}
+
+func (l *listener) RoundTrip(r *http.Request) (*http.Response, error) {
+	resp, err := l.RoundTripper.RoundTrip(r)
+	if err == nil {
+		for _, w := range resp.Header["Warning"] {
+			l.warnings = append(l.warnings, "Warning: "+w)
+		}
+	}
+	return resp, err
 }
 
 func waitFor(t *testing.T, path string, ok func(int, string) bool, c raw) string {

@@ -2,6 +2,8 @@ package apiserver
 
 import (
 	"fmt"
+	"maps"
+	"slices"
 
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
 
@@ -32,15 +34,9 @@ func (f forms) Forms(r *admission.Request) []admission.Form {
 func (s *Server) siblings(c *call) (out []*endpoint) {
 	ep := c.ep
 	if ep.custom() {
-		e := s.customs.Entry(c.ctx(), ep.res.Name+"."+ep.res.Group)
-		if e == nil {
-			return nil
-		}
-		endpoints, _ := e.Serving.(map[string]*endpoint)
-		for _, res := range e.Def.Resources {
-			if sib := endpoints[res.Versions[0].Name]; sib != nil {
-				out = append(out, sib)
-			}
+		endpoints := s.customEndpoints(c.ctx(), ep.res.Name, ep.res.Group)
+		for _, v := range slices.Sorted(maps.Keys(endpoints)) {
+			out = append(out, endpoints[v])
 		}
 		return out
 	}

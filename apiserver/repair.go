@@ -45,7 +45,7 @@ func (s *Server) openAllocator() error {
 }
 
 func storedServices(r *Reader) ([]*corev1.Service, error) {
-	return policyObjects[*corev1.Service](r.List("", "services", ""))
+	return registry.AllAs[*corev1.Service](r.List("", "services", ""))
 }
 
 // repairLoop makes Services, their addresses and their ports agree.
@@ -72,7 +72,7 @@ func (s *Server) repair(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	addresses, err := policyObjects[*networkingv1.IPAddress](s.reader.List("networking.k8s.io", "ipaddresses", ""))
+	addresses, err := registry.AllAs[*networkingv1.IPAddress](s.reader.List("networking.k8s.io", "ipaddresses", ""))
 	if err != nil {
 		return err
 	}
@@ -86,7 +86,7 @@ func (s *Server) repair(ctx context.Context) error {
 		s.record(ctx, "portallocator-repair-controller", ev)
 	}
 	return alloc.Apply(ctx, s.services.Addresses, plan, func(ref *networkingv1.ParentReference, ip string) *corev1.Service {
-		svc, err := policyObject[*corev1.Service](s.reader.Get("", "services", ref.Namespace, ref.Name))
+		svc, err := registry.As[*corev1.Service](s.reader.Get("", "services", ref.Namespace, ref.Name))
 		if err != nil || !contains(svc.Spec.ClusterIPs, ip) {
 			return nil
 		}

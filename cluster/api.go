@@ -20,6 +20,7 @@ import (
 	"github.com/skiff-project/skiff/api/all"
 	"github.com/skiff-project/skiff/apiserver"
 	"github.com/skiff-project/skiff/apiserver/admission"
+	admissionpolicy "github.com/skiff-project/skiff/apiserver/policy"
 	"github.com/skiff-project/skiff/apiserver/registry"
 	"github.com/skiff-project/skiff/auth"
 	"github.com/skiff-project/skiff/auth/bootstraptoken"
@@ -207,6 +208,8 @@ func (c *Cluster) apiConfig() (apiserver.Config, error) {
 
 // admission lists upstream's plugins but those this cluster leaves out.
 func (c *Cluster) admission(cfg admission.Config) []admission.Plugin {
+	mutate, validate := admissionpolicy.New(admissionpolicy.Config{Reader: cfg.Reader, Authorizer: cfg.Authorizer})
+	cfg.Last = []admission.Plugin{mutate, validate}
 	return slices.DeleteFunc(admission.New(cfg), func(p admission.Plugin) bool {
 		return slices.Contains(c.notAdmitted, p.Name())
 	})
@@ -215,7 +218,7 @@ func (c *Cluster) admission(cfg admission.Config) []admission.Plugin {
 // AdmissionPlugins are the names of those that are there.
 func AdmissionPlugins() []string {
 	var names []string
-	for _, p := range admission.New(admission.Config{}) {
+	for _, p := range (&Cluster{}).admission(admission.Config{}) {
 		names = append(names, p.Name())
 	}
 	return names

@@ -157,9 +157,11 @@ func asStatus(r *Request, err error) error {
 	return forbidden(r, err)
 }
 
-// forbidden is the 403 upstream's admission answers with: it names the object
+func forbidden(r *Request, err error) error { return Forbidden(r, err) }
+
+// Forbidden is the 403 upstream's admission answers with: it names the object
 // asked for, or its generateName with the reason why it has no name yet.
-func forbidden(r *Request, err error) error {
+func Forbidden(r *Request, err error) *apierrors.StatusError {
 	name := r.Name
 	if r.Object != nil {
 		if n := r.Object.GetName(); n != "" {

@@ -1,0 +1,46 @@
+package apiserver
+
+import (
+	"context"
+
+	"k8s.io/apimachinery/pkg/runtime/schema"
+	"k8s.io/apimachinery/pkg/util/managedfields"
+
+	"github.com/skiff-project/skiff/apiserver/policy"
+	"github.com/skiff-project/skiff/object/applyschema"
+)
+
+// kinds tells policies of what the server serves.
+type kinds struct{ *Server }
+
+// find returns the endpoint of a stored kind, or nil.
+func (s kinds) find(ctx context.Context, kind schema.GroupVersionKind) *endpoint {
+	for _, ep := range s.endpoints {
+		if ep.kind == kind && ep.reg != nil {
+			return ep
+		}
+	}
+	for _, res := range s.served().resources {
+		if res.Codec != nil && res.Kind == kind.Kind && res.Group == kind.Group {
+			return s.customEndpoints(ctx, res.Name, res.Group)[kind.Version]
+		}
+	}
+	return nil
+}
+
+// Stored implements policy.Kinds.
+func (s kinds) Stored(ctx context.Context, kind schema.GroupVersionKind) (policy.Stored, bool) {
+	ep := s.find(ctx, kind)
+	if ep == nil {
+		return policy.Stored{}, false
+	}
+	return policy.Stored{Resource: ep.res, Verbatim: ep.verbatim, Registry: ep.reg, Show: ep.served}, true
+}
+
+// Types implements policy.Kinds.
+func (s kinds) Types(ctx context.Context, kind schema.GroupVersionKind) (managedfields.TypeConverter, error) {
+	if ep := s.find(ctx, kind); ep != nil && ep.fields.Custom != nil {
+		return ep.fields.Custom.Types()
+	}
+	return applyschema.Converter(), nil
+}
