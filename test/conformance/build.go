@@ -51,11 +51,11 @@ func build(ctx context.Context, cache string) (tools, error) {
 		}
 		began := time.Now()
 		fmt.Printf("building %s from %s …\n", p.name, p.pkg)
-		args := []string{"-n", "15", "go", p.verb, "-p", "1", "-trimpath", "-buildvcs=false", "-ldflags", "-s -w " + version}
-		if p.verb == "test" {
-			args = append(args, "-c")
+		args := []string{p.verb, "-trimpath", "-buildvcs=false", "-ldflags", "-s -w " + version}
+		if p.verb == "test" { // vet would read all 2,800 packages once more
+			args = append(args, "-c", "-vet=off")
 		}
-		cmd := exec.CommandContext(ctx, "nice", append(args, "-o", t.path(p.name)+".new", p.pkg)...)
+		cmd := exec.CommandContext(ctx, "go", append(args, "-o", t.path(p.name)+".new", p.pkg)...)
 		cmd.Env = append(os.Environ(), "CGO_ENABLED=0", "GOFLAGS=")
 		if out, err := cmd.CombinedOutput(); err != nil {
 			return t, fmt.Errorf("build %s: %w\n%s", p.pkg, err, out)
