@@ -94,6 +94,7 @@ func setup(env *testscript.Env, bin string) error {
 	root, _ := filepath.Abs("../..")
 	env.Setenv("REPO", root)
 	env.Setenv("NGINX", nginxArchive)
+	env.Setenv("SAMPLE", sampleServer)
 	env.Defer(func() {
 		out, err := exec.Command(filepath.Join(dir, "skiff"), "down", "--purge", "--data-dir", data).CombinedOutput()
 		if err != nil {
@@ -110,13 +111,18 @@ var nginxArchive = filepath.Join(os.TempDir(), "skiff-nginx-debs", "nginx.tar")
 // etcdClient is where the condition "etcdctl" puts Debian's.
 var etcdClient = filepath.Join(os.TempDir(), "skiff-etcdctl", "usr", "bin")
 
-// condition knows "nginx": the image could be assembled, and "etcdctl", which
-// need Debian's packages. Where they cannot be had the script is skipped, but
-// not in CI.
+// sampleServer is where the condition "sample-apiserver" puts upstream's.
+var sampleServer = filepath.Join(os.TempDir(), "skiff-sample-apiserver")
+
+// condition knows "nginx": the image could be assembled, "etcdctl", which both
+// need Debian's packages, and "sample-apiserver", which needs its module. Where
+// they cannot be had the script is skipped, but not in CI.
 func condition(name string) (bool, error) {
 	switch name {
 	case "etcdctl":
 		return haveEtcdctl()
+	case "sample-apiserver":
+		return haveSampleServer()
 	case "nginx":
 	default:
 		return false, fmt.Errorf("unknown condition %q", name)
@@ -126,6 +132,16 @@ func condition(name string) (bool, error) {
 	out, err := cmd.CombinedOutput()
 	if err != nil && os.Getenv("CI") != "" {
 		return false, fmt.Errorf("assemble the nginx image: %w\n%s", err, out)
+	}
+	return err == nil, nil
+}
+
+func haveSampleServer() (bool, error) {
+	cmd := exec.Command("go", "build", "-o", filepath.Join(sampleServer, "sample-apiserver"), "k8s.io/sample-apiserver")
+	cmd.Dir, cmd.Env = "../conformance", append(os.Environ(), "CGO_ENABLED=0")
+	out, err := cmd.CombinedOutput()
+	if err != nil && os.Getenv("CI") != "" {
+		return false, fmt.Errorf("build upstream's sample-apiserver: %w\n%s", err, out)
 	}
 	return err == nil, nil
 }
