@@ -20,6 +20,7 @@ import (
 	"github.com/skiff-project/skiff/controller/nodeipam"
 	"github.com/skiff-project/skiff/controller/nodelifecycle"
 	"github.com/skiff-project/skiff/controller/podgc"
+	"github.com/skiff-project/skiff/controller/policystatus"
 	"github.com/skiff-project/skiff/controller/replicaset"
 	"github.com/skiff-project/skiff/controller/replication"
 	"github.com/skiff-project/skiff/controller/resourcequota"
@@ -82,6 +83,8 @@ var list = []entry{
 	{name: "disruption-controller", alias: "disruption", account: "disruption-controller", build: plain(disruption.New)},
 	{name: "clusterrole-aggregation-controller", alias: "clusterrole-aggregation", account: "clusterrole-aggregation-controller",
 		build: plain(clusterroleaggregation.New)},
+	{name: "validatingadmissionpolicy-status-controller", account: "validatingadmissionpolicy-status-controller",
+		build: plain(policystatus.New)},
 	{name: "endpoints-controller", alias: "endpoint", account: "endpoint-controller", build: plain(endpoints.New)},
 	{name: "endpointslice-controller", alias: "endpointslice", account: "endpointslice-controller",
 		build: plain(endpointslice.New)},

@@ -41,6 +41,14 @@ func (*validating) Admit(context.Context, *admission.Request) error { return nil
 
 // Validate implements admission.Plugin.
 func (v *validating) Validate(ctx context.Context, r *admission.Request) error {
+	if r.APIGroup == admissionv1.GroupName {
+		switch r.Resource {
+		case "validatingadmissionpolicies", "validatingadmissionpolicybindings":
+			return v.guard(ctx, r, "validatingadmissionpolicies")
+		case "mutatingadmissionpolicies", "mutatingadmissionpolicybindings":
+			return v.guard(ctx, r, "mutatingadmissionpolicies")
+		}
+	}
 	policies, err := v.source.current()
 	if err != nil || len(policies) == 0 || match.Exempt(r) {
 		return err
