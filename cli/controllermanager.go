@@ -44,7 +44,7 @@ var missing = strings.Fields(`attach-detach-controller attachdetach bootstrap-si
 	kube-apiserver-serving-clustertrustbundle-publisher-controller legacy-serviceaccount-token-cleaner-controller legacy-service-account-token-cleaner
 	node-route-controller route nodeipam-controller persistentvolume-binder-controller persistentvolume-binder persistentvolume-expander-controller persistentvolume-expander
 	resourceclaim-controller selinux-warning-controller service-cidr-controller service-lb-controller service storageversion-garbage-collector-controller
-	storage-version-gc storage-version-migrator-controller taint-eviction-controller token-cleaner-controller tokencleaner ttl-controller ttl
+	storage-version-gc taint-eviction-controller token-cleaner-controller tokencleaner ttl-controller ttl
 	validatingadmissionpolicy-status-controller`)
 
 // tolerated are those kubeadm names in every manifest it writes.

@@ -152,8 +152,8 @@ func TestEnabled(t *testing.T) {
 	if _, err := build("*", "-deployment", "bogus"); err == nil || !strings.Contains(err.Error(), `"bogus" is not a controller Skiff has`) {
 		t.Errorf("error %v", err)
 	}
-	g, err = build("*", "-garbagecollector", "-namespace-controller")
-	if err != nil || strings.Contains(g, "\ngarbage-collector") || strings.Contains(g, "namespace-controller") || !strings.Contains(g, "replicaset-controller") {
+	g, err = build("*", "-garbagecollector", "-namespace-controller", "-svm")
+	if err != nil || strings.Contains(g, "\ngarbage-collector") || strings.Contains(g, "namespace-controller") || strings.Contains(g, "storage-version") || !strings.Contains(g, "replicaset-controller") {
 		t.Errorf("error %v, graph\n%s", err, g)
 	}
 	if _, err := build("*"); err == nil || !strings.Contains(err.Error(), "needs a metadata client") {

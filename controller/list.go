@@ -27,6 +27,7 @@ import (
 	"github.com/skiff-project/skiff/controller/rootca"
 	"github.com/skiff-project/skiff/controller/serviceaccount"
 	"github.com/skiff-project/skiff/controller/statefulset"
+	"github.com/skiff-project/skiff/controller/storageversionmigrator"
 	"github.com/skiff-project/skiff/controller/tainteviction"
 	"github.com/skiff-project/skiff/controller/tokens"
 	"github.com/skiff-project/skiff/controller/ttlafterfinished"
@@ -111,6 +112,12 @@ var list = []entry{
 			return namespace.New(env, cfg.metadataFor("namespace-controller"), func() ([]*metav1.APIResourceList, error) {
 				return cfg.Discovery.ServerPreferredNamespacedResources()
 			}, cfg.NamespaceDelay)
+		}},
+	{name: "storage-version-migrator-controller", alias: "svm", account: "storage-version-migrator-controller",
+		build: func(env engine.Env, cfg Config) (*engine.Controller, error) {
+			return storageversionmigrator.New(env, cfg.metadataFor("storage-version-migrator-controller"), func() ([]*metav1.APIResourceList, error) {
+				return cfg.Discovery.ServerPreferredResources()
+			})
 		}},
 	{name: "garbage-collector-controller", alias: "garbagecollector", account: "generic-garbage-collector",
 		build: func(env engine.Env, cfg Config) (*engine.Controller, error) {
