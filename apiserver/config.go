@@ -26,6 +26,7 @@ import (
 	"github.com/skiff-project/skiff/apiserver/admission"
 	"github.com/skiff-project/skiff/apiserver/aggregator"
 	"github.com/skiff-project/skiff/apiserver/alloc"
+	"github.com/skiff-project/skiff/apiserver/audit"
 	"github.com/skiff-project/skiff/apiserver/connect"
 	"github.com/skiff-project/skiff/apiserver/encryption"
 	"github.com/skiff-project/skiff/apiserver/managed"
@@ -80,6 +81,8 @@ type Config struct {
 	Authorizer auth.Authorizer
 	// Rules answers SelfSubjectRulesReviews (rbac.Authorizer does); nil: they are incomplete.
 	Rules RuleReviewer
+	// Audit records requests; nil: none. The caller closes it.
+	Audit *audit.Auditor
 	// Admission plugins in order; default none. admission.Default(NewReader(…)) is the usual list.
 	Admission []admission.Plugin
 	// Policy is the RBAC bootstrap policy reconciled after start; nil: none. policy.Bootstrap() is the usual one.
@@ -217,7 +220,7 @@ func New(cfg Config) (*Server, error) {
 	}
 	s.proxy = &connect.Proxy{Dial: cfg.Dial, Log: cfg.Log, Stopping: s.stopping}
 	s.managed = managed.New()
-	s.metrics = metrics.New(s.inFlight, s.longRunning, cfg.Store)
+	s.metrics = metrics.New(s.inFlight, s.longRunning, cfg.Store, cfg.Audit.Collectors()...)
 	services, err := alloc.NewServices(cfg.NodePorts)
 	if err != nil {
 		return nil, err

@@ -47,6 +47,7 @@ func (s *Server) deleteOptions(c *call) (*metav1.DeleteOptions, error) {
 		return nil, apierrors.NewInvalid(schema.GroupKind{Group: metav1.GroupName, Kind: "DeleteOptions"}, "", errs)
 	}
 	opts.TypeMeta = optionsMeta("DeleteOptions")
+	c.audited(opts)
 	return opts, nil
 }
 

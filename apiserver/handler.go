@@ -1,25 +1,22 @@
 package apiserver
 
 import (
-	"bufio"
 	"context"
 	"errors"
 	"fmt"
-	"net"
 	"net/http"
 	"net/url"
 	"runtime/debug"
-	"strings"
 	"time"
 
 	"github.com/google/uuid"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
-	"k8s.io/apimachinery/pkg/runtime/schema"
 
 	"github.com/skiff-project/skiff/api"
 	"github.com/skiff-project/skiff/apiserver/admission"
 	"github.com/skiff-project/skiff/apiserver/aggregator"
+	"github.com/skiff-project/skiff/apiserver/audit"
 	"github.com/skiff-project/skiff/apiserver/inprocess"
 	"github.com/skiff-project/skiff/apiserver/metrics"
 	"github.com/skiff-project/skiff/apiserver/request"
@@ -29,7 +26,8 @@ import (
 // call is one request on its way through the server.
 type call struct {
 	req      *http.Request
-	w        *recorder
+	w        *metrics.Recorder
+	audit    *audit.Trail
 	query    url.Values
 	info     *request.Info
 	user     caller
@@ -56,19 +54,21 @@ func (s *Server) Handler() http.Handler { return http.HandlerFunc(s.serve) }
 
 // serve is the pipeline.
 func (s *Server) serve(w http.ResponseWriter, req *http.Request) {
-	rec := &recorder{ResponseWriter: w}
+	rec := &metrics.Recorder{ResponseWriter: w}
 	c := &call{req: req, w: rec, query: req.URL.Query()}
 	c.info = request.Parse(req, c.query)
 	start := s.cfg.Clock.Now()
 	defer func() {
-		if p := recover(); p != nil {
+		p := recover()
+		defer c.audit.End(rec.Code, p)
+		if p != nil {
 			s.panicked(c, rec, p)
 		}
-		s.metrics.Observe(c.counted(), rec.code, s.cfg.Clock.Since(start))
+		s.metrics.Observe(c.counted(), rec.Code, s.cfg.Clock.Since(start))
 	}()
 	id := req.Header.Get("Audit-Id")
 	if id == "" || len(id) > 64 {
-		if !isLocal(req) {
+		if !isLocal(req) || s.cfg.Audit != nil {
 			id = uuid.NewString()
 		}
 	}
@@ -76,7 +76,7 @@ func (s *Server) serve(w http.ResponseWriter, req *http.Request) {
 		w.Header().Set("Audit-Id", id)
 	}
 	w.Header().Set("Cache-Control", "no-cache, private")
-	if !s.authenticate(c) {
+	if !s.authenticate(c, start, id) {
 		return
 	}
 	release, ok := s.admitInFlight(c)
@@ -111,12 +111,12 @@ func (c *call) counted() metrics.Request {
 }
 
 // panicked answers a handler that panicked, if nothing was sent yet.
-func (s *Server) panicked(c *call, rec *recorder, p any) {
+func (s *Server) panicked(c *call, rec *metrics.Recorder, p any) {
 	if err, ok := p.(error); ok && errors.Is(err, http.ErrAbortHandler) {
 		panic(p)
 	}
 	s.cfg.Log.Error("panic while serving a request", "method", c.req.Method, "path", c.req.URL.Path, "panic", p, "stack", string(debug.Stack()))
-	if rec.code == 0 {
+	if rec.Code == 0 {
 		s.fail(c, apierrors.NewInternalError(fmt.Errorf("This request caused apiserver to panic. Look in the logs for details."))) //nolint:staticcheck // upstream's text
 		return
 	}
@@ -133,31 +133,56 @@ func (s *Server) timeout(c *call) time.Duration {
 	return limit
 }
 
+// beginAudit begins the record of a request, or answers it where it must be recorded and cannot.
+func (s *Server) beginAudit(c *call, received time.Time, id string) bool {
+	if s.cfg.Audit == nil {
+		return true
+	}
+	var err error
+	if c.audit, err = s.cfg.Audit.Begin(c.req, c.info.Attributes(c.user.User), id, received); err != nil {
+		s.fail(c, apierrors.NewInternalError(err))
+		return false
+	}
+	if c.audit != nil && c.info.LongRunning(c.query) {
+		c.w.Begun = c.audit.Started
+	}
+	return true
+}
+
 // authenticate finds the user or answers 401.
-func (s *Server) authenticate(c *call) bool {
+func (s *Server) authenticate(c *call, received time.Time, id string) bool {
 	if u, ok := inprocess.User(c.req); ok {
 		c.user = caller{u, true}
 	} else {
-		if s.cfg.Authenticator == nil {
-			s.fail(c, apierrors.NewUnauthorized("Unauthorized"))
-			return false
+		var who auth.Identity
+		var err error
+		if s.cfg.Authenticator != nil {
+			who, ok, err = s.cfg.Authenticator.Authenticate(c.req)
 		}
-		id, ok, err := s.cfg.Authenticator.Authenticate(c.req)
 		if err != nil || !ok {
 			if err != nil {
 				s.cfg.Log.Debug("unable to authenticate the request", "error", err)
 			}
-			s.fail(c, apierrors.NewUnauthorized("Unauthorized"))
+			if s.beginAudit(c, received, id) {
+				c.audit.Failed(c.req)
+				s.fail(c, apierrors.NewUnauthorized("Unauthorized"))
+			}
 			return false
 		}
-		c.user.User = id.User
+		c.user.User = who.User
+	}
+	if !s.beginAudit(c, received, id) {
+		return false
 	}
 	if hasImpersonation(c.req.Header) && !s.impersonate(c) {
 		return false
 	}
 	if !c.info.ReadOnly() { // for strategies and plugins
 		ctx := api.WithUser(c.ctx(), userInfo(c.user.User))
-		c.req = c.req.WithContext(admission.WithWarner(ctx, c.warn))
+		if ctx = admission.WithWarner(ctx, c.warn); c.audit != nil {
+			ctx = admission.WithAnnotator(ctx, c.audit.Annotate)
+		}
+		c.req = c.req.WithContext(ctx)
 	}
 	return true
 }
@@ -184,29 +209,19 @@ func (s *Server) admitInFlight(c *call) (release func(), ok bool) {
 
 func (s *Server) authorize(c *call) bool {
 	attrs := c.info.Attributes(c.user.User)
-	if err := s.allowed(c.ctx(), attrs); err != nil {
+	d, reason, err := s.cfg.Authorizer.Authorize(c.ctx(), attrs)
+	c.audit.Authorized(d, reason, err)
+	if err := request.Refusal(attrs, d, reason, err); err != nil {
 		s.fail(c, err)
 		return false
 	}
 	return true
 }
 
-var htmlEscaper = strings.NewReplacer(`&`, "&amp;", `<`, "&lt;", `>`, "&gt;")
-
 // allowed asks the authorizer and returns the 403 when the answer is no.
 func (s *Server) allowed(ctx context.Context, a auth.Attributes) error {
 	d, reason, err := s.cfg.Authorizer.Authorize(ctx, a)
-	if d == auth.Allow {
-		return nil
-	}
-	if err != nil && d == auth.NoOpinion && reason == "" {
-		return apierrors.NewInternalError(err)
-	}
-	msg := htmlEscaper.Replace(auth.ForbiddenMessage(a))
-	if reason != "" {
-		msg += ": " + reason
-	}
-	return apierrors.NewForbidden(schema.GroupResource{Group: a.APIGroup, Resource: a.Resource}, a.Name, errors.New(msg))
+	return request.Refusal(a, d, reason, err)
 }
 
 // route sends a request to its handler.
@@ -236,6 +251,7 @@ func (s *Server) route(c *call) {
 	}
 	if d := c.ep.ver.Deprecated; d != "" {
 		c.warn(d)
+		c.audit.Annotate("k8s.io/deprecated", "true")
 	}
 	if i.Subresource != "" {
 		s.serveSubresource(c)
@@ -286,44 +302,4 @@ func (s *Server) notFoundPath(c *call) {
 	h.Set("X-Content-Type-Options", "nosniff")
 	c.w.WriteHeader(http.StatusNotFound)
 	fmt.Fprintln(c.w, "404 page not found")
-}
-
-// recorder remembers the status code of a response.
-type recorder struct {
-	http.ResponseWriter
-	code int
-}
-
-// WriteHeader implements http.ResponseWriter.
-func (r *recorder) WriteHeader(code int) {
-	if r.code == 0 {
-		r.code = code
-	}
-	r.ResponseWriter.WriteHeader(code)
-}
-
-// Write implements http.ResponseWriter.
-func (r *recorder) Write(p []byte) (int, error) {
-	if r.code == 0 {
-		r.code = http.StatusOK
-	}
-	return r.ResponseWriter.Write(p)
-}
-
-// Hijack implements http.Hijacker, which websocket libraries look for.
-func (r *recorder) Hijack() (net.Conn, *bufio.ReadWriter, error) {
-	if r.code == 0 {
-		r.code = http.StatusSwitchingProtocols
-	}
-	return http.NewResponseController(r.ResponseWriter).Hijack()
-}
-
-// Unwrap lets http.ResponseController reach the connection.
-func (r *recorder) Unwrap() http.ResponseWriter { return r.ResponseWriter }
-
-// Flush implements http.Flusher.
-func (r *recorder) Flush() {
-	if f, ok := r.ResponseWriter.(http.Flusher); ok {
-		f.Flush()
-	}
 }

@@ -37,5 +37,6 @@ func (s *Server) impersonate(c *call) bool {
 		}
 	}
 	c.user.User = want
+	c.audit.Impersonated(want)
 	return true
 }

@@ -63,6 +63,7 @@ func (s *Server) parsePatch(c *call) (*patchRequest, error) {
 	if p.body, err = readBody(c.req); err != nil {
 		return nil, err
 	}
+	c.audit.Patch(func() ([]byte, error) { return yaml.YAMLToJSON(p.body) })
 	if c.query.Has("force") {
 		v, err := request.Bool(c.query, "force")
 		if err != nil {

@@ -70,6 +70,9 @@ func (s *Server) fail(c *call, err error) {
 // writeObject encodes an object that is not stored (statuses, reviews,
 // discovery) or has been decoded already.
 func (s *Server) writeObject(c *call, out output, code int, obj runtime.Object) {
+	if st, ok := obj.(*metav1.Status); ok {
+		c.audit.Status(st)
+	}
 	data, err := encodeObject(out, obj)
 	if err != nil {
 		s.cfg.Log.Error("response cannot be encoded", "path", c.req.URL.Path, "error", err)
@@ -107,6 +110,9 @@ var gzipWriters = sync.Pool{New: func() any {
 
 // write sends a whole response body, compressed when large and accepted.
 func (s *Server) write(c *call, media string, code int, data []byte) {
+	if c.info.IsResource {
+		c.audit.Response(func() ([]byte, error) { return s.codec.ToJSON(media, data) })
+	}
 	h := c.w.Header()
 	h.Set("Content-Type", media)
 	if len(data) > gzipAbove && !c.user.local && strings.Contains(c.req.Header.Get("Accept-Encoding"), "gzip") {
@@ -156,6 +162,11 @@ func (c *call) warn(text string) {
 	c.warnings = append(c.warnings, text)
 	quoted := strings.NewReplacer(`\`, `\\`, `"`, `\"`).Replace(text)
 	c.w.Header().Add("Warning", `299 - "`+quoted+`"`)
+}
+
+// audited notes the object of a request.
+func (c *call) audited(obj any) {
+	c.audit.Request(obj, func() ([]byte, error) { return codec.AppendJSON(nil, obj) })
 }
 
 // readBody reads a request body within its bound.

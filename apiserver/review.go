@@ -52,6 +52,7 @@ func (s *Server) serveReview(c *call) {
 	}
 	obj := c.ep.ver.New()
 	err = s.decodeBody(c, o, c.ep.kind, obj)
+	c.audited(obj)
 	if err == nil {
 		err = admission.Admit(c.ctx(), s.cfg.Admission, s.admissionRequest(c, obj, nil, o.create(), o.isDryRun()))
 	}

@@ -164,6 +164,7 @@ func (s *Server) decodeObject(c *call, o writeOptions) (api.Object, error) {
 	if err := s.decodeBody(c, o, c.ep.kind, obj); err != nil {
 		return nil, err
 	}
+	defer c.audited(obj) // with the defaults it gets
 	return c.ep.finish(obj)
 }
 

@@ -24,6 +24,9 @@ var apiServerHarmless = []harmless{
 	{"kubelet-timeout kubelet-port external-hostname anonymous-auth?", "kubelets say their port; the health endpoints are for everybody, the rest for who is known"},
 	{"authentication-token-webhook-cache-ttl authentication-token-webhook-version authorization-webhook-cache-authorized-ttl " +
 		"authorization-webhook-cache-unauthorized-ttl authorization-webhook-version", "without their webhook's file they have no effect"},
+	{"audit-log-batch-max-size audit-log-batch-max-wait audit-log-batch-throttle-enable? audit-log-batch-throttle-qps audit-log-batch-throttle-burst " +
+		"audit-webhook-batch-throttle-enable? audit-webhook-batch-throttle-qps audit-webhook-batch-throttle-burst audit-log-truncate-max-batch-size " +
+		"audit-log-truncate-max-event-size audit-webhook-truncate-max-batch-size audit-webhook-truncate-max-event-size", "files are written as events come; a webhook is sent at most ten batches a second"},
 	{"service-account-lookup? service-account-extend-token-expiration? event-ttl", "tokens are always looked up; events last an hour"},
 }
 
@@ -40,6 +43,7 @@ type apiServerFlags struct {
 	modes        []string
 	enable       []string
 	tls          tlsFlags
+	audit        auditFlags
 	user, uid    []string
 	group, extra []string
 }
@@ -64,6 +68,7 @@ func apiServerProgram() (*program, *apiServerFlags) {
 	fs.StringVar(&o.CertFile, "tls-cert-file", "", "serving certificate; overrides --cert-dir")
 	fs.StringVar(&o.KeyFile, "tls-private-key-file", "", "its key")
 	f.tls.add(fs)
+	f.audit.add(p)
 	fs.StringVar(&f.bind, "bind-address", "0.0.0.0", "address to serve on")
 	fs.IntVar(&f.port, "secure-port", 6443, "port to serve on")
 	fs.StringVar(&f.advertise, "advertise-address", "", "address members of the cluster reach the server at (default: the bind address)")
@@ -96,6 +101,10 @@ func apiServerProgram() (*program, *apiServerFlags) {
 	p.run = func(ctx context.Context, log *slog.Logger) error {
 		o.Log = log
 		if err := f.settle(); err != nil {
+			return err
+		}
+		var err error
+		if o.Audit, err = f.audit.settle(log); err != nil {
 			return err
 		}
 		if len(o.Etcd.Servers) == 0 {

@@ -173,7 +173,7 @@ func (c *Cluster) apiConfig() (apiserver.Config, error) {
 	roles := rbac.New(source)
 	authorizer := auth.Authorizers(auth.Masters(), node.New(source, policy.NodeRules()), roles)
 	return apiserver.Config{
-		Store: c.store, SharedStore: c.shared, Encryption: sealing,
+		Store: c.store, SharedStore: c.shared, Encryption: sealing, Audit: c.audit,
 		Resources: resources,
 		Address:   net.JoinHostPort("", strconv.Itoa(c.opts.APIPort)),
 		Listener:  c.listener,

@@ -13,6 +13,7 @@ import (
 	"k8s.io/client-go/util/cert"
 	"k8s.io/client-go/util/keyutil"
 
+	"github.com/skiff-project/skiff/apiserver/audit"
 	"github.com/skiff-project/skiff/auth/serviceaccount"
 	"github.com/skiff-project/skiff/bootstrap"
 )
@@ -62,6 +63,8 @@ type APIServerOptions struct {
 	EncryptionFile string
 	// ReloadEncryption looks each minute whether that file changed.
 	ReloadEncryption bool
+	// Audit is what is recorded of requests. Default: nothing.
+	Audit audit.Config
 	// DisableAdmission names admission plugins to leave out.
 	DisableAdmission []string
 	Log              *slog.Logger // default: discard
@@ -117,6 +120,9 @@ func (c *Cluster) openAPIServer(ctx context.Context, o APIServerOptions) error {
 		return err
 	}
 	if err := c.loadAssets(o); err != nil {
+		return err
+	}
+	if c.audit, err = audit.New(o.Audit); err != nil {
 		return err
 	}
 	c.shared = len(o.Etcd.Servers) > 0

@@ -22,6 +22,7 @@ import (
 	"k8s.io/client-go/rest"
 
 	"github.com/skiff-project/skiff/apiserver"
+	"github.com/skiff-project/skiff/apiserver/audit"
 	"github.com/skiff-project/skiff/auth/serviceaccount"
 	"github.com/skiff-project/skiff/bootstrap"
 	"github.com/skiff-project/skiff/cluster/rotation"
@@ -53,10 +54,10 @@ type Cluster struct {
 	side     *embedded.Store // etcd's users, roles, alarms and v2 keys
 	api      *apiserver.Server
 	listener net.Listener // the API server's, if it is open already; nil: it listens on APIPort
-	// keys are what the store is encrypted with, of encryptionFile; nil: nothing.
-	// keyPrefix is where the store keeps what the API server has under /registry/.
+	// keys are what the store, whose keys begin with keyPrefix, is encrypted with; nil: nothing.
 	keys                      *rotation.Keys
 	encryptionFile, keyPrefix string
+	audit                     *audit.Auditor
 	// remote leads to an API server of another process; nil: api is it.
 	remote        *rest.Config
 	accountTokens *accountTokens // remote: what controllers show there; nil: remote's own credentials
@@ -222,6 +223,7 @@ func (c *Cluster) stop() {
 	if c.keys != nil {
 		c.keys.Set.Close()
 	}
+	c.audit.Close()
 	if c.store != nil {
 		errs = append(errs, c.store.Close())
 	}

@@ -166,6 +166,7 @@ func (p podSecurity) pod(ctx context.Context, r *Request, pod *corev1.Pod) error
 		return apierrors.NewInternalError(fmt.Errorf("failed to lookup namespace %q", r.Namespace))
 	}
 	if pol.FullyPrivileged() {
+		Annotate(ctx, psapi.AuditAnnotationPrefix+psapi.EnforcedPolicyAnnotationKey, pol.Enforce.String())
 		return nil
 	}
 	if old, ok := r.Old.(*corev1.Pod); ok && !significant(pod, old) {
@@ -177,7 +178,7 @@ func (p podSecurity) pod(ctx context.Context, r *Request, pod *corev1.Pod) error
 // controller only warns: its pods will be judged when they are made.
 func (p podSecurity) controller(ctx context.Context, r *Request, meta *metav1.ObjectMeta, spec *corev1.PodSpec) error {
 	pol, err := p.policyOf(r.Namespace)
-	if err != nil || pol.Warn.Level == psapi.LevelPrivileged {
+	if err != nil || pol.Warn.Level == psapi.LevelPrivileged && pol.Audit.Level == psapi.LevelPrivileged {
 		return nil
 	}
 	return p.evaluate(ctx, r, pol, meta, spec, false)
@@ -199,7 +200,11 @@ func (p podSecurity) evaluate(ctx context.Context, r *Request, pol psapi.Policy,
 	if err != nil {
 		return apierrors.NewInternalError(err)
 	}
+	if result := policy.AggregateCheckResults(evaluator.EvaluatePod(pol.Audit, meta, spec)); !result.Allowed {
+		Annotate(ctx, psapi.AuditAnnotationPrefix+psapi.AuditViolationsAnnotationKey, fmt.Sprintf("would violate PodSecurity %q: %s", pol.Audit.String(), result.ForbiddenDetail()))
+	}
 	if enforce {
+		Annotate(ctx, psapi.AuditAnnotationPrefix+psapi.EnforcedPolicyAnnotationKey, pol.Enforce.String())
 		if result := policy.AggregateCheckResults(evaluator.EvaluatePod(pol.Enforce, meta, spec)); !result.Allowed {
 			return forbidden(r, fmt.Errorf("violates PodSecurity %q: %s", pol.Enforce.String(), result.ForbiddenDetail()))
 		}

@@ -21,8 +21,8 @@ type Metrics struct {
 	handler  http.Handler
 }
 
-// New registers the metrics; the slices' lengths are the requests in flight.
-func New(short, long chan struct{}, st store.Store) *Metrics {
+// New registers the metrics, and those of others; the channels' lengths are the requests in flight.
+func New(short, long chan struct{}, st store.Store, more ...prometheus.Collector) *Metrics {
 	m := &Metrics{
 		registry: prometheus.NewRegistry(),
 		requests: prometheus.NewCounterVec(prometheus.CounterOpts{
@@ -49,6 +49,7 @@ func New(short, long chan struct{}, st store.Store) *Metrics {
 		gauge("apiserver_storage_objects", "Number of stored objects.", func() int64 { return st.Status().Keys }),
 		collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}),
 	)
+	m.registry.MustRegister(more...)
 	m.handler = promhttp.HandlerFor(m.registry, promhttp.HandlerOpts{})
 	return m
 }

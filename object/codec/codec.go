@@ -163,6 +163,23 @@ func AppendJSON(dst []byte, obj any) ([]byte, error) {
 	return buf.Bytes(), nil
 }
 
+// ToJSON returns as JSON what is encoded in media; of other media it knows nothing and returns "".
+func (c *Codec) ToJSON(media string, data []byte) ([]byte, error) {
+	switch media {
+	case JSON:
+		return data, nil
+	case YAML:
+		return yaml.YAMLToJSON(data)
+	case Protobuf:
+		obj, _, err := c.decodeProtobuf(Request{Body: data}, nil)
+		if err != nil {
+			return nil, err
+		}
+		return AppendJSON(nil, obj)
+	}
+	return []byte(`""`), nil
+}
+
 // Pretty returns obj as indented JSON.
 func Pretty(obj any) ([]byte, error) { return stdjson.MarshalIndent(obj, "", "  ") }
 
