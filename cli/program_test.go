@@ -95,7 +95,7 @@ func TestFlagsThatAreRefused(t *testing.T) {
 		{"kube-apiserver", "--service-cluster-ip-range=all", `"all" is not an address range`},
 		{"kube-apiserver", "--service-cluster-ip-range=10.0.0.0/24,fd00::/108", "one range is supported"},
 		{"kube-apiserver", "--requestheader-username-headers=X-Me", "--requestheader-username-headers: [X-Me] is not supported"},
-		{"kube-apiserver", "--audit-log-path=/x", "--audit-log-path is not a flag"},
+		{"kube-apiserver", "--tracing-config-file=/x", "--tracing-config-file is not a flag"},
 		{"kube-apiserver", "--kubelet-client-certificate=x", "must be given together"},
 		{"kube-apiserver", "--advertise-address=x", `--advertise-address: "x"`},
 		{"kube-apiserver", "--allow-privileged=false", "use Pod Security admission"},
