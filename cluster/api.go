@@ -4,6 +4,7 @@ import (
 	"context"
 	"crypto/tls"
 	"fmt"
+	"log/slog"
 	"net"
 	"net/netip"
 	"slices"
@@ -20,8 +21,10 @@ import (
 	"github.com/skiff-project/skiff/api/all"
 	"github.com/skiff-project/skiff/apiserver"
 	"github.com/skiff-project/skiff/apiserver/admission"
+	"github.com/skiff-project/skiff/apiserver/connect"
 	admissionpolicy "github.com/skiff-project/skiff/apiserver/policy"
 	"github.com/skiff-project/skiff/apiserver/registry"
+	"github.com/skiff-project/skiff/apiserver/webhook"
 	"github.com/skiff-project/skiff/auth"
 	"github.com/skiff-project/skiff/auth/bootstraptoken"
 	"github.com/skiff-project/skiff/auth/node"
@@ -113,11 +116,10 @@ func (c *Cluster) startAPI(ctx context.Context) (string, error) {
 	if err != nil {
 		return "", err
 	}
-	cfg, err := c.apiConfig()
+	cfg, err := c.apiConfig(log)
 	if err != nil {
 		return "", err
 	}
-	cfg.Log = log
 	if c.api, err = apiserver.New(cfg); err != nil {
 		return "", err
 	}
@@ -138,7 +140,7 @@ func (c *Cluster) apiReady(ctx context.Context) error {
 
 // apiConfig wires who may do what: certificates, service accounts, bootstrap
 // tokens and the front proxy find the user; Node and RBAC decide.
-func (c *Cluster) apiConfig() (apiserver.Config, error) {
+func (c *Cluster) apiConfig(log *slog.Logger) (apiserver.Config, error) {
 	resources := all.Resources()
 	sealing, err := c.openEncryption()
 	if err != nil {
@@ -173,7 +175,7 @@ func (c *Cluster) apiConfig() (apiserver.Config, error) {
 	roles := rbac.New(source)
 	authorizer := auth.Authorizers(auth.Masters(), node.New(source, policy.NodeRules()), roles)
 	return apiserver.Config{
-		Store: c.store, SharedStore: c.shared, Encryption: sealing, Audit: c.audit,
+		Store: c.store, SharedStore: c.shared, Encryption: sealing, Audit: c.audit, Log: log,
 		Resources: resources,
 		Address:   net.JoinHostPort("", strconv.Itoa(c.opts.APIPort)),
 		Listener:  c.listener,
@@ -192,7 +194,7 @@ func (c *Cluster) apiConfig() (apiserver.Config, error) {
 		ServiceAccounts:    c.tokens,
 		Authorizer:         authorizer,
 		Rules:              roles,
-		Admission:          c.admission(admission.Config{Reader: reader, Authorizer: authorizer}),
+		Admission:          c.admission(admission.Config{Reader: reader, Authorizer: authorizer}, log),
 		Policy:             policy.Bootstrap(),
 		KubeletTLS:         c.kubeletTLS,
 		ShutdownGrace:      c.shutdownGrace,
@@ -207,9 +209,12 @@ func (c *Cluster) apiConfig() (apiserver.Config, error) {
 }
 
 // admission lists upstream's plugins but those this cluster leaves out.
-func (c *Cluster) admission(cfg admission.Config) []admission.Plugin {
+func (c *Cluster) admission(cfg admission.Config, log *slog.Logger) []admission.Plugin {
 	mutate, validate := admissionpolicy.New(admissionpolicy.Config{Reader: cfg.Reader, Authorizer: cfg.Authorizer})
-	cfg.Last = []admission.Plugin{mutate, validate}
+	mutatingHooks, validatingHooks := webhook.New(webhook.Config{
+		Reader: cfg.Reader, Authorizer: cfg.Authorizer, Log: log, Host: connect.Routes{Reader: cfg.Reader, ClusterIP: c.clusterIPRouting}.Route,
+	})
+	cfg.Last = []admission.Plugin{mutate, mutatingHooks, validate, validatingHooks}
 	return slices.DeleteFunc(admission.New(cfg), func(p admission.Plugin) bool {
 		return slices.Contains(c.notAdmitted, p.Name())
 	})
@@ -218,7 +223,7 @@ func (c *Cluster) admission(cfg admission.Config) []admission.Plugin {
 // AdmissionPlugins are the names of those that are there.
 func AdmissionPlugins() []string {
 	var names []string
-	for _, p := range (&Cluster{}).admission(admission.Config{}) {
+	for _, p := range (&Cluster{}).admission(admission.Config{}, nil) {
 		names = append(names, p.Name())
 	}
 	return names

@@ -7,11 +7,14 @@ package admission
 import (
 	"context"
 	"errors"
+	"fmt"
 
 	rbacv1 "k8s.io/api/rbac/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/runtime/schema"
+	"k8s.io/apimachinery/pkg/util/managedfields"
 	"k8s.io/utils/clock"
 
 	"github.com/skiff-project/skiff/api"
@@ -122,10 +125,21 @@ func Warn(ctx context.Context, text string) {
 // is no API status error becomes one: 403 naming the object. If a plugin asks
 // for it, all run once more.
 func Admit(ctx context.Context, plugins []Plugin, r *Request) error {
+	var before []metav1.ManagedFieldsEntry
+	if r.Object != nil {
+		before = r.Object.GetManagedFields()
+	}
 	err := admitOnce(ctx, plugins, r)
 	if err == nil && r.round.wanted {
 		r.round.again = true
 		err = admitOnce(ctx, plugins, r)
+	}
+	if err == nil && r.round.replaced {
+		if bad := managedfields.ValidateManagedFields(r.Object.GetManagedFields()); bad != nil {
+			r.Object.SetManagedFields(before)
+			Warn(ctx, fmt.Sprintf(".metadata.managedFields was in an invalid state after admission; this could be caused by an "+
+				"outdated mutating admission controller; please fix your requests: %v", bad))
+		}
 	}
 	return err
 }

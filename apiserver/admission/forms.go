@@ -40,6 +40,7 @@ type Shower interface {
 // round is what one request's plugins tell each other.
 type round struct {
 	wanted, again bool
+	replaced      bool // the object, by Replace
 	state         map[string]any
 	forms         []Form
 }
@@ -76,6 +77,7 @@ func (r *Request) BodyForm(resource schema.GroupVersionResource) Form {
 // Replace makes obj, which must be of r.Object's Go type and is not used
 // afterwards, what r.Object points to: everybody holding the object sees it.
 func (r *Request) Replace(obj api.Object) {
+	r.round.replaced = true
 	reflect.ValueOf(r.Object).Elem().Set(reflect.ValueOf(obj).Elem())
 }
 

@@ -1,7 +1,6 @@
 package policy
 
 import (
-	"context"
 	"reflect"
 
 	"github.com/google/cel-go/common/types"
@@ -9,15 +8,12 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
 	"k8s.io/apimachinery/pkg/runtime/schema"
-	"k8s.io/apiserver/pkg/authentication/user"
-	"k8s.io/apiserver/pkg/authorization/authorizer"
 	"k8s.io/apiserver/pkg/cel/common"
-	"k8s.io/apiserver/pkg/cel/library"
 
 	"github.com/skiff-project/skiff/api"
 	"github.com/skiff-project/skiff/api/admissionregistration/expression"
 	"github.com/skiff-project/skiff/apiserver/admission"
-	"github.com/skiff-project/skiff/auth"
+	"github.com/skiff-project/skiff/apiserver/admission/match"
 )
 
 // inputs are the values expressions see of a request in a form. Objects are
@@ -32,11 +28,8 @@ func (c *Config) inputs(r *admission.Request, f admission.Form) (expression.Inpu
 	if in.Object, err = show(r.Object, f); err == nil {
 		in.OldObject, err = show(r.Old, f)
 	}
-	who := &user.DefaultInfo{Name: r.User.Name, UID: r.User.UID, Groups: r.User.Groups, Extra: r.User.Extra}
-	access := access{c.Authorizer}
-	in.Request, in.Namespace = common.SchemalessTypedToVal(r.Review(f)), ns
-	in.Authorizer = library.NewAuthorizerVal(who, access)
-	in.RequestResource = library.NewResourceAuthorizerVal(who, access, requestResource{r})
+	in.Namespace = ns
+	match.Ask(&in, r, f, c.Authorizer)
 	return in, err
 }
 
@@ -92,42 +85,3 @@ func (c *Config) namespace(r *admission.Request) (ref.Val, error) {
 	shown.ManagedFields, shown.OwnerReferences, shown.SelfLink = nil, nil, ""
 	return common.SchemalessTypedToVal(shown), nil
 }
-
-// access lets expressions ask the authorizer.
-type access struct{ to auth.Authorizer }
-
-// Authorize implements authorizer.UnconditionalAuthorizer.
-func (a access) Authorize(ctx context.Context, x authorizer.Attributes) (authorizer.Decision, string, error) {
-	who := x.GetUser()
-	at := auth.Attributes{
-		User: auth.User{Name: who.GetName(), UID: who.GetUID(), Groups: who.GetGroups(), Extra: who.GetExtra()},
-		Verb: x.GetVerb(), Namespace: x.GetNamespace(), APIGroup: x.GetAPIGroup(), APIVersion: x.GetAPIVersion(), Resource: x.GetResource(),
-		Subresource: x.GetSubresource(), Name: x.GetName(), ResourceRequest: x.IsResourceRequest(), Path: x.GetPath(),
-	}
-	if sel, err := x.GetFieldSelector(); err == nil {
-		at.FieldSelector = sel
-	}
-	d, reason, err := a.to.Authorize(ctx, at)
-	switch d {
-	case auth.Allow:
-		return authorizer.DecisionAllow, reason, err
-	case auth.Deny:
-		return authorizer.DecisionDeny, reason, err
-	}
-	return authorizer.DecisionNoOpinion, reason, err
-}
-
-// requestResource is what authorizer.requestResource asks about.
-type requestResource struct{ r *admission.Request }
-
-// GetName implements library.Resource.
-func (q requestResource) GetName() string { return q.r.ObjectName() }
-
-// GetNamespace implements library.Resource.
-func (q requestResource) GetNamespace() string { return q.r.Namespace }
-
-// GetResource implements library.Resource.
-func (q requestResource) GetResource() schema.GroupVersionResource { return q.r.Own().Resource }
-
-// GetSubresource implements library.Resource.
-func (q requestResource) GetSubresource() string { return q.r.Subresource }
