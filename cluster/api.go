@@ -21,10 +21,8 @@ import (
 	"github.com/skiff-project/skiff/api/all"
 	"github.com/skiff-project/skiff/apiserver"
 	"github.com/skiff-project/skiff/apiserver/admission"
-	"github.com/skiff-project/skiff/apiserver/connect"
-	admissionpolicy "github.com/skiff-project/skiff/apiserver/policy"
+	"github.com/skiff-project/skiff/apiserver/plugins"
 	"github.com/skiff-project/skiff/apiserver/registry"
-	"github.com/skiff-project/skiff/apiserver/webhook"
 	"github.com/skiff-project/skiff/auth"
 	"github.com/skiff-project/skiff/auth/bootstraptoken"
 	"github.com/skiff-project/skiff/auth/node"
@@ -194,13 +192,15 @@ func (c *Cluster) apiConfig(log *slog.Logger) (apiserver.Config, error) {
 		ServiceAccounts:    c.tokens,
 		Authorizer:         authorizer,
 		Rules:              roles,
-		Admission:          c.admission(admission.Config{Reader: reader, Authorizer: authorizer}, log),
-		Policy:             policy.Bootstrap(),
-		KubeletTLS:         c.kubeletTLS,
-		ShutdownGrace:      c.shutdownGrace,
-		ServiceCIDR:        c.opts.ServiceCIDR,
-		AdvertiseAddress:   c.advertised(),
-		AdvertisePort:      c.opts.APIPort,
+		Admission: slices.DeleteFunc(plugins.All(admission.Config{Reader: reader, Authorizer: authorizer}, c.clusterIPRouting, log), func(p admission.Plugin) bool {
+			return slices.Contains(c.notAdmitted, p.Name())
+		}),
+		Policy:           policy.Bootstrap(),
+		KubeletTLS:       c.kubeletTLS,
+		ShutdownGrace:    c.shutdownGrace,
+		ServiceCIDR:      c.opts.ServiceCIDR,
+		AdvertiseAddress: c.advertised(),
+		AdvertisePort:    c.opts.APIPort,
 		Version: version.Info{
 			Major: "1", Minor: "37", GitVersion: gitVersion(), GitTreeState: "clean", Compiler: "gc", Platform: platform(),
 			EmulationMajor: "1", EmulationMinor: "37", MinCompatibilityMajor: "1", MinCompatibilityMinor: "36",
@@ -208,22 +208,10 @@ func (c *Cluster) apiConfig(log *slog.Logger) (apiserver.Config, error) {
 	}, nil
 }
 
-// admission lists upstream's plugins but those this cluster leaves out.
-func (c *Cluster) admission(cfg admission.Config, log *slog.Logger) []admission.Plugin {
-	mutate, validate := admissionpolicy.New(admissionpolicy.Config{Reader: cfg.Reader, Authorizer: cfg.Authorizer})
-	mutatingHooks, validatingHooks := webhook.New(webhook.Config{
-		Reader: cfg.Reader, Authorizer: cfg.Authorizer, Log: log, Host: connect.Routes{Reader: cfg.Reader, ClusterIP: c.clusterIPRouting}.Route,
-	})
-	cfg.Last = []admission.Plugin{mutate, mutatingHooks, validate, validatingHooks}
-	return slices.DeleteFunc(admission.New(cfg), func(p admission.Plugin) bool {
-		return slices.Contains(c.notAdmitted, p.Name())
-	})
-}
-
 // AdmissionPlugins are the names of those that are there.
 func AdmissionPlugins() []string {
 	var names []string
-	for _, p := range (&Cluster{}).admission(admission.Config{}, nil) {
+	for _, p := range plugins.All(admission.Config{}, false, nil) {
 		names = append(names, p.Name())
 	}
 	return names
