@@ -107,6 +107,12 @@ type Codec interface {
 	Encode(obj Object) ([]byte, error)
 }
 
+// BatchCodec is a Codec that decodes many values at less cost than one by one.
+type BatchCodec interface {
+	Codec
+	DecodeAll(values [][]byte) ([]Object, error)
+}
+
 // Version is one served version of a resource.
 type Version struct {
 	Name    string // "v1"

@@ -7,6 +7,8 @@ import (
 	"fmt"
 	"net/http"
 	"net/http/httptest"
+	"regexp"
+	"slices"
 	"strings"
 	"sync/atomic"
 	"testing"
@@ -24,8 +26,14 @@ func hookServer(t *testing.T, answer func(review map[string]any, object map[stri
 		if err := json.NewDecoder(r.Body).Decode(&review); err != nil {
 			t.Errorf("the server sent %v", err)
 		}
-		object := review["request"].(map[string]any)["objects"].([]any)[0].(map[string]any)
-		json.NewEncoder(w).Encode(answer(review, object))
+		objects := review["request"].(map[string]any)["objects"].([]any)
+		out := answer(review, objects[0].(map[string]any))
+		for _, more := range objects[1:] {
+			again := map[string]any{"request": map[string]any{"desiredAPIVersion": objects[0].(map[string]any)["apiVersion"]}}
+			r := response(out.(map[string]any))
+			r["convertedObjects"] = append(r["convertedObjects"].([]any), response(converted(again, more.(map[string]any)))["convertedObjects"].([]any)...)
+		}
+		json.NewEncoder(w).Encode(out)
 	}))
 	t.Cleanup(srv.Close)
 	ca := pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: srv.Certificate().Raw})
@@ -102,6 +110,33 @@ func TestConversionWebhook(t *testing.T) {
 	}
 	if code, body := c.do(t, "GET", v1+"/a", "", nil); code != 200 || !strings.Contains(body, `"host":"f"`) {
 		t.Errorf("get in v1: %d %s", code, body)
+	}
+}
+
+// A list asks the webhook once for all that is not in its version.
+func TestConversionOfLists(t *testing.T) {
+	url, bundle, calls := hookServer(t, func(review, object map[string]any) any { return converted(review, object) })
+	s := newServer(t, nil)
+	c := createHooked(t, s, url, bundle)
+	var want []string
+	for i := range 20 {
+		name := fmt.Sprintf("h%02d", i)
+		body := fmt.Sprintf(`{"apiVersion":"example.com/v1","kind":"Host","metadata":{"name":%q},"spec":{"host":%q}}`, name, name)
+		if code, body := c.do(t, "POST", fmt.Sprintf(hosts, "v1"), "application/json", []byte(body)); code != 201 {
+			t.Fatalf("%d %s", code, body)
+		}
+		want = append(want, name+":80")
+	}
+	for _, accept := range []string{"application/json", "application/yaml"} {
+		before := calls.Load()
+		code, body := c.do(t, "GET", fmt.Sprintf(hosts, "v2"), "", nil, "Accept", accept)
+		var got []string
+		for _, m := range regexp.MustCompile(`hostPort"?: ?"?([^"\n]*)`).FindAllStringSubmatch(body, -1) {
+			got = append(got, m[1])
+		}
+		if code != 200 || !slices.Equal(got, want) || calls.Load() != before+1 {
+			t.Errorf("%s: %d after %d calls: %s, want %s", accept, code, calls.Load()-before, got, want)
+		}
 	}
 }
 

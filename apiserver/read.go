@@ -197,13 +197,9 @@ func (s *Server) encodePage(c *call, out output, page registry.Page) ([]byte, er
 	case out.media == codec.JSON && !out.pretty && out.shape == shapePlain:
 		return s.listJSON(c, lmeta, page.Items)
 	}
-	objs := make([]api.Object, len(page.Items))
-	for i, kv := range page.Items {
-		obj, err := c.ep.reg.Object(registry.Item{KV: kv, ResourceVersion: kv.ModRevision})
-		if err != nil {
-			return nil, err
-		}
-		objs[i] = obj
+	objs := make([]api.Object, 0, len(page.Items))
+	if err := c.ep.reg.Each(page.Items, func(obj api.Object) error { objs = append(objs, obj); return nil }); err != nil {
+		return nil, err
 	}
 	lm := metav1.ListMeta{ResourceVersion: lmeta.ResourceVersion, Continue: lmeta.Continue, RemainingItemCount: lmeta.Remaining}
 	switch out.shape {
@@ -279,26 +275,24 @@ func (s *Server) listJSON(c *call, meta wire.ListMeta, items []*store.KV) ([]byt
 		return nil, err
 	}
 	buf := fmt.Appendf(nil, `{"kind":%q,"apiVersion":%q,"metadata":%s,"items":[`, c.ep.res.List(), c.ep.apiV, lm[:len(lm)-1])
-	for i, kv := range items {
-		if i > 0 {
+	first := len(buf)
+	err = c.ep.reg.Each(items, func(obj api.Object) (err error) {
+		if len(buf) > first {
 			buf = append(buf, ',')
 		}
-		if buf, err = c.ep.appendBareJSON(buf, registry.Item{KV: kv, ResourceVersion: kv.ModRevision}); err != nil {
-			return nil, err
-		}
-	}
-	return append(buf, "]}\n"...), nil
+		buf, err = c.ep.appendBareJSON(buf, obj)
+		return err
+	})
+	return append(buf, "]}\n"...), err
 }
 
 // appendBareJSON appends an object without kind and apiVersion, as list items
 // are; custom resources keep theirs.
-func (e *endpoint) appendBareJSON(buf []byte, it registry.Item) ([]byte, error) {
-	obj, err := e.reg.Object(it)
-	if err == nil && e.ver.FromStorage != nil {
-		obj, err = e.ver.FromStorage(obj)
-	}
-	if err != nil {
-		return nil, err
+func (e *endpoint) appendBareJSON(buf []byte, obj api.Object) (_ []byte, err error) {
+	if e.ver.FromStorage != nil {
+		if obj, err = e.ver.FromStorage(obj); err != nil {
+			return nil, err
+		}
 	}
 	if !e.custom() {
 		obj.GetObjectKind().SetGroupVersionKind(schema.GroupVersionKind{})

@@ -79,6 +79,41 @@ func (v *edition) setDefaults(obj api.Object) {
 // Decode implements api.Codec: any version's stored JSON becomes an object of
 // this version.
 func (v *edition) Decode(value []byte) (api.Object, error) {
+	u, err := v.read(value)
+	if err != nil {
+		return nil, err
+	}
+	return v.d.convert(u, v)
+}
+
+// DecodeAll implements api.BatchCodec: a conversion webhook is asked once.
+func (v *edition) DecodeAll(values [][]byte) ([]api.Object, error) {
+	us := make([]*unstructured.Unstructured, len(values))
+	changed := make([]bool, len(values))
+	for i, value := range values {
+		u, err := v.read(value)
+		if err != nil {
+			return nil, err
+		}
+		us[i], changed[i] = u, u.GroupVersionKind() != v.kind
+	}
+	if err := v.d.allTo(us, v.out.Name); err != nil {
+		return nil, err
+	}
+	out := make([]api.Object, len(us))
+	for i, u := range us {
+		if changed[i] {
+			if _, err := v.Coerce(u, false); err != nil {
+				return nil, err
+			}
+		}
+		out[i] = u
+	}
+	return out, nil
+}
+
+// read reads stored JSON as the version it is of.
+func (v *edition) read(value []byte) (*unstructured.Unstructured, error) {
 	u := &unstructured.Unstructured{}
 	if err := u.UnmarshalJSON(value); err != nil {
 		return nil, err
@@ -91,7 +126,7 @@ func (v *edition) Decode(value []byte) (api.Object, error) {
 		return nil, err
 	}
 	from.setDefaults(u)
-	return v.d.convert(u, v)
+	return u, nil
 }
 
 // Encode implements api.Codec: the JSON of the storage version. It leaves obj alone.

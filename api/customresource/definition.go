@@ -23,9 +23,10 @@ import (
 	"github.com/skiff-project/skiff/api/apiextensions"
 )
 
-// Convert asks whoever knows for an object in another version of its group.
+// Convert asks whoever knows for objects, at least one, in another version of
+// their group, all at once. The result is as long as objs.
 // It may change and return obj.
-type Convert func(ctx context.Context, obj *unstructured.Unstructured, toVersion string) (*unstructured.Unstructured, error)
+type Convert func(ctx context.Context, objs []*unstructured.Unstructured, toVersion string) ([]*unstructured.Unstructured, error)
 
 // Config makes a Definition.
 type Config struct {
@@ -117,25 +118,45 @@ func (d *Definition) Status(version string) bool {
 
 // To converts an object of any version to another.
 func (d *Definition) To(obj *unstructured.Unstructured, version string) (*unstructured.Unstructured, error) {
+	objs := []*unstructured.Unstructured{obj}
+	err := d.allTo(objs, version)
+	return objs[0], err
+}
+
+// allTo converts objects in place; the webhook, if there is one, is asked once.
+func (d *Definition) allTo(objs []*unstructured.Unstructured, version string) error {
 	to := d.versions[version]
-	from := d.versions[obj.GroupVersionKind().Version]
 	if to == nil {
-		return nil, fmt.Errorf("request to convert CR to an invalid group/version: %s/%s", d.Outline.Spec.Group, version)
+		return fmt.Errorf("request to convert CR to an invalid group/version: %s/%s", d.Outline.Spec.Group, version)
 	}
-	if from == nil || obj.GroupVersionKind().Group != d.Outline.Spec.Group {
-		return nil, fmt.Errorf("request to convert CR from an invalid group/version: %s", obj.GetAPIVersion())
+	var ask []*unstructured.Unstructured
+	var at []int
+	c := d.Outline.Spec.Conversion
+	for i, obj := range objs {
+		from := d.versions[obj.GroupVersionKind().Version]
+		switch {
+		case from == nil || obj.GroupVersionKind().Group != d.Outline.Spec.Group:
+			return fmt.Errorf("request to convert CR from an invalid group/version: %s", obj.GetAPIVersion())
+		case from == to:
+		case c == nil || c.Strategy != v1.WebhookConverter || bare(obj):
+			obj.SetAPIVersion(to.kind.GroupVersion().String())
+		case d.Convert == nil:
+			return fmt.Errorf("conversion webhook for %v failed: this server calls no webhooks", obj.GroupVersionKind())
+		default:
+			ask, at = append(ask, obj), append(at, i)
+		}
 	}
-	if from == to {
-		return obj, nil
+	if len(ask) == 0 {
+		return nil
 	}
-	if c := d.Outline.Spec.Conversion; c == nil || c.Strategy != v1.WebhookConverter || bare(obj) {
-		obj.SetAPIVersion(to.kind.GroupVersion().String())
-		return obj, nil
+	out, err := d.Convert(context.Background(), ask, version)
+	if err != nil {
+		return err
 	}
-	if d.Convert == nil {
-		return nil, fmt.Errorf("conversion webhook for %v failed: this server calls no webhooks", obj.GroupVersionKind())
+	for i, obj := range out {
+		objs[at[i]] = obj
 	}
-	return d.Convert(context.Background(), obj, version)
+	return nil
 }
 
 // bare objects have nothing but their kind; no webhook is asked about them.

@@ -17,6 +17,7 @@ import (
 	"github.com/skiff-project/skiff/api"
 	"github.com/skiff-project/skiff/api/apiextensions"
 	"github.com/skiff-project/skiff/api/customresource"
+	"github.com/skiff-project/skiff/apiserver/callout"
 	"github.com/skiff-project/skiff/apiserver/encryption"
 	"github.com/skiff-project/skiff/apiserver/registry"
 	"github.com/skiff-project/skiff/store"
@@ -54,7 +55,8 @@ type Table struct {
 	Config
 	mu     sync.Mutex
 	byName map[string]*Entry // by definition; at most one per stored definition
-	hooks  sync.Mutex        // guards the clients of conversion webhooks
+
+	clients *callout.Clients // of conversion webhooks
 }
 
 // Entry is what was made of one stored version of a definition.
@@ -69,7 +71,10 @@ type Entry struct {
 }
 
 // New returns a table that has read nothing yet.
-func New(c Config) *Table { return &Table{Config: c, byName: map[string]*Entry{}} }
+func New(c Config) *Table {
+	clients := callout.New(callout.Config{Dial: c.Dial, Host: c.Host, Answers: reviews(), Body: c.Body})
+	return &Table{Config: c, byName: map[string]*Entry{}, clients: clients}
+}
 
 // Stored are the stored definitions' newest versions, and the revision they are from.
 func (t *Table) Stored(ctx context.Context) (kvs []*store.KV, revision int64, err error) {

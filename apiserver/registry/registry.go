@@ -136,6 +136,48 @@ func (r *Registry) Object(it Item) (api.Object, error) {
 	return obj, err
 }
 
+// batchBytes is about how much is decoded at once, where that is cheaper.
+const batchBytes = 256 * 1024
+
+// Each decodes versions and hands them on in order, until one fails.
+func (r *Registry) Each(kvs []*store.KV, f func(api.Object) error) error {
+	batch, batched := r.Resource.Codec.(api.BatchCodec)
+	for len(kvs) > 0 {
+		n, size := 1, len(kvs[0].Value)
+		for batched && n < len(kvs) && size < batchBytes {
+			size += len(kvs[n].Value)
+			n++
+		}
+		if n == 1 {
+			obj, err := r.decode(kvs[0])
+			if err == nil {
+				err = f(obj)
+			}
+			if err != nil {
+				return err
+			}
+			kvs = kvs[1:]
+			continue
+		}
+		values := make([][]byte, n)
+		for i := range values {
+			values[i] = kvs[i].Value
+		}
+		objs, err := batch.DecodeAll(values)
+		if err != nil {
+			return apierrors.NewInternalError(err)
+		}
+		for i, obj := range objs {
+			obj.SetResourceVersion(strconv.FormatInt(kvs[i].ModRevision, 10))
+			if err := f(obj); err != nil {
+				return err
+			}
+		}
+		kvs = kvs[n:]
+	}
+	return nil
+}
+
 // decode decodes a version in the clear.
 func (r *Registry) decode(kv *store.KV) (api.Object, error) {
 	read := r.Resource.DecodeJSON

@@ -46,17 +46,18 @@ func (allowAll) Authorize(_ context.Context, a auth.Attributes) (auth.Decision, 
 
 // world is an API server and the webhooks it asks, which are handlers by path.
 type world struct {
-	t      testing.TB
-	server *apiserver.Server
-	hooks  *httptest.Server
-	mux    *http.ServeMux
-	client *kubernetes.Clientset
-	warned []string
-	mu     sync.Mutex
-	asked  []string // paths, in turn
-	conns  map[string]bool
-	ca     []byte
-	names  []string // of servers, as TLS clients said
+	t       testing.TB
+	server  *apiserver.Server
+	hooks   *httptest.Server
+	mux     *http.ServeMux
+	client  *kubernetes.Clientset
+	warned  []string
+	mu      sync.Mutex
+	asked   []string // paths, in turn
+	conns   map[string]bool
+	ca      []byte
+	plugins []admission.Plugin
+	names   []string // of servers, as TLS clients said
 }
 
 func newWorld(t testing.TB) *world {
@@ -96,9 +97,10 @@ func newWorld(t testing.TB) *world {
 		}
 		return w.hooks.Listener.Addr().String(), nil
 	}})
+	w.plugins = []admission.Plugin{mutate, validate}
 	w.server, err = apiserver.New(apiserver.Config{
 		Store: st, Resources: all.Resources(), Authorizer: allowAll{}, Log: slog.New(slog.DiscardHandler),
-		Admission: admission.New(admission.Config{Reader: reader, Last: []admission.Plugin{mutate, validate}}),
+		Admission: admission.New(admission.Config{Reader: reader, Last: w.plugins}),
 	})
 	if err != nil {
 		t.Fatal(err)
@@ -582,4 +584,143 @@ func TestConnect(t *testing.T) {
 	}
 	err = w.client.CoreV1().RESTClient().Post().Namespace("default").Resource("pods").Name("p").SubResource("attach").Param("container", "c").Do(t.Context()).Error()
 	wantError(t, err, 400, `denied the request: CONNECT attach p {"kind":"PodAttachOptions","apiVersion":"v1","container":"c"} `)
+}
+
+// raw sends a request as it is.
+func (w *world) raw(verb, path, body string) (string, error) {
+	kind := "application/yaml"
+	if verb == "PATCH" {
+		kind = "application/merge-patch+json"
+	}
+	data, err := w.client.RESTClient().Verb(verb).AbsPath(path).SetHeader("Content-Type", kind).SetHeader("Accept", "application/json").
+		Body([]byte(body)).Do(w.t.Context()).Raw()
+	if status := new(metav1.Status); err != nil && json.Unmarshal(data, status) == nil {
+		err = &apierrors.StatusError{ErrStatus: *status}
+	}
+	return string(data), err
+}
+
+// define makes custom resources whose versions share one schema.
+func (w *world) define(versions string) {
+	w.t.Helper()
+	_, err := w.raw("POST", "/apis/apiextensions.k8s.io/v1/customresourcedefinitions", `
+apiVersion: apiextensions.k8s.io/v1
+kind: CustomResourceDefinition
+metadata: {name: things.example.com}
+spec:
+  group: example.com
+  scope: Namespaced
+  names: {plural: things, kind: Thing}
+  versions:`+strings.ReplaceAll(versions, "SCHEMA", `{openAPIV3Schema: {type: object, properties: {data: {type: object, properties: {a: {type: string}, b: {type: string}, c: {type: string, default: yes!}}}}}}`))
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	for i := 0; ; i++ {
+		if _, err = w.raw("GET", things, ""); err == nil {
+			return
+		} else if i == 500 {
+			w.t.Fatal(err)
+		}
+		time.Sleep(10 * time.Millisecond)
+	}
+}
+
+const things = "/apis/example.com/v1/namespaces/default/things"
+
+func thing(data string) string {
+	return `{"apiVersion":"example.com/v1","kind":"Thing","metadata":{"name":"t"},"data":` + data + `}`
+}
+
+// Custom resources are denied, changed, defaulted and pruned like all others.
+func TestCustomResources(t *testing.T) {
+	w := newWorld(t)
+	w.define("\n  - {name: v1, served: true, storage: true, schema: SCHEMA}")
+	add := func(key string) func(*admissionv1.AdmissionRequest, *admissionv1.AdmissionResponse) {
+		return func(q *admissionv1.AdmissionRequest, r *admissionv1.AdmissionResponse) {
+			kind := admissionv1.PatchTypeJSONPatch
+			if q.Operation == admissionv1.Delete || strings.Contains(string(q.Object.Raw), `"`+key+`"`) {
+				return
+			}
+			r.Patch, r.PatchType = fmt.Appendf(nil, `[{"op":"add","path":"/data/%s","value":"hook"}]`, key), &kind
+		}
+	}
+	w.answers("/b", add("b"))
+	w.answers("/unknown", add("unknown"))
+	w.answers("/deny", func(q *admissionv1.AdmissionRequest, r *admissionv1.AdmissionResponse) {
+		if strings.Contains(string(q.Object.Raw)+string(q.OldObject.Raw), `"a":"bad"`) || strings.Contains(string(q.Object.Raw), "unknown") {
+			r.Allowed, r.Result = false, &metav1.Status{Message: string(q.Operation)}
+		}
+	})
+	w.mutate("m", mutatingHook(w.hook("/unknown", "* example.com/*/things")), mutatingHook(w.hook("/b", "* example.com/*/things")))
+	w.validate("v", w.hook("/deny", "* example.com/*/things"))
+	_, err := w.raw("POST", things, thing(`{"a":"bad"}`))
+	wantError(t, err, 400, `admission webhook "deny.example.com" denied the request: CREATE`)
+	body, err := w.raw("POST", things, thing(`{"a":"good"}`))
+	if err != nil || !strings.Contains(body, `"data":{"a":"good","b":"hook","c":"yes!"}`) {
+		t.Errorf("%v %s", err, body)
+	}
+	_, err = w.raw("PATCH", things+"/t", `{"data":{"a":"bad"}}`)
+	wantError(t, err, 400, `denied the request: UPDATE`)
+	w.client.AdmissionregistrationV1().ValidatingWebhookConfigurations().Delete(t.Context(), "v", metav1.DeleteOptions{}) //nolint:errcheck // the next requests would say
+	if _, err = w.raw("PATCH", things+"/t", `{"data":{"a":"bad"}}`); err != nil {
+		t.Error(err)
+	}
+	w.validate("v", w.hook("/deny", "* example.com/*/things"))
+	_, err = w.raw("DELETE", things+"/t", "")
+	wantError(t, err, 400, `denied the request: DELETE`)
+}
+
+// A webhook that knows one version of a custom resource is asked in it,
+// whichever is used and whichever is stored.
+func TestCustomResourceVersions(t *testing.T) {
+	w := newWorld(t)
+	w.define("\n  - {name: v1, served: true, storage: true, schema: SCHEMA}\n  - {name: v2, served: true, storage: false, schema: SCHEMA}")
+	var seen []string
+	w.answers("/v2", func(q *admissionv1.AdmissionRequest, r *admissionv1.AdmissionResponse) {
+		obj, old := &metav1.PartialObjectMetadata{}, &metav1.PartialObjectMetadata{}
+		if json.Unmarshal(q.Object.Raw, obj) != nil || q.OldObject.Raw != nil && json.Unmarshal(q.OldObject.Raw, old) != nil {
+			t.Errorf("bad objects %s %s", q.Object.Raw, q.OldObject.Raw)
+		}
+		seen = append(seen, fmt.Sprint(q.Operation, " ", q.RequestKind.Version, " as ", q.Kind.Version, ": ", obj.APIVersion, " was ", old.APIVersion))
+		kind := admissionv1.PatchTypeJSONPatch
+		r.Patch, r.PatchType = []byte(`[{"op":"add","path":"/data/b","value":"hook"}]`), &kind
+	})
+	w.mutate("m", mutatingHook(w.hook("/v2", "* example.com/v2/things")))
+	body, err := w.raw("POST", things, thing(`{"a":"good"}`))
+	if err != nil || !strings.Contains(body, `"apiVersion":"example.com/v1"`) || !strings.Contains(body, `"b":"hook"`) {
+		t.Errorf("%v %s", err, body)
+	}
+	crd := "/apis/apiextensions.k8s.io/v1/customresourcedefinitions/things.example.com"
+	_, err = w.raw("PATCH", crd, strings.ReplaceAll(`{"spec":{"versions":[{"name":"v1","served":true,"storage":false,"schema":SCHEMA},{"name":"v2","served":true,"storage":true,"schema":SCHEMA}]}}`,
+		"SCHEMA", `{"openAPIV3Schema":{"type":"object","properties":{"data":{"type":"object","x-kubernetes-preserve-unknown-fields":true}}}}`))
+	if err != nil {
+		t.Fatal(err)
+	}
+	body, err = w.raw("PATCH", things+"/t", `{"data":{"b":null,"a":"x"}}`)
+	if err != nil || !strings.Contains(body, `"apiVersion":"example.com/v1"`) || !strings.Contains(body, `"b":"hook"`) {
+		t.Errorf("%v %s", err, body)
+	}
+	if want := []string{"CREATE v1 as v2: example.com/v2 was ", "UPDATE v1 as v2: example.com/v2 was example.com/v2"}; !slices.Equal(seen, want) {
+		t.Errorf("the webhook saw %q, want %q", seen, want)
+	}
+}
+
+// What webhooks cost a request: none configured, one for other resources.
+func BenchmarkCreate(b *testing.B) {
+	for _, name := range []string{"none", "other"} {
+		b.Run(name, func(b *testing.B) {
+			w := newWorld(b)
+			if name == "other" {
+				w.mutate("m", mutatingHook(w.hook("/no", "* apps/v1/deployments")))
+				w.validate("v", w.hook("/no", "* apps/v1/deployments"))
+			}
+			r := &admission.Request{Attributes: auth.Attributes{ResourceRequest: true, Verb: "create", APIVersion: "v1", Resource: "configmaps", Namespace: "default"}, Object: configMap("x")}
+			for b.Loop() {
+				r := *r
+				if admission.Admit(b.Context(), w.plugins, &r) != nil || admission.Validate(b.Context(), w.plugins, &r) != nil {
+					b.Fatal("denied")
+				}
+			}
+		})
+	}
 }
