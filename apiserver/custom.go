@@ -53,7 +53,7 @@ func (s *Server) openAggregator() (err error) {
 	s.aggregator, err = aggregator.New(aggregator.Config{
 		Registry: ep.reg, Local: s.cfg.Resources, Definitions: s.customs.Table, Reader: s.reader,
 		Services: s.stores["/services"].reg, Slices: s.stores["discovery.k8s.io/endpointslices"].reg,
-		Route: s.routes.Route, Proxy: s.proxy, Certificate: s.cfg.FrontProxy, Clock: s.cfg.Clock, Log: s.cfg.Log,
+		Route: s.routes.Route, Proxy: s.proxy, Certificate: s.cfg.FrontProxy, Metrics: s.metrics.Registry, Clock: s.cfg.Clock, Log: s.cfg.Log,
 	})
 	return err
 }

@@ -36,7 +36,7 @@ func Resources() []*api.Resource {
 			PrepareForCreate: api.On(func(s *APIService) {
 				s.Status = v1.APIServiceStatus{}
 				if s.Spec.Service == nil {
-					SetAvailable(s, Available(v1.ConditionTrue, "Local", "Local APIServices are always available"), s.CreationTimestamp.Time)
+					SetAvailable(s, LocalAvailable(), s.CreationTimestamp.Time)
 				}
 			}),
 			PrepareForUpdate: api.OnUpdate(func(s, old *APIService) { s.Status = old.Status }),
@@ -66,7 +66,7 @@ func Resources() []*api.Resource {
 			if r := s.Spec.Service; r != nil {
 				service = r.Namespace + "/" + r.Name
 			}
-			if c := condition(s); c != nil {
+			if c := Condition(s); c != nil {
 				available = string(c.Status)
 				if c.Status != v1.ConditionTrue && c.Reason != "" {
 					available = fmt.Sprintf("%s (%s)", c.Status, c.Reason)
@@ -89,15 +89,20 @@ func Available(status v1.ConditionStatus, reason, message string) v1.APIServiceC
 	return v1.APIServiceCondition{Type: v1.Available, Status: status, Reason: reason, Message: message}
 }
 
+// LocalAvailable is the condition of what the server itself serves.
+func LocalAvailable() v1.APIServiceCondition {
+	return Available(v1.ConditionTrue, "Local", "Local APIServices are always available")
+}
+
 // IsAvailable tells whether requests may be sent there.
 func IsAvailable(s *APIService) bool {
-	c := condition(s)
+	c := Condition(s)
 	return c != nil && c.Status == v1.ConditionTrue
 }
 
 // SetAvailable puts c into the status; its time moves only with its status.
 func SetAvailable(s *APIService, c v1.APIServiceCondition, now time.Time) {
-	have := condition(s)
+	have := Condition(s)
 	if have == nil {
 		s.Status.Conditions = append(s.Status.Conditions, v1.APIServiceCondition{})
 		have = &s.Status.Conditions[len(s.Status.Conditions)-1]
@@ -109,7 +114,8 @@ func SetAvailable(s *APIService, c v1.APIServiceCondition, now time.Time) {
 	*have = c
 }
 
-func condition(s *APIService) *v1.APIServiceCondition {
+// Condition is the one of type Available, nil where there is none.
+func Condition(s *APIService) *v1.APIServiceCondition {
 	for i := range s.Status.Conditions {
 		if s.Status.Conditions[i].Type == v1.Available {
 			return &s.Status.Conditions[i]

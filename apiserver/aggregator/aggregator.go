@@ -12,11 +12,13 @@ import (
 	"log/slog"
 	"maps"
 	"net/http"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
 
+	"github.com/prometheus/client_golang/prometheus"
 	apiequality "k8s.io/apimachinery/pkg/api/equality"
 	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/apimachinery/pkg/watch"
@@ -54,8 +56,10 @@ type Config struct {
 	Proxy *connect.Proxy
 	// Certificate is shown to aggregated servers, which believe its bearer who the user is. Nil, or a nil one: none is.
 	Certificate func() *tls.Certificate
-	Clock       clock.WithTicker
-	Log         *slog.Logger
+	// Metrics takes what is counted.
+	Metrics prometheus.Registerer
+	Clock   clock.WithTicker
+	Log     *slog.Logger
 }
 
 // Aggregator is safe for concurrent use. Run it once.
@@ -64,6 +68,7 @@ type Aggregator struct {
 	remotes atomic.Pointer[map[string]*remote] // by APIService; a map is never changed once it is shown
 	probing chan struct{}                      // slots
 	locals  *registrar
+	count   *availability
 	life    context.Context // ends with Run
 	end     context.CancelFunc
 	wg      sync.WaitGroup
@@ -74,7 +79,10 @@ const parallelProbes = 5
 // New reads the stored APIServices, so that from the first request on a path
 // that belongs to another server is not taken for one that does not exist.
 func New(c Config) (*Aggregator, error) {
-	a := &Aggregator{Config: c, probing: make(chan struct{}, parallelProbes)}
+	a := &Aggregator{Config: c, probing: make(chan struct{}, parallelProbes), count: newAvailability()}
+	if err := c.Metrics.Register(a.count); err != nil {
+		return nil, err
+	}
 	a.life, a.end = context.WithCancel(context.Background())
 	a.locals = newRegistrar(a)
 	a.remotes.Store(&map[string]*remote{})
@@ -128,9 +136,10 @@ func (a *Aggregator) follow(ctx context.Context) error {
 	for _, kv := range items {
 		there[a.seen(ctx, kv, false)] = true
 	}
-	for name := range a.table() {
+	for _, name := range slices.Concat(slices.Collect(maps.Keys(a.table())), a.count.names()) {
 		if !there[name] {
 			a.drop(name)
+			a.count.forget(name)
 		}
 	}
 	a.locals.started(there)
@@ -152,10 +161,12 @@ func (a *Aggregator) seen(ctx context.Context, kv *store.KV, gone bool) string {
 	switch {
 	case gone:
 		a.drop(name)
+		a.count.forget(name)
 	case err != nil:
 		a.Log.Error("an APIService cannot be read", "name", name, "error", err)
 	default:
 		a.locals.available(s)
+		a.count.note(s)
 		if r := a.set(s); r != nil {
 			r.start(ctx)
 		}

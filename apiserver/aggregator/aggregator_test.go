@@ -415,6 +415,11 @@ func TestAvailability(t *testing.T) {
 		return r.condition()
 	})
 	r.until("503", func() string { c, _ := r.ask("GET", flunders); return fmt.Sprint(c) })
+	if _, metrics := r.ask("GET", "/metrics"); !strings.Contains(metrics, `aggregator_unavailable_apiservice{name="v1.wardle.example.com"} 1`) ||
+		!strings.Contains(metrics, `aggregator_unavailable_apiservice_total{name="v1.wardle.example.com",reason="FailedDiscoveryCheck"} 1`) ||
+		!strings.Contains(metrics, `aggregator_unavailable_apiservice{name="v1.apps"} 0`) {
+		t.Error("the metrics do not tell that it is unavailable")
+	}
 	r.ext.start(r.assets, r.ext.address)
 	check("Available True Passed: all checks passed")
 
@@ -649,6 +654,24 @@ func TestOwnAPIServices(t *testing.T) {
 		t.Fatal(err)
 	}
 	r.until("none", is)
+}
+
+// TestTakenBack: a version that another server answered may become this one's again.
+func TestTakenBack(t *testing.T) {
+	r := newRig(t)
+	patch := func(body string) {
+		t.Helper()
+		if _, err := r.dyn.Resource(gvr).Patch(t.Context(), "v1.apps", "application/merge-patch+json", []byte(body), metav1.PatchOptions{}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	deployments := func() string { code, _ := r.ask("GET", "/apis/apps/v1/deployments"); return fmt.Sprint(code) }
+	patch(`{"spec":{"insecureSkipTLSVerify":true,"service":{"namespace":"kube-system","name":"wardle"}}}`)
+	r.until("503", deployments)
+	r.until("False", func() string { return string(r.get("v1.apps").Status.Conditions[0].Status) })
+	patch(`{"spec":{"insecureSkipTLSVerify":null,"service":null}}`)
+	r.until("200", deployments)
+	r.until("Local", func() string { return r.get("v1.apps").Status.Conditions[0].Reason })
 }
 
 // TestValidation has upstream's texts.

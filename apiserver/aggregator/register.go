@@ -13,6 +13,7 @@ import (
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/client-go/util/workqueue"
+	v1 "k8s.io/kube-aggregator/pkg/apis/apiregistration/v1"
 
 	"github.com/skiff-project/skiff/api"
 	"github.com/skiff-project/skiff/api/apiregistration"
@@ -168,6 +169,12 @@ func (g *registrar) sync(ctx context.Context, name string) error {
 	if err != nil && !apierrors.IsNotFound(err) && !apierrors.IsConflict(err) {
 		return err
 	}
+	local := apiregistration.LocalAvailable()
+	if have != nil && have.Spec.Service == nil && (!apiregistration.IsAvailable(have) || apiregistration.Condition(have).Reason != local.Reason) {
+		if err := g.setAvailable(ctx, name, local); err != nil {
+			return err
+		}
+	}
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	g.synced[name] = true
@@ -175,6 +182,24 @@ func (g *registrar) sync(ctx context.Context, name string) error {
 		delete(g.synced, name) // nothing is left to remember
 	}
 	return nil
+}
+
+// setAvailable says of what this server itself serves, though another server
+// may have until now, that it is available.
+func (g *registrar) setAvailable(ctx context.Context, name string, local v1.APIServiceCondition) error {
+	_, _, err := g.a.Registry.Update(ctx, registry.Update{
+		Write: registry.Write{Name: name}, View: &api.View{}, Unconditional: true,
+		Change: func(_ context.Context, obj api.Object) (api.Object, error) {
+			if s, ok := obj.(*apiregistration.APIService); ok && s.Spec.Service == nil {
+				apiregistration.SetAvailable(s, local, g.a.Clock.Now())
+			}
+			return obj, nil
+		},
+	})
+	if apierrors.IsNotFound(err) {
+		return nil
+	}
+	return err
 }
 
 // stored returns an APIService, nil where there is none.

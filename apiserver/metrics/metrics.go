@@ -15,7 +15,7 @@ import (
 
 // Metrics are the API server's own.
 type Metrics struct {
-	registry *prometheus.Registry
+	Registry *prometheus.Registry // of all
 	requests *prometheus.CounterVec
 	duration *prometheus.HistogramVec
 	handler  http.Handler
@@ -24,7 +24,7 @@ type Metrics struct {
 // New registers the metrics, and those of others; the channels' lengths are the requests in flight.
 func New(short, long chan struct{}, st store.Store, more ...prometheus.Collector) *Metrics {
 	m := &Metrics{
-		registry: prometheus.NewRegistry(),
+		Registry: prometheus.NewRegistry(),
 		requests: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: "apiserver_request_total",
 			Help: "Counter of apiserver requests broken out for each verb, group, version, resource, scope and HTTP response code.",
@@ -43,14 +43,14 @@ func New(short, long chan struct{}, st store.Store, more ...prometheus.Collector
 	gauge := func(name, help string, value func() int64) prometheus.Collector {
 		return prometheus.NewGaugeFunc(prometheus.GaugeOpts{Name: name, Help: help}, func() float64 { return float64(value()) })
 	}
-	m.registry.MustRegister(
+	m.Registry.MustRegister(
 		m.requests, m.duration, inflight("readOnly", short), inflight("longRunning", long),
 		gauge("apiserver_storage_size_bytes", "Size of the storage database file in bytes.", func() int64 { return st.Status().SizeBytes }),
 		gauge("apiserver_storage_objects", "Number of stored objects.", func() int64 { return st.Status().Keys }),
 		collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}),
 	)
-	m.registry.MustRegister(more...)
-	m.handler = promhttp.HandlerFor(m.registry, promhttp.HandlerOpts{})
+	m.Registry.MustRegister(more...)
+	m.handler = promhttp.HandlerFor(m.Registry, promhttp.HandlerOpts{})
 	return m
 }
 
