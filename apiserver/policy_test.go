@@ -20,5 +20,6 @@ func withPolicies(t testing.TB) func(*apiserver.Config) {
 	}
 }
 
-// TestPolicies replays testdata/policy/*.txt as TestCustomResources does.
+// TestPolicies replays testdata/policy/*.txt as TestCustomResources does. The
+// answers in cases, mutations and refused are those of kube-apiserver 1.37.
 func TestPolicies(t *testing.T) { replayFiles(t, "testdata/policy/*.txt", withPolicies(t)) }

@@ -201,7 +201,7 @@ func checkResources(l *check.List, p *field.Path, list []string) {
 		single = single || r == "*"
 		res, sub, ok := strings.Cut(r, "/")
 		if !ok {
-			plain = plain || r != "*"
+			plain = r != "*" // the last one decides, as upstream
 			continue
 		}
 		if all.Has(res) {

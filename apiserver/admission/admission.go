@@ -177,6 +177,9 @@ func forbidden(r *Request, err error) error { return Forbidden(r, err) }
 // asked for, or its generateName with the reason why it has no name yet.
 func Forbidden(r *Request, err error) *apierrors.StatusError {
 	name := r.Name
+	if r.Verb == "deletecollection" {
+		name = "" // the request names no object
+	}
 	if r.Object != nil {
 		if n := r.Object.GetName(); n != "" {
 			name = n
