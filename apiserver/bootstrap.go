@@ -24,6 +24,7 @@ import (
 
 	"github.com/skiff-project/skiff/api"
 	"github.com/skiff-project/skiff/apiserver/alloc"
+	"github.com/skiff-project/skiff/apiserver/fairness"
 	"github.com/skiff-project/skiff/apiserver/initial"
 	"github.com/skiff-project/skiff/apiserver/registry"
 	"github.com/skiff-project/skiff/auth/rbac/policy"
@@ -89,12 +90,7 @@ func (s *Server) bootstrap(ctx context.Context) error {
 	for _, pc := range initial.PriorityClasses() {
 		g.do(func() error { return s.ensure(ctx, "scheduling.k8s.io/priorityclasses", pc, nil) })
 	}
-	for _, pl := range initial.PriorityLevels() {
-		g.do(func() error { return s.ensureFlow(ctx, "flowcontrol.apiserver.k8s.io/prioritylevelconfigurations", pl) })
-	}
-	for _, fs := range initial.FlowSchemas() {
-		g.do(func() error { return s.ensureFlowSchema(ctx, fs) })
-	}
+	s.ensureFlows(ctx, g)
 	g.do(func() error { return s.ensureServices(ctx) })
 	g.do(func() error { return s.ensureAuthConfig(ctx) })
 	if s.cfg.Policy != nil {
@@ -145,16 +141,40 @@ func (s *Server) ensureFlow(ctx context.Context, gr string, want api.Object) err
 	return s.ensure(ctx, gr, want, func(have api.Object) bool { return initial.UpdateFlowControl(have, want) })
 }
 
-// ensureFlowSchema also says that the priority level of a schema exists, as
-// all of them do.
-func (s *Server) ensureFlowSchema(ctx context.Context, want *flowcontrolv1.FlowSchema) error {
-	const gr = "flowcontrol.apiserver.k8s.io/flowschemas"
-	if err := s.ensureFlow(ctx, gr, want); err != nil || s.stores[gr] == nil {
-		return err
+func (s *Server) ensureFlows(ctx context.Context, g *tasks) {
+	for _, pl := range initial.PriorityLevels() {
+		g.do(func() error { return s.ensureFlow(ctx, "flowcontrol.apiserver.k8s.io/prioritylevelconfigurations", pl) })
 	}
-	return s.patchStored(ctx, gr, "", want.Name, func(have api.Object) error {
-		initial.NotDangling(have.(*flowcontrolv1.FlowSchema), metav1.NewTime(s.cfg.Clock.Now()))
-		return nil
+	for _, fs := range initial.FlowSchemas() {
+		g.do(func() error { return s.ensureFlow(ctx, flowSchemas, fs) })
+	}
+}
+
+const flowSchemas = "flowcontrol.apiserver.k8s.io/flowschemas"
+
+// followFlows keeps what is enforced at what is stored.
+func (s *Server) followFlows(ctx context.Context) {
+	levels, schemas := s.stores["flowcontrol.apiserver.k8s.io/prioritylevelconfigurations"], s.stores[flowSchemas]
+	if s.gate.Limiter == nil || levels == nil || schemas == nil {
+		return
+	}
+	s.gate.Limiter.Follow(ctx, fairness.Objects{
+		Levels: levels.reg, Schemas: schemas.reg, Log: s.cfg.Log,
+		Maintain: func(ctx context.Context) error {
+			g := &tasks{}
+			s.ensureFlows(ctx, g)
+			return g.wait()
+		},
+		Dangling: func(ctx context.Context, name string, exists bool) error {
+			err := s.patchStored(ctx, flowSchemas, "", name, func(have api.Object) error {
+				initial.Dangling(have.(*flowcontrolv1.FlowSchema), exists, metav1.NewTime(s.cfg.Clock.Now()))
+				return nil
+			})
+			if apierrors.IsNotFound(err) {
+				return nil
+			}
+			return err
+		},
 	})
 }
 

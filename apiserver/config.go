@@ -29,6 +29,7 @@ import (
 	"github.com/skiff-project/skiff/apiserver/audit"
 	"github.com/skiff-project/skiff/apiserver/connect"
 	"github.com/skiff-project/skiff/apiserver/encryption"
+	"github.com/skiff-project/skiff/apiserver/fairness"
 	"github.com/skiff-project/skiff/apiserver/managed"
 	"github.com/skiff-project/skiff/apiserver/metrics"
 	"github.com/skiff-project/skiff/apiserver/openapidoc"
@@ -113,8 +114,8 @@ type Config struct {
 
 	// Version is what /version says; default v1.37.2.
 	Version version.Info
-	// MaxInFlight bounds concurrent requests that are not long-running; default 600.
-	MaxInFlight int
+	// Limits are how many requests are worked on at once.
+	Limits Limits
 	// MaxLongRunning bounds concurrent watches and streams; default 100,000.
 	MaxLongRunning int
 	// RequestTimeout bounds requests that are not long-running; default 60 s.
@@ -130,8 +131,11 @@ type Config struct {
 	ShutdownGrace time.Duration
 
 	Log   *slog.Logger // default: discard
-	Clock clock.WithTicker
+	Clock clock.WithTickerAndDelayedExecution
 }
+
+// Limits are fairness.Limits.
+type Limits = fairness.Limits
 
 // RuleReviewer lists what a user may do in a namespace.
 type RuleReviewer interface {
@@ -146,7 +150,8 @@ func (c *Config) setDefaults() error {
 		return errors.New("apiserver: Store, Resources and Authorizer are required")
 	}
 	def(&c.Address, "0.0.0.0:6443")
-	def(&c.MaxInFlight, 600)
+	def(&c.Limits.ReadOnly, 400)
+	def(&c.Limits.Mutating, 200)
 	def(&c.MaxLongRunning, 100_000)
 	def(&c.RequestTimeout, time.Minute)
 	def(&c.MinWatchTimeout, 30*time.Minute)
@@ -197,11 +202,10 @@ type Server struct {
 	metrics    *metrics.Metrics
 	servers    *peers.Servers
 
-	inFlight    chan struct{}
-	longRunning chan struct{}
-	stopping    chan struct{} // closed when watches must end
-	ready       atomic.Bool
-	poststart   atomic.Bool
+	gate      *fairness.Gate
+	stopping  chan struct{} // closed when watches must end
+	ready     atomic.Bool
+	poststart atomic.Bool
 }
 
 // New returns a server; it reads the store once, to rebuild the service
@@ -212,15 +216,15 @@ func New(cfg Config) (*Server, error) {
 	}
 	s := &Server{
 		cfg: cfg, codec: codec.New(scheme.Scheme),
-		inFlight: make(chan struct{}, cfg.MaxInFlight), longRunning: make(chan struct{}, cfg.MaxLongRunning),
 		stopping: make(chan struct{}),
 	}
 	s.servers = &peers.Servers{
 		Store: cfg.Store, Own: cfg.AdvertiseAddress.Unmap(), Changed: s.ensureEndpoints, Clock: cfg.Clock, Log: cfg.Log, Grace: cfg.ShutdownGrace,
 	}
+	s.gate = fairness.NewGate(cfg.Limits, cfg.MaxLongRunning, cfg.Clock)
 	s.proxy = &connect.Proxy{Dial: cfg.Dial, Log: cfg.Log, Stopping: s.stopping}
 	s.managed = managed.New()
-	s.metrics = metrics.New(s.inFlight, s.longRunning, cfg.Store, cfg.Audit.Collectors()...)
+	s.metrics = metrics.New(cfg.Store, append(s.gate.Collectors(), cfg.Audit.Collectors()...)...)
 	services, err := alloc.NewServices(cfg.NodePorts)
 	if err != nil {
 		return nil, err

@@ -17,6 +17,7 @@ import (
 	"github.com/skiff-project/skiff/apiserver/admission"
 	"github.com/skiff-project/skiff/apiserver/aggregator"
 	"github.com/skiff-project/skiff/apiserver/audit"
+	"github.com/skiff-project/skiff/apiserver/fairness"
 	"github.com/skiff-project/skiff/apiserver/inprocess"
 	"github.com/skiff-project/skiff/apiserver/metrics"
 	"github.com/skiff-project/skiff/apiserver/request"
@@ -187,24 +188,18 @@ func (s *Server) authenticate(c *call, received time.Time, id string) bool {
 	return true
 }
 
-// admitInFlight bounds how many requests run at once. Members of
-// system:masters and the server's own components are not turned away.
+// admitInFlight waits for the request's turn, or answers that there is none.
 func (s *Server) admitInFlight(c *call) (release func(), ok bool) {
-	slots := s.inFlight
-	if c.info.LongRunning(c.query) {
-		slots = s.longRunning
-	}
-	select {
-	case slots <- struct{}{}:
-		return func() { <-slots }, true
-	default:
-	}
-	if c.user.local || contains(c.user.Groups, auth.GroupMasters) {
-		return func() {}, true
-	}
-	c.w.Header().Set("Retry-After", "1")
-	s.fail(c, apierrors.NewTooManyRequests("Too many requests, please try again later.", 1))
-	return nil, false
+	a := c.info.Attributes(c.user.User)
+	return s.gate.Admit(c.w, c.req.Context(), fairness.Request{
+		Attributes: &a, Query: c.query, Wait: s.timeout(c) / 4, Stream: c.info.LongRunning(c.query), Own: c.user.local,
+		Stats: func() (int, int64) {
+			if ep := s.endpoints[key3(a.APIGroup, a.APIVersion, a.Resource)]; ep != nil && ep.reg != nil {
+				return ep.reg.Stats()
+			}
+			return 0, 0
+		},
+	})
 }
 
 func (s *Server) authorize(c *call) bool {

@@ -187,7 +187,7 @@ func TestPanicIsA500(t *testing.T) {
 func TestInFlightBound(t *testing.T) {
 	block := make(chan struct{})
 	s, cfg := newTLSServer(t, func(c *apiserver.Config) {
-		c.MaxInFlight = 1
+		c.Limits = apiserver.Limits{Mutating: 1, NoFairness: true}
 		c.Authenticator = auth.Server(auth.Bearer(plainToken{}))
 		c.Admission = []admission.Plugin{blocking{block}}
 	})

@@ -27,6 +27,7 @@ func (s *Server) Run(ctx context.Context) error {
 	defer cancel()
 	wg.Go(func() { s.bootstrapLoop(ctx) })
 	wg.Go(func() { peers.Compact(ctx, s.cfg.Store, s.cfg.CompactionInterval, s.cfg.Clock, s.cfg.Log) })
+	wg.Go(func() { s.followFlows(ctx) })
 	wg.Go(func() { s.repairLoop(ctx) })
 	if s.customs.Table != nil {
 		wg.Go(func() { s.customs.Run(ctx) })

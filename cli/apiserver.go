@@ -11,6 +11,7 @@ import (
 	"strconv"
 	"strings"
 
+	"github.com/skiff-project/skiff/apiserver"
 	"github.com/skiff-project/skiff/cluster"
 )
 
@@ -18,7 +19,7 @@ var apiServerHarmless = []harmless{
 	{"default-watch-cache-size watch-cache? watch-cache-sizes etcd-compaction-interval etcd-count-metric-poll-period etcd-db-metric-poll-interval " +
 		"etcd-healthcheck-timeout etcd-readycheck-timeout lease-reuse-duration-seconds delete-collection-workers enable-garbage-collector? " +
 		"storage-initialization-timeout concurrent-watch-object-decode?", "the store works otherwise inside"},
-	{"max-requests-inflight max-mutating-requests-inflight enable-priority-and-fairness? request-timeout min-request-timeout goaway-chance " +
+	{"request-timeout min-request-timeout goaway-chance " +
 		"shutdown-delay-duration shutdown-send-retry-after? shutdown-watch-termination-grace-period livez-grace-period http2-max-streams-per-connection " +
 		"disable-http2-serving? permit-address-sharing? permit-port-sharing? apiserver-count endpoint-reconciler-type", "bounds and grace periods are the server's own"},
 	{"kubelet-timeout kubelet-port external-hostname anonymous-auth?", "kubelets say their port; the health endpoints are for everybody, the rest for who is known"},
@@ -44,6 +45,7 @@ type apiServerFlags struct {
 	enable       []string
 	tls          tlsFlags
 	audit        auditFlags
+	fairness     bool
 	user, uid    []string
 	group, extra []string
 }
@@ -64,6 +66,9 @@ func apiServerProgram() (*program, *apiServerFlags) {
 	fs.StringVar(&o.Etcd.Prefix, "etcd-prefix", "/registry", "prefix of all keys in etcd")
 	fs.StringVar(&o.EncryptionFile, "encryption-provider-config", "", "EncryptionConfiguration of what is stored (default: nothing is encrypted)")
 	fs.BoolVar(&o.ReloadEncryption, "encryption-provider-config-automatic-reload", false, "look each minute whether that file changed")
+	fs.IntVar(&o.Limits.ReadOnly, "max-requests-inflight", 400, "reading requests worked on at once")
+	fs.IntVar(&o.Limits.Mutating, "max-mutating-requests-inflight", 200, "changing requests worked on at once; with priority and fairness the sum of both counts")
+	fs.BoolVar(&f.fairness, "enable-priority-and-fairness", true, "divide them fairly, by FlowSchemas and PriorityLevelConfigurations")
 	fs.StringVar(&f.certDir, "cert-dir", "", "folder with apiserver.crt and apiserver.key")
 	fs.StringVar(&o.CertFile, "tls-cert-file", "", "serving certificate; overrides --cert-dir")
 	fs.StringVar(&o.KeyFile, "tls-private-key-file", "", "its key")
@@ -118,6 +123,9 @@ func apiServerProgram() (*program, *apiServerFlags) {
 // settle turns flags into options.
 func (f *apiServerFlags) settle() error {
 	o := &f.opts
+	if err := f.settleLimits(&o.Limits); err != nil {
+		return err
+	}
 	o.Address = net.JoinHostPort(f.bind, strconv.Itoa(f.port))
 	if err := certificate(f.certDir, "apiserver", &o.CertFile, &o.KeyFile); err != nil {
 		return err
@@ -171,6 +179,20 @@ func (f *apiServerFlags) settle() error {
 	}
 	if o.AdvertiseAddress, err = netip.ParseAddr(f.advertise); err != nil {
 		return fmt.Errorf("--advertise-address: %q is not an IP address", f.advertise)
+	}
+	return nil
+}
+
+// settleLimits: a flag's 0 is no limit.
+func (f *apiServerFlags) settleLimits(l *apiserver.Limits) error {
+	l.NoFairness = !f.fairness
+	if min(l.ReadOnly, l.Mutating) < 0 || f.fairness && l.ReadOnly+l.Mutating == 0 {
+		return errors.New("--max-requests-inflight and --max-mutating-requests-inflight cannot be negative, nor both be 0 with priority and fairness")
+	}
+	for _, n := range []*int{&l.ReadOnly, &l.Mutating} {
+		if *n == 0 {
+			*n = -1
+		}
 	}
 	return nil
 }

@@ -173,7 +173,7 @@ func (c *Cluster) apiConfig(log *slog.Logger) (apiserver.Config, error) {
 	roles := rbac.New(source)
 	authorizer := auth.Authorizers(auth.Masters(), node.New(source, policy.NodeRules()), roles)
 	return apiserver.Config{
-		Store: c.store, SharedStore: c.shared, Encryption: sealing, Audit: c.audit, Log: log,
+		Store: c.store, SharedStore: c.shared, Encryption: sealing, Audit: c.audit, Limits: c.limits, Log: log,
 		Resources: resources,
 		Address:   net.JoinHostPort("", strconv.Itoa(c.opts.APIPort)),
 		Listener:  c.listener,

@@ -13,6 +13,7 @@ import (
 	"k8s.io/client-go/util/cert"
 	"k8s.io/client-go/util/keyutil"
 
+	"github.com/skiff-project/skiff/apiserver"
 	"github.com/skiff-project/skiff/apiserver/audit"
 	"github.com/skiff-project/skiff/auth/serviceaccount"
 	"github.com/skiff-project/skiff/bootstrap"
@@ -59,12 +60,11 @@ type APIServerOptions struct {
 	ServiceCIDR netip.Prefix
 	// Etcd is where objects are kept. Default: in memory, until the process ends.
 	Etcd EtcdOptions
-	// EncryptionFile is the EncryptionConfiguration of what is stored. Default: nothing is encrypted.
-	EncryptionFile string
-	// ReloadEncryption looks each minute whether that file changed.
+	// EncryptionFile is the EncryptionConfiguration of what is stored, looked at each minute with ReloadEncryption. Default: none.
+	EncryptionFile   string
 	ReloadEncryption bool
-	// Audit is what is recorded of requests. Default: nothing.
-	Audit audit.Config
+	Audit            audit.Config     // of requests; default: nothing is recorded
+	Limits           apiserver.Limits // of requests; default upstream's
 	// DisableAdmission names admission plugins to leave out.
 	DisableAdmission []string
 	Log              *slog.Logger // default: discard
@@ -83,7 +83,7 @@ func RunAPIServer(ctx context.Context, o APIServerOptions) error {
 	routeKlog(o.Log)
 	c.clusterIPRouting = !o.EndpointRouting
 	c.notAdmitted = o.DisableAdmission
-	c.encryptionFile, c.keyPrefix = o.EncryptionFile, o.Etcd.prefix()
+	c.encryptionFile, c.keyPrefix, c.limits = o.EncryptionFile, o.Etcd.prefix(), o.Limits
 	c.minTLS, c.cipherSuites = o.MinTLS, o.CipherSuites
 	start, cancel := context.WithTimeout(ctx, startTimeout)
 	defer cancel()

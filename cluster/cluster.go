@@ -23,6 +23,7 @@ import (
 
 	"github.com/skiff-project/skiff/apiserver"
 	"github.com/skiff-project/skiff/apiserver/audit"
+	"github.com/skiff-project/skiff/auth"
 	"github.com/skiff-project/skiff/auth/serviceaccount"
 	"github.com/skiff-project/skiff/bootstrap"
 	"github.com/skiff-project/skiff/cluster/rotation"
@@ -58,6 +59,7 @@ type Cluster struct {
 	keys                      *rotation.Keys
 	encryptionFile, keyPrefix string
 	audit                     *audit.Auditor
+	limits                    apiserver.Limits
 	// remote leads to an API server of another process; nil: api is it.
 	remote        *rest.Config
 	accountTokens *accountTokens // remote: what controllers show there; nil: remote's own credentials
@@ -311,7 +313,9 @@ func (c *Cluster) detail(name string) string {
 
 // startControl answers skiff's own commands.
 func (c *Cluster) startControl(context.Context) (string, error) {
-	serve, err := serveControl(c.servers.ctx, c.opts.ControlSocket(), control{status: c.status, images: c.runtime, rotate: c.rotateSecrets})
+	serve, err := serveControl(c.servers.ctx, c.opts.ControlSocket(), control{status: c.status, images: c.runtime, rotate: func(ctx context.Context, step func(rotation.Step)) error {
+		return c.keys.Rotate(ctx, c.config("system:apiserver", auth.GroupMasters), c.store, step)
+	}})
 	if err != nil {
 		return "", err
 	}

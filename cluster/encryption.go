@@ -1,11 +1,8 @@
 package cluster
 
 import (
-	"context"
-
 	"github.com/skiff-project/skiff/apiserver/encryption"
 	"github.com/skiff-project/skiff/apiserver/registry"
-	"github.com/skiff-project/skiff/auth"
 	"github.com/skiff-project/skiff/cluster/rotation"
 )
 
@@ -27,8 +24,4 @@ func (c *Cluster) openEncryption() (_ *encryption.Set, err error) {
 		return nil, err
 	}
 	return c.keys.Set, nil
-}
-
-func (c *Cluster) rotateSecrets(ctx context.Context, progress func(rotation.Step)) error {
-	return c.keys.Rotate(ctx, c.config("system:apiserver", auth.GroupMasters), c.store, progress)
 }

@@ -50,7 +50,7 @@ func TestRotateSecrets(t *testing.T) {
 	}
 	var last rotation.Step
 	for _, key := range []string{"key2", "key3"} {
-		if err := c.rotateSecrets(ctx, func(s rotation.Step) { last = s }); err != nil {
+		if err := c.keys.Rotate(ctx, c.InProcessConfig(), c.store, func(s rotation.Step) { last = s }); err != nil {
 			t.Fatal(err)
 		}
 		if last.Key != key || last.Done < n || last.Done != last.Total {

@@ -39,8 +39,7 @@ func flowMeta(name string) metav1.ObjectMeta {
 	return metav1.ObjectMeta{Name: name, Annotations: map[string]string{flowcontrolv1.AutoUpdateAnnotationKey: "true"}}
 }
 
-// PriorityLevels are upstream's priority levels, mandatory and suggested. The
-// server shows them; what it enforces is its one bound on requests in flight.
+// PriorityLevels are upstream's priority levels, mandatory and suggested.
 func PriorityLevels() []*flowcontrolv1.PriorityLevelConfiguration {
 	zero, longest := int32(0), int32(50)
 	out := []*flowcontrolv1.PriorityLevelConfiguration{{
@@ -146,18 +145,30 @@ func schema(name, level string, precedence int32, by flowcontrolv1.FlowDistingui
 	return f
 }
 
-// NotDangling notes in a schema's status that its priority level exists, if
-// nothing is noted yet.
-func NotDangling(f *flowcontrolv1.FlowSchema, now metav1.Time) {
-	for _, c := range f.Status.Conditions {
-		if c.Type == flowcontrolv1.FlowSchemaConditionDangling {
-			return
-		}
-	}
-	f.Status.Conditions = append(f.Status.Conditions, flowcontrolv1.FlowSchemaCondition{
+// Dangling notes in a schema's status whether its priority level exists, unless
+// that is noted already. It reports a change.
+func Dangling(f *flowcontrolv1.FlowSchema, exists bool, now metav1.Time) bool {
+	name := f.Spec.PriorityLevelConfiguration.Name
+	want := flowcontrolv1.FlowSchemaCondition{
 		Type: flowcontrolv1.FlowSchemaConditionDangling, Status: flowcontrolv1.ConditionFalse, LastTransitionTime: now, Reason: "Found",
-		Message: fmt.Sprintf("This FlowSchema references the PriorityLevelConfiguration object named %q and it exists", f.Spec.PriorityLevelConfiguration.Name),
-	})
+		Message: fmt.Sprintf("This FlowSchema references the PriorityLevelConfiguration object named %q and it exists", name),
+	}
+	if !exists {
+		want.Status, want.Reason = flowcontrolv1.ConditionTrue, "NotFound"
+		want.Message = fmt.Sprintf("This FlowSchema references the PriorityLevelConfiguration object named %q but there is no such object", name)
+	}
+	for i, c := range f.Status.Conditions {
+		if c.Type != want.Type {
+			continue
+		}
+		if c.Status == want.Status && c.Reason == want.Reason && c.Message == want.Message {
+			return false
+		}
+		f.Status.Conditions[i] = want
+		return true
+	}
+	f.Status.Conditions = append(f.Status.Conditions, want)
+	return true
 }
 
 // UpdateFlowControl brings a stored level or schema up to the one wanted,

@@ -21,8 +21,8 @@ type Metrics struct {
 	handler  http.Handler
 }
 
-// New registers the metrics, and those of others; the channels' lengths are the requests in flight.
-func New(short, long chan struct{}, st store.Store, more ...prometheus.Collector) *Metrics {
+// New registers the metrics, and those of others.
+func New(st store.Store, more ...prometheus.Collector) *Metrics {
 	m := &Metrics{
 		Registry: prometheus.NewRegistry(),
 		requests: prometheus.NewCounterVec(prometheus.CounterOpts{
@@ -35,16 +35,11 @@ func New(short, long chan struct{}, st store.Store, more ...prometheus.Collector
 			Buckets: []float64{0.005, 0.025, 0.05, 0.1, 0.2, 0.4, 0.6, 0.8, 1, 2, 4, 10, 30, 60},
 		}, []string{"verb", "group", "version", "resource", "scope"}),
 	}
-	inflight := func(kind string, slots chan struct{}) prometheus.Collector {
-		return prometheus.NewGaugeFunc(prometheus.GaugeOpts{
-			Name: "apiserver_current_inflight_requests", Help: "Requests being served now.", ConstLabels: prometheus.Labels{"request_kind": kind},
-		}, func() float64 { return float64(len(slots)) })
-	}
 	gauge := func(name, help string, value func() int64) prometheus.Collector {
 		return prometheus.NewGaugeFunc(prometheus.GaugeOpts{Name: name, Help: help}, func() float64 { return float64(value()) })
 	}
 	m.Registry.MustRegister(
-		m.requests, m.duration, inflight("readOnly", short), inflight("longRunning", long),
+		m.requests, m.duration,
 		gauge("apiserver_storage_size_bytes", "Size of the storage database file in bytes.", func() int64 { return st.Status().SizeBytes }),
 		gauge("apiserver_storage_objects", "Number of stored objects.", func() int64 { return st.Status().Keys }),
 		collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}),

@@ -185,6 +185,25 @@ func (r *Registry) List(ctx context.Context, o ListOptions) (Page, error) {
 	return page, nil
 }
 
+// Stats is how many objects there are, and how many bytes one has on average:
+// an estimate from a few of them.
+func (r *Registry) Stats() (n int, average int64) {
+	snap, err := r.Store.Snapshot(context.Background(), store.Local)
+	if err != nil {
+		return 0, 0
+	}
+	end := r.prefix[:len(r.prefix)-1] + "0"
+	const few = 8
+	seen, bytes := int64(0), int64(0)
+	for kv := range snap.Range(r.prefix, end) {
+		bytes += int64(len(kv.Value))
+		if seen++; seen == few {
+			return snap.Count(r.prefix, end), bytes / few
+		}
+	}
+	return int(seen), bytes / max(seen, 1)
+}
+
 // listSnapshot picks the snapshot and the first key of a list.
 func (r *Registry) listSnapshot(ctx context.Context, o ListOptions, key string) (store.Snapshot, string, error) {
 	if o.Continue != "" {
