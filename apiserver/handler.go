@@ -46,8 +46,8 @@ type caller struct {
 }
 
 // caller is who an aggregated server is told the request is from.
-func (c *call) caller() aggregator.Caller {
-	return aggregator.Caller{User: c.user.User, Watch: c.info.LongRunning(c.query)}
+func (s *Server) caller(c *call) aggregator.Caller {
+	return aggregator.Caller{User: c.user.User, Watch: c.info.LongRunning(c.query), Fail: func(err error) { s.fail(c, err) }}
 }
 
 // Handler returns the server as an http.Handler.
@@ -221,7 +221,7 @@ func (s *Server) allowed(ctx context.Context, a auth.Attributes) error {
 
 // route sends a request to its handler.
 func (s *Server) route(c *call) {
-	if s.aggregator.Serve(c.w, c.req, c.caller()) {
+	if s.aggregator.Serve(c.w, c.req, s.caller(c)) {
 		return
 	}
 	if !c.info.IsResource {

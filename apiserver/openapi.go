@@ -26,7 +26,7 @@ func (s *Server) serveOpenAPI(c *call, path string) {
 		s.openAPIv2(c)
 	default:
 		below := strings.TrimPrefix(path, "/openapi/v3/")
-		if doc, is := s.aggregator.ServeOpenAPIV3(below, c.w, c.req, c.caller()); is {
+		if doc, is := s.aggregator.ServeOpenAPIV3(below, c.w, c.req, s.caller(c)); is {
 			if doc != nil {
 				s.openAPIDocument(c, openAPIv3Proto, path+" converted", func(*openapi.Builder) ([]byte, error) { return doc, nil }, openapi.ProtoV3)
 			}

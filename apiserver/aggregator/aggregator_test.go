@@ -51,6 +51,7 @@ type extension struct {
 	front    *requestheader.Authenticator
 	address  string
 	srv      *http.Server
+	hangs    atomic.Bool // it takes requests and never answers
 	plain    atomic.Bool // it knows nothing of aggregated discovery and of OpenAPI v3
 	served   atomic.Int64
 	lastUser atomic.Pointer[auth.User]
@@ -101,6 +102,10 @@ func (e *extension) ServeHTTP(w http.ResponseWriter, req *http.Request) {
 		return
 	}
 	e.served.Add(1)
+	if e.hangs.Load() {
+		<-req.Context().Done()
+		return
+	}
 	path := req.URL.RequestURI()
 	if id.User.Name != "system:kube-aggregator" && id.User.Name != "system:aggregator" {
 		e.lastUser.Store(&id.User)
@@ -654,6 +659,36 @@ func TestOwnAPIServices(t *testing.T) {
 		t.Fatal(err)
 	}
 	r.until("none", is)
+}
+
+// TestHangingExtension: one that takes requests and never answers holds up
+// only those, and not for longer than they may last.
+func TestHangingExtension(t *testing.T) {
+	r := newRig(t)
+	r.up()
+	r.ask("GET", "/openapi/v2", "Accept", "application/json")
+	r.ext.hangs.Store(true)
+	began := time.Now()
+	if code, body := r.ask("GET", flunders+"?timeout=1s"); code != 504 || !strings.Contains(body, `"reason":"Timeout"`) {
+		t.Errorf("a list: %d %s", code, body)
+	}
+	if took := time.Since(began); took > 3*time.Second {
+		t.Errorf("a request of at most a second took %v", took)
+	}
+	if _, err := r.kube.DiscoveryV1().EndpointSlices("kube-system").Update(t.Context(), r.slice(true), metav1.UpdateOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	patch := []byte(`{"metadata":{"annotations":{"a":"b"}}}`)
+	if _, err := r.kube.CoreV1().Services("kube-system").Patch(t.Context(), "wardle", "application/merge-patch+json", patch, metav1.PatchOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	r.until("FailedDiscoveryCheck", func() string { return r.get("v1.wardle.example.com").Status.Conditions[0].Reason })
+	for _, path := range []string{"/apis", "/openapi/v3", "/api/v1/nodes"} {
+		began := time.Now()
+		if code, _ := r.ask("GET", path); code != 200 || time.Since(began) > time.Second {
+			t.Errorf("%s: %d after %v", path, code, time.Since(began))
+		}
+	}
 }
 
 // TestTakenBack: a version that another server answered may become this one's again.

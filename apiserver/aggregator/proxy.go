@@ -2,6 +2,7 @@ package aggregator
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"maps"
@@ -10,6 +11,7 @@ import (
 	"strings"
 	"time"
 
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	"k8s.io/client-go/transport"
 	"k8s.io/streaming/pkg/httpstream"
 
@@ -25,6 +27,8 @@ const discoveryTimeout = 5 * time.Second
 type Caller struct {
 	auth.User
 	Watch bool // the request lasts as long as its client likes
+	// Fail answers with a Status.
+	Fail func(error)
 }
 
 // Serve passes a request on to the server it is for; it reports false,
@@ -54,7 +58,8 @@ func (r *remote) serve(w http.ResponseWriter, req *http.Request, who Caller) {
 		return
 	}
 	to.RawQuery = req.URL.Query().Encode()
-	ctx, cancel := context.WithCancel(req.Context())
+	allotted := req.Context()
+	ctx, cancel := context.WithCancel(allotted)
 	defer cancel()
 	if strings.TrimSuffix(req.URL.Path, "/") == r.root() {
 		ctx, cancel = context.WithTimeout(ctx, discoveryTimeout)
@@ -92,6 +97,10 @@ func (r *remote) serve(w http.ResponseWriter, req *http.Request, who Caller) {
 			return nil
 		},
 		ErrorHandler: func(w http.ResponseWriter, _ *http.Request, err error) {
+			if errors.Is(allotted.Err(), context.DeadlineExceeded) {
+				who.Fail(apierrors.NewTimeoutError("request did not complete within the allotted timeout", 0))
+				return
+			}
 			http.Error(w, "error trying to reach service: "+err.Error(), http.StatusServiceUnavailable)
 		},
 	}).ServeHTTP(w, req)
