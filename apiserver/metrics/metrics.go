@@ -49,6 +49,16 @@ func New(st store.Store, more ...prometheus.Collector) *Metrics {
 	return m
 }
 
+// Collectors are those of a list that have metrics.
+func Collectors[T any](list []T) (out []prometheus.Collector) {
+	for _, x := range list {
+		if c, ok := any(x).(prometheus.Collector); ok {
+			out = append(out, c)
+		}
+	}
+	return out
+}
+
 // ServeHTTP answers /metrics.
 func (m *Metrics) ServeHTTP(w http.ResponseWriter, req *http.Request) { m.handler.ServeHTTP(w, req) }
 

@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"time"
 
 	admissionv1 "k8s.io/api/admission/v1"
 	v1 "k8s.io/api/admissionregistration/v1"
@@ -109,12 +110,14 @@ func (p mutating) mutate(ctx context.Context, h *hook, index int, v *view, m *ro
 	if v.r.Again() {
 		round = 1
 	}
+	start := time.Now()
 	a, err := p.ask(ctx, h, f, v, true)
 	a.tell(ctx, h)
 	changed := false
 	if err == nil {
 		changed, err = apply(h, a, v)
 	}
+	p.count(h, v.r.Operation(), time.Since(start), err)
 	key := fmt.Sprintf("mutation.webhook.admission.k8s.io/round_%d_index_%d", round, index)
 	annotate(ctx, key, h, changed)
 	if changed {

@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"sync"
+	"time"
 
 	v1 "k8s.io/api/admissionregistration/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
@@ -61,7 +62,11 @@ func (p validating) Validate(ctx context.Context, r *admission.Request) error {
 	}
 	var wg sync.WaitGroup
 	for _, c := range calls {
-		wg.Go(func() { c.a, c.err = p.ask(ctx, c.hook, c.f, c.v, false) })
+		wg.Go(func() {
+			start := time.Now()
+			c.a, c.err = p.ask(ctx, c.hook, c.f, c.v, false)
+			p.count(c.hook, r.Operation(), time.Since(start), c.err)
+		})
 	}
 	wg.Wait()
 	for i, c := range calls {

@@ -56,12 +56,13 @@ func New(c Config) (mutate, validate admission.Plugin) {
 		c.Host = connect.Routes{Reader: c.Reader}.Route
 	}
 	s := source{
-		Config: c, environments: &expression.Environments{},
+		Config: c, environments: &expression.Environments{}, counters: newCounters(),
 		clients: callout.New(callout.Config{Dial: c.Dial, Host: c.Host, Answers: answers(), Body: maxAnswer}),
 	}
 	m, v := s, s
 	m.resource, m.of = "mutatingwebhookconfigurations", mutatingHooks
 	v.resource, v.of = "validatingwebhookconfigurations", validatingHooks
+	m.kind, v.kind = "admit", "validating"
 	m.made, v.made = &made{}, &made{}
 	return mutating{&m}, validating{&v}
 }
@@ -86,7 +87,9 @@ type source struct {
 	Config
 	clients      *callout.Clients
 	environments *expression.Environments
+	counters     *counters
 	resource     string
+	kind         string // of the calls, in metrics
 	of           func(api.Object) []hook
 	made         *made
 }
@@ -185,6 +188,7 @@ func (s *source) failed(ctx context.Context, h *hook, err error, failOpen func()
 	}
 	if !errors.Is(err, context.Canceled) {
 		s.Log.Warn("a webhook cannot be called; the request goes on without it", "error", err)
+		s.counters.passedFor.WithLabelValues(h.Name, s.kind).Inc()
 		failOpen()
 	}
 	return timedOut(ctx)

@@ -478,6 +478,39 @@ func TestMutatingWebhooks(t *testing.T) {
 	})
 }
 
+// Calls are counted under upstream's names.
+func TestMetrics(t *testing.T) {
+	w := newWorld(t)
+	w.answers("/deny", deny(&metav1.Status{Code: 418}))
+	dead := w.hook("/dead", "CREATE /v1/configmaps")
+	dead.FailurePolicy = ptr.To(v1.Ignore)
+	w.validate("v", w.hook("/deny", "CREATE /v1/configmaps"), dead)
+	if _, err := w.create("x", metav1.CreateOptions{}); err == nil {
+		t.Error("not denied")
+	}
+	data, err := w.client.RESTClient().Get().AbsPath("/metrics").SetHeader("Accept", "text/plain").Do(t.Context()).Raw()
+	if err != nil {
+		t.Fatal(err)
+	}
+	var got []string
+	for line := range strings.SplitSeq(string(data), "\n") {
+		if strings.HasPrefix(line, "apiserver_admission_webhook_") && !strings.Contains(line, "_bucket") && !strings.Contains(line, "_sum") {
+			got = append(got, strings.TrimPrefix(line, "apiserver_admission_webhook_"))
+		}
+	}
+	want := []string{
+		`admission_duration_seconds_count{name="dead.example.com",operation="CREATE",rejected="false",type="validating"} 1`,
+		`admission_duration_seconds_count{name="deny.example.com",operation="CREATE",rejected="true",type="validating"} 1`,
+		`fail_open_count{name="dead.example.com",type="validating"} 1`,
+		`rejection_count{error_type="no_error",name="deny.example.com",operation="CREATE",rejection_code="418",type="validating"} 1`,
+		`request_total{code="404",name="dead.example.com",operation="CREATE",rejected="false",type="validating"} 1`,
+		`request_total{code="418",name="deny.example.com",operation="CREATE",rejected="true",type="validating"} 1`,
+	}
+	if !slices.Equal(got, want) {
+		t.Errorf("metrics are\n%s\nwant\n%s", strings.Join(got, "\n"), strings.Join(want, "\n"))
+	}
+}
+
 // An object is shown in the version a rule asks for, and changed through it.
 func TestEquivalentVersions(t *testing.T) {
 	w := newWorld(t)
