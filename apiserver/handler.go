@@ -181,7 +181,7 @@ func (s *Server) authenticate(c *call, received time.Time, id string) bool {
 	if !c.info.ReadOnly() { // for strategies and plugins
 		ctx := api.WithUser(c.ctx(), userInfo(c.user.User))
 		if ctx = admission.WithWarner(ctx, c.warn); c.audit != nil {
-			ctx = admission.WithAnnotator(ctx, c.audit.Annotate)
+			ctx = admission.WithAnnotator(ctx, c.audit.Admitted)
 		}
 		c.req = c.req.WithContext(ctx)
 	}

@@ -130,8 +130,9 @@ func (r *Request) SetState(plugin string, state any) {
 
 type annotatorKey struct{}
 
-// Annotator is handed audit annotations.
-type Annotator func(key, value string)
+// Annotator is handed audit annotations; body tells those that show parts of
+// the request's body.
+type Annotator func(key, value string, body bool)
 
 // WithAnnotator returns a context in which plugins send audit annotations to a.
 func WithAnnotator(ctx context.Context, a Annotator) context.Context {
@@ -139,8 +140,13 @@ func WithAnnotator(ctx context.Context, a Annotator) context.Context {
 }
 
 // Annotate adds an annotation to the request's audit event, if there is one.
-func Annotate(ctx context.Context, key, value string) {
+func Annotate(ctx context.Context, key, value string) { annotate(ctx, key, value, false) }
+
+// AnnotateBody adds an annotation where the audit event shows bodies too.
+func AnnotateBody(ctx context.Context, key, value string) { annotate(ctx, key, value, true) }
+
+func annotate(ctx context.Context, key, value string, body bool) {
 	if a, ok := ctx.Value(annotatorKey{}).(Annotator); ok && a != nil {
-		a(key, value)
+		a(key, value, body)
 	}
 }

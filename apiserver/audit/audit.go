@@ -252,6 +252,14 @@ func (t *Trail) Annotate(key, value string) {
 	}
 }
 
+// Admitted adds an annotation of an admission plugin; one that shows a part of
+// the body only where the event shows bodies.
+func (t *Trail) Admitted(key, value string, body bool) {
+	if t != nil && (!body || t.verdict.level.atLeast(LevelRequest)) {
+		t.Annotate(key, value)
+	}
+}
+
 // Authorized notes the authorizer's decision.
 func (t *Trail) Authorized(d auth.Decision, reason string, err error) {
 	if t == nil {

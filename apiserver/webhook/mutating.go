@@ -118,8 +118,8 @@ func (p mutating) mutate(ctx context.Context, h *hook, index int, v *view, m *ro
 		changed, err = apply(h, a, v)
 	}
 	p.count(h, v.r.Operation(), time.Since(start), err)
-	key := fmt.Sprintf("mutation.webhook.admission.k8s.io/round_%d_index_%d", round, index)
-	annotate(ctx, key, h, changed)
+	turn := fmt.Sprintf("webhook.admission.k8s.io/round_%d_index_%d", round, index)
+	note(ctx, turn, h, a, changed)
 	if changed {
 		m.changed()
 		v.r.Reinvoke()
@@ -128,19 +128,34 @@ func (p mutating) mutate(ctx context.Context, h *hook, index int, v *view, m *ro
 		m.asked[h.uid] = true
 	}
 	if err != nil {
-		return p.failed(ctx, h, err, func() { admission.Annotate(ctx, "failed-open."+key, h.Name) })
+		return p.failed(ctx, h, err, func() { admission.Annotate(ctx, "failed-open.mutation."+turn, h.Name) })
 	}
 	return nil
 }
 
-func annotate(ctx context.Context, key string, h *hook, mutated bool) {
-	text, err := json.Marshal(struct {
+// note tells the audit log what a webhook did in its turn, and, where bodies
+// are logged, how.
+func note(ctx context.Context, turn string, h *hook, a answer, mutated bool) {
+	type who struct {
 		Configuration string `json:"configuration"`
 		Webhook       string `json:"webhook"`
-		Mutated       bool   `json:"mutated"`
-	}{h.configuration, h.Name, mutated})
-	if err == nil {
-		admission.Annotate(ctx, key, string(text))
+	}
+	by := who{h.configuration, h.Name}
+	if text, err := json.Marshal(struct {
+		who
+		Mutated bool `json:"mutated"`
+	}{by, mutated}); err == nil {
+		admission.Annotate(ctx, "mutation."+turn, string(text))
+	}
+	if !mutated {
+		return
+	}
+	if text, err := json.Marshal(struct {
+		who
+		Patch     json.RawMessage `json:"patch"`
+		PatchType string          `json:"patchType"`
+	}{by, a.Patch, string(*a.PatchType)}); err == nil {
+		admission.AnnotateBody(ctx, "patch."+turn, string(text))
 	}
 }
 

@@ -478,6 +478,40 @@ func TestMutatingWebhooks(t *testing.T) {
 	})
 }
 
+// What webhooks say and do is for the audit log; patches only with bodies.
+func TestAuditAnnotations(t *testing.T) {
+	w := newWorld(t)
+	w.answers("/p", func(_ *admissionv1.AdmissionRequest, r *admissionv1.AdmissionResponse) {
+		kind := admissionv1.PatchTypeJSONPatch
+		r.Patch, r.PatchType, r.AuditAnnotations = []byte(`[{"op":"add","path":"/data/b","value":"2"}]`), &kind, map[string]string{"k": "v"}
+	})
+	dead := w.hook("/dead", "CREATE /v1/configmaps")
+	dead.FailurePolicy = ptr.To(v1.Ignore)
+	w.mutate("m", mutatingHook(dead), mutatingHook(w.hook("/p", "CREATE /v1/configmaps")))
+	w.validate("v", dead)
+	var got []string
+	ctx := admission.WithAnnotator(t.Context(), func(key, value string, body bool) { got = append(got, fmt.Sprint(key, " = ", value, " ", body)) })
+	r := &admission.Request{Attributes: auth.Attributes{ResourceRequest: true, Verb: "create", APIVersion: "v1", Resource: "configmaps", Namespace: "default"}, Object: configMap("x")}
+	r.Kind.Version, r.Kind.Kind = "v1", "ConfigMap"
+	if err := admission.Admit(ctx, w.plugins, r); err != nil {
+		t.Fatal(err)
+	}
+	if err := admission.Validate(ctx, w.plugins, r); err != nil {
+		t.Fatal(err)
+	}
+	want := []string{
+		`mutation.webhook.admission.k8s.io/round_0_index_0 = {"configuration":"m","webhook":"dead.example.com","mutated":false} false`,
+		`failed-open.mutation.webhook.admission.k8s.io/round_0_index_0 = dead.example.com false`,
+		`p.example.com/k = v false`,
+		`mutation.webhook.admission.k8s.io/round_0_index_1 = {"configuration":"m","webhook":"p.example.com","mutated":true} false`,
+		`patch.webhook.admission.k8s.io/round_0_index_1 = {"configuration":"m","webhook":"p.example.com","patch":[{"op":"add","path":"/data/b","value":"2"}],"patchType":"JSONPatch"} true`,
+		`failed-open.validating.webhook.admission.k8s.io/round_0_index_0 = dead.example.com false`,
+	}
+	if !slices.Equal(got, want) {
+		t.Errorf("annotations are\n%s\nwant\n%s", strings.Join(got, "\n"), strings.Join(want, "\n"))
+	}
+}
+
 // Calls are counted under upstream's names.
 func TestMetrics(t *testing.T) {
 	w := newWorld(t)
