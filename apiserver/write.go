@@ -261,12 +261,8 @@ func (s *Server) createObject(c *call, o writeOptions, options *metav1.CreateOpt
 	obj.SetDeletionTimestamp(nil)
 	obj.SetDeletionGracePeriodSeconds(nil)
 	obj.SetCreationTimestamp(metav1.Time{})
-	if obj.GetResourceVersion() != "" {
-		if obj.GetResourceVersion() != "0" {
-			return registry.Item{}, apierrors.NewBadRequest("resourceVersion should not be set on objects to be created")
-		}
-		obj.SetResourceVersion("")
-	}
+	version := obj.GetResourceVersion()
+	obj.SetResourceVersion("")
 	c.warn(owners.Dedup(obj, false))
 	obj = s.managed.Update(c.ep.fields, "", nil, obj, managed.Name(o.manager, c.req.UserAgent()))
 	r := s.admissionRequest(c, obj, nil, options, o.isDryRun())
@@ -277,7 +273,18 @@ func (s *Server) createObject(c *call, o writeOptions, options *metav1.CreateOpt
 	if c.ep.terminating {
 		return registry.Item{}, forbidCreate(c, obj.GetName())
 	}
-	return c.ep.reg.Create(c.ctx(), s.writeOf(c, options, o.isDryRun()), r.Object)
+	w := s.writeOf(c, options, o.isDryRun())
+	if check := w.Check; version != "" && version != "0" {
+		w.Check = func(ctx context.Context, obj, old api.Object) error { // upstream's store says it: after admission
+			if check != nil {
+				if err := check(ctx, obj, old); err != nil {
+					return err
+				}
+			}
+			return apierrors.NewBadRequest("resourceVersion should not be set on objects to be created")
+		}
+	}
+	return c.ep.reg.Create(c.ctx(), w, r.Object)
 }
 
 // forbidCreate is the answer while a definition and its objects are being deleted.
