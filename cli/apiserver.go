@@ -1,6 +1,7 @@
 package cli
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -12,6 +13,7 @@ import (
 	"strings"
 
 	"github.com/skiff-project/skiff/apiserver"
+	"github.com/skiff-project/skiff/auth/serviceaccount"
 	"github.com/skiff-project/skiff/cluster"
 )
 
@@ -23,8 +25,6 @@ var apiServerHarmless = []harmless{
 		"shutdown-delay-duration shutdown-send-retry-after? shutdown-watch-termination-grace-period livez-grace-period http2-max-streams-per-connection " +
 		"disable-http2-serving? permit-address-sharing? permit-port-sharing? apiserver-count endpoint-reconciler-type", "bounds and grace periods are the server's own"},
 	{"kubelet-timeout kubelet-port external-hostname anonymous-auth?", "kubelets say their port; the health endpoints are for everybody, the rest for who is known"},
-	{"authentication-token-webhook-cache-ttl authentication-token-webhook-version authorization-webhook-cache-authorized-ttl " +
-		"authorization-webhook-cache-unauthorized-ttl authorization-webhook-version", "without their webhook's file they have no effect"},
 	{"audit-log-batch-max-size audit-log-batch-max-wait audit-log-batch-throttle-enable? audit-log-batch-throttle-qps audit-log-batch-throttle-burst " +
 		"audit-webhook-batch-throttle-enable? audit-webhook-batch-throttle-qps audit-webhook-batch-throttle-burst audit-log-truncate-max-batch-size " +
 		"audit-log-truncate-max-event-size audit-webhook-truncate-max-batch-size audit-webhook-truncate-max-event-size", "files are written as events come; a webhook is sent at most ten batches a second"},
@@ -41,7 +41,7 @@ type apiServerFlags struct {
 	advertise    string
 	serviceCIDRs []string
 	issuers      []string
-	modes        []string
+	webhooks     webhookFlags
 	enable       []string
 	tls          tlsFlags
 	audit        auditFlags
@@ -93,7 +93,7 @@ func apiServerProgram() (*program, *apiServerFlags) {
 	fs.StringSliceVar(&o.Audiences, "api-audiences", nil, "audiences of tokens that are for this server (default: the issuer)")
 	fs.StringSliceVar(&f.enable, "enable-admission-plugins", nil, "admission plugins to add; those that are there are on")
 	fs.StringSliceVar(&o.DisableAdmission, "disable-admission-plugins", nil, "admission plugins to leave out")
-	fs.StringSliceVar(&f.modes, "authorization-mode", []string{"Node", "RBAC"}, "Node and RBAC are supported, and both are always on")
+	f.webhooks.add(p)
 	p.limited("allow-privileged", "true", "use Pod Security admission against privileged containers", "true")
 	p.limited("enable-bootstrap-token-auth", "true", "bootstrap tokens are Secrets: make none", "true")
 	p.limited("kubelet-preferred-address-types", "InternalIP,ExternalIP,Hostname", "kubelets are reached in that order", "InternalIP,ExternalIP,Hostname")
@@ -145,10 +145,13 @@ func (f *apiServerFlags) settle() error {
 	if len(f.issuers) == 1 {
 		o.Issuer = f.issuers[0]
 	}
-	for _, m := range f.modes {
-		if !slices.Contains([]string{"Node", "RBAC"}, m) {
-			return fmt.Errorf("--authorization-mode: %q is not supported; Node and RBAC are", m)
-		}
+	audiences := o.Audiences
+	if len(audiences) == 0 {
+		audiences = []string{cmp.Or(o.Issuer, serviceaccount.DefaultIssuer)}
+	}
+	var err error
+	if o.Webhooks, err = f.webhooks.settle(audiences); err != nil {
+		return err
 	}
 	if known := cluster.AdmissionPlugins(); len(f.enable) > 0 {
 		for _, name := range f.enable {

@@ -151,8 +151,7 @@ func (c *Cluster) apiConfig(log *slog.Logger) (apiserver.Config, error) {
 	source := policyReader{reader}
 	accounts := c.accounts
 	accounts.SigningKey, accounts.Getter = c.assets.ServiceAccountKey, source
-	c.tokens, err = serviceaccount.New(accounts)
-	if err != nil {
+	if c.tokens, err = serviceaccount.New(accounts); err != nil {
 		return apiserver.Config{}, err
 	}
 	front, err := requestheader.New(requestheader.Config{Pool: x509.Static(c.assets.FrontProxyCA.Pool()), AllowedNames: c.frontNames})
@@ -169,9 +168,11 @@ func (c *Cluster) apiConfig(log *slog.Logger) (apiserver.Config, error) {
 			MinVersion:   tls.VersionTLS12,
 		}
 	}
-	bearer := auth.Tokens(c.tokens, bootstrapTokens)
 	roles := rbac.New(source)
-	authorizer := auth.Authorizers(auth.Masters(), node.New(source, policy.NodeRules()), roles)
+	bearer, authorizer, err := c.webhooks.Chains([]auth.TokenAuthenticator{c.tokens, bootstrapTokens}, node.New(source, policy.NodeRules()), roles)
+	if err != nil {
+		return apiserver.Config{}, err
+	}
 	return apiserver.Config{
 		Store: c.store, SharedStore: c.shared, Encryption: sealing, Audit: c.audit, Limits: c.limits, Log: log,
 		Resources: resources,
