@@ -8,9 +8,11 @@ import (
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	metavalidation "k8s.io/apimachinery/pkg/apis/meta/v1/validation"
+	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/runtime/schema"
 	"k8s.io/apimachinery/pkg/types"
 
+	"github.com/skiff-project/skiff/api"
 	"github.com/skiff-project/skiff/apiserver/registry"
 	"github.com/skiff-project/skiff/apiserver/request"
 	"github.com/skiff-project/skiff/object/codec"
@@ -102,7 +104,7 @@ func (s *Server) delete(c *call) {
 		s.fail(c, err)
 		return
 	}
-	it, deleted, err := c.ep.reg.Delete(c.ctx(), s.writeOf(c, opts, len(opts.DryRun) > 0), opts)
+	it, deleted, err := c.ep.reg.Delete(c.ctx(), s.writeOf(c, func(api.Object) runtime.Object { return opts }, len(opts.DryRun) > 0), opts)
 	if err != nil {
 		s.fail(c, err)
 		return
@@ -175,7 +177,7 @@ func (s *Server) deleteCollection(c *call) {
 
 // deletePage deletes the objects of a page; those gone meanwhile are fine.
 func (s *Server) deletePage(c *call, page registry.Page, opts *metav1.DeleteOptions) error {
-	w := s.writeOf(c, opts, len(opts.DryRun) > 0)
+	w := s.writeOf(c, func(api.Object) runtime.Object { return opts }, len(opts.DryRun) > 0)
 	ctx := context.WithoutCancel(c.ctx())
 	for _, kv := range page.Items {
 		w.Namespace, w.Name = c.ep.reg.Split(kv.Key)

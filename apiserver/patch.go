@@ -128,7 +128,7 @@ func (s *Server) patchObject(c *call, view *api.View, sub string) (registry.Item
 	if err != nil {
 		return registry.Item{}, false, err
 	}
-	u := registry.Update{Write: s.writeOf(c, p.options(), p.isDryRun()), View: view, AllowCreate: p.kind == types.ApplyYAMLPatchType && view == nil}
+	u := registry.Update{Write: s.writeOf(c, p.admitted, p.isDryRun()), View: view, AllowCreate: p.kind == types.ApplyYAMLPatchType && view == nil}
 	u.Change = func(ctx context.Context, old api.Object) (api.Object, error) {
 		obj, err := s.patched(c, p, sub, old)
 		if err != nil {

@@ -169,8 +169,7 @@ func (s *Server) updateScale(c *call, sc *api.Scale) (registry.Item, error) {
 		}
 		edit = func(*autoscalingv1.Scale) (*autoscalingv1.Scale, error) { return body, nil }
 	}
-	options := o.update()
-	w := s.writeOf(c, options, o.isDryRun())
+	w := s.writeOf(c, o.admitted, o.isDryRun())
 	w.Check = nil // the plugins see the Scale, below
 	u := registry.Update{Write: w}
 	u.Change = func(ctx context.Context, parent api.Object) (api.Object, error) {

@@ -58,6 +58,14 @@ func (o writeOptions) update() *metav1.UpdateOptions {
 	return &metav1.UpdateOptions{TypeMeta: optionsMeta("UpdateOptions"), DryRun: o.dryRun, FieldManager: o.manager, FieldValidation: o.validation}
 }
 
+// admitted are the options admission sees: whatever the verb, those of the create or update it comes to.
+func (o writeOptions) admitted(old api.Object) runtime.Object {
+	if old == nil {
+		return o.create()
+	}
+	return o.update()
+}
+
 // decodeBody decodes a request body of kind want into a new object. Unknown
 // and duplicate fields fail or warn as the client asked.
 func (s *Server) decodeBody(c *call, o writeOptions, want schema.GroupVersionKind, into runtime.Object) error {
@@ -195,14 +203,14 @@ func (s *Server) admissionRequest(c *call, obj, old api.Object, options runtime.
 
 // writeOf returns what the registry needs of a request; options go to
 // validating admission and, for deletes, to mutating admission too.
-func (s *Server) writeOf(c *call, options runtime.Object, dryRun bool) registry.Write {
+func (s *Server) writeOf(c *call, options func(old api.Object) runtime.Object, dryRun bool) registry.Write {
 	w := registry.Write{Namespace: c.info.Namespace, Name: c.info.Name, DryRun: dryRun, Warn: c.warn}
 	if len(s.cfg.Admission) > 0 || c.info.Group == rbacv1.GroupName {
 		w.Check = func(ctx context.Context, obj, old api.Object) error {
 			if err := s.guard(ctx, c, obj, old); err != nil {
 				return err
 			}
-			r := s.admissionRequest(c, obj, old, options, dryRun)
+			r := s.admissionRequest(c, obj, old, options(old), dryRun)
 			if obj == nil {
 				// Nothing happens to the object between the two halves of
 				// admission of a delete. A deletecollection names no object itself.
@@ -273,7 +281,7 @@ func (s *Server) createObject(c *call, o writeOptions, options *metav1.CreateOpt
 	if c.ep.terminating {
 		return registry.Item{}, forbidCreate(c, obj.GetName())
 	}
-	w := s.writeOf(c, options, o.isDryRun())
+	w := s.writeOf(c, o.admitted, o.isDryRun())
 	if check := w.Check; version != "" && version != "0" {
 		w.Check = func(ctx context.Context, obj, old api.Object) error { // upstream's store says it: after admission
 			if check != nil {
@@ -352,7 +360,7 @@ func (s *Server) updateObject(c *call, view *api.View, sub string) (registry.Ite
 	}
 	c.warn(owners.Dedup(body, false))
 	manager := managed.Name(o.manager, c.req.UserAgent())
-	u := registry.Update{Write: s.writeOf(c, options, o.isDryRun()), View: view}
+	u := registry.Update{Write: s.writeOf(c, o.admitted, o.isDryRun()), View: view}
 	u.Change = func(ctx context.Context, old api.Object) (api.Object, error) {
 		obj := body.DeepCopyObject().(api.Object)
 		obj = s.managed.Update(c.ep.fields, sub, old, obj, manager)
@@ -367,11 +375,7 @@ func (s *Server) updateObject(c *call, view *api.View, sub string) (registry.Ite
 // admitUpdate runs mutating admission of an update (or of a create by update).
 func (s *Server) admitUpdate(ctx context.Context, c *call, o writeOptions, obj, old api.Object) (api.Object, error) {
 	if len(s.cfg.Admission) > 0 {
-		var options runtime.Object = o.update()
-		if old == nil {
-			options = o.create()
-		}
-		r := s.admissionRequest(c, obj, old, options, o.isDryRun())
+		r := s.admissionRequest(c, obj, old, o.admitted(old), o.isDryRun())
 		if err := admission.Admit(ctx, s.cfg.Admission, r); err != nil {
 			return nil, err
 		}

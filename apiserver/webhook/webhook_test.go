@@ -1,6 +1,7 @@
 package webhook_test
 
 import (
+	"bytes"
 	"context"
 	"crypto/tls"
 	"encoding/json"
@@ -287,7 +288,7 @@ func TestReview(t *testing.T) {
 	want := []string{
 		request("a", "CREATE", object("1"), "null", "true", `{"kind":"CreateOptions","apiVersion":"meta.k8s.io/v1","dryRun":["All"],"fieldManager":"m"}`),
 		request("a", "CREATE", object("1"), "null", "false", `{"kind":"CreateOptions","apiVersion":"meta.k8s.io/v1","fieldManager":"m"}`),
-		request("a", "UPDATE", object("2"), object("1"), "false", `{"kind":"PatchOptions","apiVersion":"meta.k8s.io/v1","fieldManager":"m"}`),
+		request("a", "UPDATE", object("2"), object("1"), "false", `{"kind":"UpdateOptions","apiVersion":"meta.k8s.io/v1","fieldManager":"m"}`),
 		request("", "DELETE", "null", object("2"), "false", `{"kind":"DeleteOptions","apiVersion":"meta.k8s.io/v1"}`),
 	}
 	for i := range max(len(seen), len(want)) {
@@ -316,6 +317,16 @@ func TestValidatingWebhooks(t *testing.T) {
 		io.Copy(io.Discard, req.Body) //nolint:errcheck // the context is over, sooner or later
 		<-req.Context().Done()
 	})
+	w.mux.HandleFunc("/half", func(rw http.ResponseWriter, _ *http.Request) {
+		rw.Header().Set("Content-Length", "1000")
+		io.WriteString(rw, `{"kind":"AdmissionReview"`) //nolint:errcheck // the test's own connection
+	})
+	w.mux.HandleFunc("/huge", func(rw http.ResponseWriter, _ *http.Request) {
+		for range 16 {
+			rw.Write(bytes.Repeat([]byte(" "), 1<<20)) //nolint:errcheck // the client hangs up
+		}
+	})
+	w.mux.Handle("/moved", http.RedirectHandler("/warn", http.StatusTemporaryRedirect))
 	ignore := v1.Ignore
 	for _, c := range []struct {
 		path   string
@@ -336,6 +347,9 @@ func TestValidatingWebhooks(t *testing.T) {
 		{path: "/junk", code: 500, text: `failed calling webhook "junk.example.com": failed to call webhook: couldn't get version/kind; json parse error`},
 		{path: "/500", code: 500, text: `failed to call webhook: an error on the server ("down") has prevented the request from succeeding`},
 		{path: "/404", code: 500, text: `failed to call webhook: the server could not find the requested resource`},
+		{path: "/half", code: 500, text: `failed to call webhook: unexpected error when reading response body. Please retry. Original error: unexpected EOF`},
+		{path: "/huge", code: 500, text: `the webhook's answer is too large`},
+		{path: "/moved", code: 500, text: `failed to call webhook: `},
 		{path: "/slow", code: 500, text: `/slow?timeout=1s": context deadline exceeded`, edit: func(h *v1.ValidatingWebhook) { h.TimeoutSeconds = ptr.To[int32](1) }},
 		{path: "/slow", edit: func(h *v1.ValidatingWebhook) { h.TimeoutSeconds, h.FailurePolicy = ptr.To[int32](1), &ignore }},
 		{path: "/warn", code: 500, text: `x509: certificate signed by unknown authority`, edit: func(h *v1.ValidatingWebhook) { h.ClientConfig.CABundle = nil }},
