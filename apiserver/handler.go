@@ -47,7 +47,7 @@ type caller struct {
 
 // caller is who an aggregated server is told the request is from.
 func (s *Server) caller(c *call) aggregator.Caller {
-	return aggregator.Caller{User: c.user.User, Watch: c.info.LongRunning(c.query), Fail: func(err error) { s.fail(c, err) }}
+	return aggregator.Caller{User: c.user.User, Watch: c.info.LongRunning(c.query), Delegated: c.w.Delegated, Fail: func(err error) { s.fail(c, err) }}
 }
 
 // Handler returns the server as an http.Handler.

@@ -668,6 +668,26 @@ func TestHangingExtension(t *testing.T) {
 	r.up()
 	r.ask("GET", "/openapi/v2", "Accept", "application/json")
 	r.ext.hangs.Store(true)
+	watches, end := context.WithCancel(t.Context())
+	defer end()
+	client, err := rest.HTTPClientFor(r.cfg)
+	if err != nil {
+		t.Fatal(err)
+	}
+	before := r.ext.served.Load()
+	for range 700 { // more than may be in flight
+		go func() {
+			req, err := http.NewRequestWithContext(watches, "GET", r.cfg.Host+flunders+"?watch=true", nil)
+			if err != nil {
+				t.Error(err)
+				return
+			}
+			if resp, err := client.Do(req); err == nil {
+				resp.Body.Close()
+			}
+		}()
+	}
+	r.until("700", func() string { return fmt.Sprint(min(700, r.ext.served.Load()-before)) })
 	began := time.Now()
 	if code, body := r.ask("GET", flunders+"?timeout=1s"); code != 504 || !strings.Contains(body, `"reason":"Timeout"`) {
 		t.Errorf("a list: %d %s", code, body)

@@ -27,8 +27,9 @@ const discoveryTimeout = 5 * time.Second
 type Caller struct {
 	auth.User
 	Watch bool // the request lasts as long as its client likes
-	// Fail answers with a Status.
-	Fail func(error)
+	// Fail answers with a Status. Delegated, if set, is called before the other server is asked.
+	Fail      func(error)
+	Delegated func()
 }
 
 // Serve passes a request on to the server it is for; it reports false,
@@ -56,6 +57,9 @@ func (r *remote) serve(w http.ResponseWriter, req *http.Request, who Caller) {
 		r.a.Log.Debug("the Service of an APIService cannot be reached", "apiservice", r.name, "error", err)
 		http.Error(w, "service unavailable", http.StatusServiceUnavailable)
 		return
+	}
+	if who.Delegated != nil {
+		who.Delegated()
 	}
 	to.RawQuery = req.URL.Query().Encode()
 	allotted := req.Context()

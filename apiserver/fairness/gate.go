@@ -50,7 +50,7 @@ type Request struct {
 	Attributes *auth.Attributes
 	Query      url.Values
 	// Stream tells one that lasts as long as its client likes. A watch keeps
-	// its place only until its answer begins, others take none.
+	// its place only until its answer begins, or is another server's to give; others take none.
 	Stream bool
 	Own    bool          // it is of this process
 	Wait   time.Duration // it waits at most
@@ -86,6 +86,7 @@ func (g *Gate) Admit(w *metrics.Recorder, ctx context.Context, r Request) (relea
 	if !r.Stream {
 		return t.leave, true
 	}
+	w.Delegated = t.leave
 	begun := w.Begun
 	w.Begun = func(code int) {
 		if t.leave(); begun != nil {

@@ -13,6 +13,8 @@ type Recorder struct {
 	Code int
 	// Begun, when set, is called with the code before the answer begins.
 	Begun func(code int)
+	// Delegated, when set, is to be called once a stream is another server's to answer, which may take its time.
+	Delegated func()
 }
 
 func (r *Recorder) begin(code int) {
