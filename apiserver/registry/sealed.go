@@ -56,10 +56,10 @@ func (r *Registry) Open(kv *store.KV) (*store.KV, error) {
 }
 
 func open(enc encryption.Now, kv *store.KV) (*store.KV, error) {
-	s, ok := kv.Attrs.(*sealed)
-	if !ok && !enc.On() {
+	if !enc.On() && !encryption.Encrypted(kv.Value) { // the value is needed anyway; its Attrs are in another cache line
 		return kv, nil
 	}
+	s, ok := kv.Attrs.(*sealed)
 	if ok {
 		if o := s.clear.Load(); o != nil && o.by == enc {
 			if have := o.kv.Value(); have != nil {
