@@ -229,7 +229,8 @@ func New(cfg Config) []Plugin {
 		runtimeClass{read: read},
 	}
 	if cfg.Authorizer != nil {
-		plugins = append(plugins, certificateApproval{authorizer: cfg.Authorizer}, certificateSigning{authorizer: cfg.Authorizer})
+		plugins = append(plugins, certificateApproval{authorizer: cfg.Authorizer}, certificateSigning{authorizer: cfg.Authorizer},
+			podCertificateSigning{authorizer: cfg.Authorizer})
 	}
 	plugins = append(plugins, certificateSubjectRestriction{}, defaultIngressClass{read: read}, podTopologyLabels{read: read})
 	if cfg.Policy != nil {

@@ -402,6 +402,70 @@ func TestNodeRestriction(t *testing.T) {
 	}
 }
 
+func TestNodeAsksForItsPodsCertificates(t *testing.T) {
+	w := newWorld()
+	mine := pod(func(p *corev1.Pod) {
+		p.UID, p.Spec.NodeName, p.Spec.ServiceAccountName = "u1", "n1", "default"
+		p.Spec.Volumes = []corev1.Volume{{Name: "c", VolumeSource: corev1.VolumeSource{Projected: &corev1.ProjectedVolumeSource{Sources: []corev1.VolumeProjection{
+			{PodCertificate: &corev1.PodCertificateProjection{SignerName: "example.com/mtls"}}}}}}}
+	})
+	w["pods"] = []api.Object{mine, pod(func(p *corev1.Pod) { p.Name, p.UID, p.Spec.NodeName = "theirs", "u2", "n2" }),
+		pod(func(p *corev1.Pod) {
+			p.Name, p.UID, p.Spec.NodeName = "static", "u3", "n1"
+			p.Annotations = map[string]string{corev1.MirrorPodAnnotationKey: "x"}
+		})}
+	w["nodes"] = []api.Object{&corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: "n1", UID: "node-1"}}}
+	w["serviceaccounts"] = []api.Object{&corev1.ServiceAccount{ObjectMeta: metav1.ObjectMeta{Namespace: "a", Name: "default", UID: "sa-1"}}}
+	type spec = certificatesv1.PodCertificateRequestSpec
+	const resource, no = "certificates.k8s.io/podcertificaterequests", `podcertificaterequests.certificates.k8s.io "r" is forbidden: `
+	request := func(change func(*spec)) *certificatesv1.PodCertificateRequest {
+		r := &certificatesv1.PodCertificateRequest{ObjectMeta: meta("a", "r"), Spec: spec{SignerName: "example.com/mtls", PodName: "web", PodUID: "u1",
+			ServiceAccountName: "default", ServiceAccountUID: "sa-1", NodeName: "n1", NodeUID: "node-1"}}
+		change(&r.Spec)
+		return r
+	}
+	for _, c := range []struct {
+		name   string
+		change func(*spec)
+		want   string
+	}{
+		{"its pod", func(*spec) {}, ""},
+		{"as another node", func(s *spec) { s.NodeName = "n2" }, no + `PodCertificateRequest.Spec.NodeName="n2", which is not the requesting node "n1"`},
+		{"as a former node", func(s *spec) { s.NodeUID = "old" }, `PodCertificateRequest for pod "a/web" names node UID "old", inconsistent with the running node ("node-1")`},
+		{"a pod that is gone", func(s *spec) { s.PodName = "gone" }, `while retrieving pod "a/gone" named in the PodCertificateRequest: pods "gone" not found`},
+		{"a former pod", func(s *spec) { s.PodUID = "old" }, `PodCertificateRequest for pod "a/web" contains pod UID ("old") which differs from running pod "u1"`},
+		{"another's pod", func(s *spec) { s.PodName, s.PodUID = "theirs", "u2" }, no + `pod "a/theirs" is not running on node "n1" named in the PodCertificateRequest`},
+		{"its mirror pod", func(s *spec) { s.PodName, s.PodUID = "static", "u3" }, no + `pod "a/static" is a mirror pod`},
+		{"another account", func(s *spec) { s.ServiceAccountName = "root" }, no + `PodCertificateRequest for pod "a/web" contains serviceAccountName ("root") that differs from running pod ("default")`},
+		{"a former account", func(s *spec) { s.ServiceAccountUID = "old" }, `PodCertificateRequest for pod "a/web" names service account UID "old", which differs from the running service account ("sa-1")`},
+		{"another signer", func(s *spec) { s.SignerName = "example.com/root" }, no + `pod "a/web" does not mount a podCertificate projected volume for signer "example.com/root"`},
+	} {
+		if got := admit(w, asNode(create(resource, request(c.change)))); got != c.want {
+			t.Errorf("%s:\n got %s\nwant %s", c.name, got, c.want)
+		}
+	}
+	old := request(func(*spec) {})
+	if got := admit(w, asNode(update(resource, old, old))); got != no+"unexpected operation UPDATE" {
+		t.Errorf("update: %s", got)
+	}
+	granted := allowing{}
+	granted["request-serviceaccounts-podcertificate-signer default"] = true
+	if got := admit(w, asNode(create(resource, request(func(s *spec) { s.SignerName = "example.com/root" }))), New(Config{Reader: w, Authorizer: granted})...); got != "" {
+		t.Errorf("a signer allowed by a rule: %s", got)
+	}
+
+	signed := old.DeepCopy()
+	signed.Status.CertificateChain = "x"
+	signer := New(Config{Reader: w, Authorizer: allowing{"sign example.com/mtls": true}})
+	if got := admit(w, update(resource+"/status", signed, old), signer...); got != "" {
+		t.Errorf("a signer's verdict: %s", got)
+	}
+	if got := admit(w, update(resource+"/status", signed, old), New(Config{Reader: w, Authorizer: allowing{}})...); !strings.Contains(got,
+		`is invalid: spec.signerName: Forbidden: User "alice" is not permitted to "sign" for signer "example.com/mtls"`) {
+		t.Errorf("anyone's verdict: %s", got)
+	}
+}
+
 func TestLimitRanger(t *testing.T) {
 	list := func(pairs ...string) corev1.ResourceList {
 		l := corev1.ResourceList{}

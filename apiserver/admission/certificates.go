@@ -12,6 +12,8 @@ import (
 
 	certificatesv1 "k8s.io/api/certificates/v1"
 	"k8s.io/apimachinery/pkg/api/equality"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	"k8s.io/apimachinery/pkg/util/validation/field"
 
 	"github.com/skiff-project/skiff/auth"
 )
@@ -77,6 +79,31 @@ func (p certificateSigning) Validate(ctx context.Context, r *Request) error {
 		return forbidden(r, fmt.Errorf("user not permitted to sign requests with signerName %q", old.Spec.SignerName))
 	}
 	return nil
+}
+
+// podCertificateSigning lets only those decide on a PodCertificateRequest who may sign for its
+// signer. Upstream does this in the storage of the requests, so it cannot be turned off.
+type podCertificateSigning struct {
+	noAdmit
+	authorizer auth.Authorizer
+}
+
+func (podCertificateSigning) Name() string { return "PodCertificateSigning" }
+
+func (p podCertificateSigning) Validate(ctx context.Context, r *Request) error {
+	if !r.is(certificatesv1.GroupName, "podcertificaterequests", "status") || r.Operation() != Update {
+		return nil
+	}
+	old, ok := r.Old.(*certificatesv1.PodCertificateRequest)
+	req, ok2 := r.Object.(*certificatesv1.PodCertificateRequest)
+	if !ok || !ok2 {
+		return forbidden(r, fmt.Errorf("expected type PodCertificateRequest, got: %T", r.Object))
+	}
+	if equality.Semantic.DeepEqual(old.Status, req.Status) || signerAllowed(ctx, p.authorizer, r.User, "sign", old.Spec.SignerName) {
+		return nil
+	}
+	return apierrors.NewInvalid(certificatesv1.SchemeGroupVersion.WithKind("PodCertificateRequest").GroupKind(), old.Name, field.ErrorList{
+		field.Forbidden(field.NewPath("spec", "signerName"), fmt.Sprintf("User %q is not permitted to \"sign\" for signer %q", r.User.Name, old.Spec.SignerName))})
 }
 
 // certificateSubjectRestriction: no certificate makes a cluster administrator.

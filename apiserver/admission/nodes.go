@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net/http"
 	"slices"
 	"strings"
 
@@ -15,6 +16,7 @@ import (
 	storagev1 "k8s.io/api/storage/v1"
 	"k8s.io/apimachinery/pkg/api/equality"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/labels"
 	"k8s.io/apimachinery/pkg/util/sets"
 	kubeletapis "k8s.io/kubelet/pkg/apis"
@@ -76,7 +78,7 @@ func (p nodeRestriction) Admit(ctx context.Context, r *Request) error {
 	case certificatesv1.GroupName + "/certificatesigningrequests":
 		return nodeRequest(name, r)
 	case certificatesv1.GroupName + "/podcertificaterequests":
-		return forbidden(r, errors.New("PodCertificateRequest feature gate is disabled"))
+		return p.podCertificate(ctx, name, r)
 	}
 	return nil
 }
@@ -391,4 +393,85 @@ func nodeRequest(name string, r *Request) error {
 		return forbidden(r, fmt.Errorf("can only create a node CSR with CN=%s", want))
 	}
 	return nil
+}
+
+// podCertificate: a kubelet asks for certificates of its own pods only, with their true identity,
+// and of signers they name.
+func (p nodeRestriction) podCertificate(ctx context.Context, name string, r *Request) error {
+	if r.Operation() != Create {
+		return forbidden(r, fmt.Errorf("unexpected operation %v", r.Operation()))
+	}
+	if r.Subresource != "" {
+		return forbidden(r, fmt.Errorf("unexpected subresource %v", r.Subresource))
+	}
+	req, ok := r.Object.(*certificatesv1.PodCertificateRequest)
+	if !ok {
+		return forbidden(r, fmt.Errorf("unexpected type %T", r.Object))
+	}
+	s, full := &req.Spec, r.Namespace+"/"+req.Spec.PodName
+	if string(s.NodeName) != name {
+		return forbidden(r, fmt.Errorf("PodCertificateRequest.Spec.NodeName=%q, which is not the requesting node %q", s.NodeName, name))
+	}
+	found := func(err error, what, name string) error {
+		if err = fmt.Errorf("while retrieving %s %q named in the PodCertificateRequest: %w", what, name, err); apierrors.IsNotFound(err) {
+			return notYet(err)
+		}
+		return forbidden(r, err)
+	}
+	n, err := get[*corev1.Node](p.read, "", "nodes", "", name)
+	if err != nil {
+		return found(err, "node", name)
+	}
+	if n.UID != s.NodeUID {
+		return notYet(fmt.Errorf("PodCertificateRequest for pod %q names node UID %q, inconsistent with the running node (%q)", full, s.NodeUID, n.UID))
+	}
+	pod, err := get[*corev1.Pod](p.read, "", "pods", r.Namespace, s.PodName)
+	if err != nil {
+		return found(err, "pod", full)
+	}
+	switch {
+	case pod.UID != s.PodUID:
+		return notYet(fmt.Errorf("PodCertificateRequest for pod %q contains pod UID (%q) which differs from running pod %q", full, s.PodUID, pod.UID))
+	case pod.Spec.NodeName != name:
+		return forbidden(r, fmt.Errorf("pod %q is not running on node %q named in the PodCertificateRequest", full, name))
+	case isMirror(pod):
+		return forbidden(r, fmt.Errorf("pod %q is a mirror pod", full))
+	case pod.Spec.ServiceAccountName != s.ServiceAccountName:
+		return forbidden(r, fmt.Errorf("PodCertificateRequest for pod %q contains serviceAccountName (%q) that differs from running pod (%q)",
+			full, s.ServiceAccountName, pod.Spec.ServiceAccountName))
+	}
+	sa, err := get[*corev1.ServiceAccount](p.read, "", "serviceaccounts", r.Namespace, s.ServiceAccountName)
+	if err != nil {
+		return found(err, "service account", r.Namespace+"/"+s.ServiceAccountName)
+	}
+	if sa.UID != s.ServiceAccountUID {
+		return notYet(fmt.Errorf("PodCertificateRequest for pod %q names service account UID %q, which differs from the running service account (%q)",
+			full, s.ServiceAccountUID, sa.UID))
+	}
+	return p.podSigner(ctx, r, pod, s)
+}
+
+// notYet is the answer where what is wrong may be right a moment later, as with upstream's caches:
+// not a refusal, but upstream's 500.
+func notYet(err error) error {
+	return &apierrors.StatusError{ErrStatus: metav1.Status{Status: metav1.StatusFailure, Code: http.StatusInternalServerError,
+		Reason: metav1.StatusReasonUnknown, Message: err.Error()}}
+}
+
+func (p nodeRestriction) podSigner(ctx context.Context, r *Request, pod *corev1.Pod, s *certificatesv1.PodCertificateRequestSpec) error {
+	if slices.ContainsFunc(pod.Spec.Volumes, func(v corev1.Volume) bool {
+		return v.Projected != nil && slices.ContainsFunc(v.Projected.Sources, func(src corev1.VolumeProjection) bool {
+			return src.PodCertificate != nil && src.PodCertificate.SignerName == s.SignerName
+		})
+	}) {
+		return nil
+	}
+	// RBAC knows no resource with a slash: it is written as in names of ClusterTrustBundles.
+	if p.authorizer != nil && userMay(ctx, p.authorizer, auth.Attributes{
+		User: r.User, Verb: "request-serviceaccounts-podcertificate-signer", APIGroup: r.APIGroup, APIVersion: r.APIVersion,
+		Resource: strings.ReplaceAll(s.SignerName, "/", ":"), Namespace: r.Namespace, Name: s.ServiceAccountName, ResourceRequest: true,
+	}) {
+		return nil
+	}
+	return forbidden(r, fmt.Errorf("pod %q does not mount a podCertificate projected volume for signer %q", r.Namespace+"/"+s.PodName, s.SignerName))
 }

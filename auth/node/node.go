@@ -9,6 +9,7 @@ import (
 	"slices"
 	"strings"
 
+	certificatesv1 "k8s.io/api/certificates/v1"
 	corev1 "k8s.io/api/core/v1"
 	rbacv1 "k8s.io/api/rbac/v1"
 	resourcev1 "k8s.io/api/resource/v1"
@@ -96,7 +97,7 @@ func (z *Authorizer) decide(node string, a auth.Attributes) (bool, string) {
 		case "resource.k8s.io/resourceslices":
 			return z.slice(node, a)
 		case "certificates.k8s.io/podcertificaterequests":
-			return false, fmt.Sprintf("nodes may not %s podcertificaterequests", a.Verb)
+			return z.podCertificate(node, a)
 		}
 	}
 	return rbac.RulesAllow(z.rules, a), ""
@@ -228,6 +229,26 @@ func (z *Authorizer) slice(node string, a auth.Attributes) (bool, string) {
 		return selects(a, "spec.nodeName", node), "can only list/watch/deletecollection resourceslices with nodeName field selector"
 	}
 	return false, "only the following verbs are allowed for a ResourceSlice: get, watch, list, create, update, patch, delete, deletecollection"
+}
+
+// podCertificate: what is created is kept to the node's own pods by the NodeRestriction plugin.
+func (z *Authorizer) podCertificate(node string, a auth.Attributes) (bool, string) {
+	if a.Subresource != "" {
+		return false, "nodes may not access the status subresource of PodCertificateRequests"
+	}
+	switch a.Verb {
+	case "create":
+		return true, ""
+	case "get":
+		return z.check(node, a, func(node string, a auth.Attributes) bool {
+			obj, err := z.reader.Get(a.APIGroup, a.Resource, a.Namespace, a.Name)
+			r, ok := obj.(*certificatesv1.PodCertificateRequest)
+			return err == nil && ok && string(r.Spec.NodeName) == node
+		})
+	case "list", "watch":
+		return selects(a, "spec.nodeName", node), "can only list/watch podcertificaterequests with nodeName field selector"
+	}
+	return false, fmt.Sprintf("nodes may not %s podcertificaterequests", a.Verb)
 }
 
 func nodeObject(node string, a auth.Attributes) (bool, string) {

@@ -5,12 +5,14 @@ import (
 	"errors"
 	"testing"
 
+	certificatesv1 "k8s.io/api/certificates/v1"
 	corev1 "k8s.io/api/core/v1"
 	storagev1 "k8s.io/api/storage/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/fields"
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/selection"
+	"k8s.io/apimachinery/pkg/types"
 
 	"github.com/skiff-project/skiff/auth"
 	"github.com/skiff-project/skiff/auth/rbac/policy"
@@ -62,7 +64,11 @@ func world() objects {
 	mirror.Annotations = map[string]string{corev1.MirrorPodAnnotationKey: "x"}
 	other := &corev1.Pod{ObjectMeta: meta("a", "other"), Spec: corev1.PodSpec{NodeName: "n2", ServiceAccountName: "other",
 		ImagePullSecrets: []corev1.LocalObjectReference{local("theirs")}}}
+	request := func(node types.NodeName) *certificatesv1.PodCertificateRequest {
+		return &certificatesv1.PodCertificateRequest{Spec: certificatesv1.PodCertificateRequestSpec{NodeName: node}}
+	}
 	return objects{
+		"podcertificaterequests a/r1": request("n1"), "podcertificaterequests a/r2": request("n2"),
 		"pods a/web": web, "pods a/static-n1": mirror, "pods a/other": other,
 		"persistentvolumeclaims a/data": &corev1.PersistentVolumeClaim{ObjectMeta: meta("a", "data"), Spec: corev1.PersistentVolumeClaimSpec{VolumeName: "pv1"}},
 		"persistentvolumes /pv1": &corev1.PersistentVolume{ObjectMeta: meta("", "pv1"), Spec: corev1.PersistentVolumeSpec{
@@ -117,6 +123,13 @@ func TestAuthorize(t *testing.T) {
 		{"token of another account", at{Verb: "create", Namespace: "a", Resource: "serviceaccounts", Subresource: "token", Name: "other"}, false, unrelated},
 		{"token through a mirror pod", at{Verb: "create", Namespace: "a", Resource: "serviceaccounts", Subresource: "token", Name: "stolen"}, false, unrelated},
 		{"making an account", at{Verb: "create", Namespace: "a", Resource: "serviceaccounts", Name: "app"}, false, "can only create token subresource of serviceaccount"},
+		{"asking for a pod's certificate", at{Verb: "create", APIGroup: "certificates.k8s.io", Namespace: "a", Resource: "podcertificaterequests"}, true, ""},
+		{"its request", at{Verb: "get", APIGroup: "certificates.k8s.io", Namespace: "a", Resource: "podcertificaterequests", Name: "r1"}, true, ""},
+		{"another's request", at{Verb: "get", APIGroup: "certificates.k8s.io", Namespace: "a", Resource: "podcertificaterequests", Name: "r2"}, false, unrelated},
+		{"its requests", at{Verb: "watch", APIGroup: "certificates.k8s.io", Resource: "podcertificaterequests", FieldSelector: onNode("n1")}, true, ""},
+		{"all requests", at{Verb: "list", APIGroup: "certificates.k8s.io", Resource: "podcertificaterequests"}, false, "can only list/watch podcertificaterequests with nodeName field selector"},
+		{"deciding on a request", at{Verb: "update", APIGroup: "certificates.k8s.io", Namespace: "a", Resource: "podcertificaterequests", Subresource: "status", Name: "r1"}, false, "nodes may not access the status subresource of PodCertificateRequests"},
+		{"deleting its request", at{Verb: "delete", APIGroup: "certificates.k8s.io", Namespace: "a", Resource: "podcertificaterequests", Name: "r1"}, false, "nodes may not delete podcertificaterequests"},
 		{"its lease", at{Verb: "update", APIGroup: "coordination.k8s.io", Namespace: "kube-node-lease", Resource: "leases", Name: "n1"}, true, ""},
 		{"another's lease", at{Verb: "update", APIGroup: "coordination.k8s.io", Namespace: "kube-node-lease", Resource: "leases", Name: "n2"}, false, "can only access node lease with the same name as the requesting node"},
 		{"a lease elsewhere", at{Verb: "get", APIGroup: "coordination.k8s.io", Namespace: "kube-system", Resource: "leases", Name: "n1"}, false, `can only access leases in the "kube-node-lease" system namespace`},
