@@ -19,6 +19,7 @@ import (
 	"github.com/skiff-project/skiff/controller/namespace"
 	"github.com/skiff-project/skiff/controller/nodeipam"
 	"github.com/skiff-project/skiff/controller/nodelifecycle"
+	"github.com/skiff-project/skiff/controller/podcertificates"
 	"github.com/skiff-project/skiff/controller/podgc"
 	"github.com/skiff-project/skiff/controller/policystatus"
 	"github.com/skiff-project/skiff/controller/replicaset"
@@ -103,6 +104,7 @@ var list = []entry{
 		build: plain(volumeprotection.NewVolumes)},
 	{name: "volumeattributesclass-protection-controller", account: "volumeattributesclass-protection-controller",
 		build: plain(volumeprotection.NewClasses)},
+	{name: "podcertificaterequest-cleaner-controller", account: "podcertificaterequestcleaner", build: plain(podcertificates.New)},
 	{name: "pod-garbage-collector-controller", alias: "podgc", account: "pod-garbage-collector",
 		build: func(env engine.Env, cfg Config) (*engine.Controller, error) {
 			return podgc.New(env, cfg.TerminatedPodLimit)
