@@ -116,6 +116,9 @@ func TestALevelWithoutSeatsRefuses(t *testing.T) {
 		return resp
 	}
 	nobody := auth.User{Name: "x"} // in no group any schema names: catch-all
+	until(t, "the levels to be known", func() bool {
+		return create(nobody, "before").Header.Get("X-Kubernetes-PF-PriorityLevel-UID") != ""
+	})
 	first := make(chan *http.Response, 1)
 	go func() { first <- create(nobody, "block") }()
 	<-block
