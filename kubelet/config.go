@@ -82,8 +82,8 @@ type Config struct {
 	HousekeepPeriod time.Duration // garbage collection; default 60 s
 	EvictionPeriod  time.Duration // check of disk limits; default 10 s
 
-	Log   *slog.Logger // default: discards
-	Clock clock.Clock  // default: the real one
+	Log   *slog.Logger     // default: discards
+	Clock clock.WithTicker // default: the real one
 }
 
 func setDefault[T comparable](field *T, value T) {

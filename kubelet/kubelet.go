@@ -24,6 +24,7 @@ import (
 	"github.com/skiff-project/skiff/kubelet/env"
 	"github.com/skiff-project/skiff/kubelet/node"
 	"github.com/skiff-project/skiff/kubelet/objects"
+	"github.com/skiff-project/skiff/kubelet/podcert"
 	"github.com/skiff-project/skiff/kubelet/probe"
 	"github.com/skiff-project/skiff/kubelet/volume"
 )
@@ -35,6 +36,7 @@ type Kubelet struct {
 	cgroups   *cgroup.Tree
 	volumes   *volume.Host
 	objects   *objects.Cache
+	certs     *podcert.Issuer
 	prober    *probe.Runner
 	statuses  *statusWriter
 	recorder  record.EventRecorder
@@ -198,8 +200,14 @@ func (k *Kubelet) prepare(ctx context.Context) error {
 		k.cfg.Log.Warn("the container runtime does not answer yet", "err", err)
 	}
 	k.objects = objects.New(ctx, k.cfg.Client, k.cfg.Log, k.objectsChanged)
+	k.certs = podcert.New(ctx, podcert.Config{Client: k.cfg.Client, NodeName: k.cfg.NodeName, NodeUID: k.nodeUID, Clock: k.cfg.Clock, Log: k.cfg.Log,
+		Spawn: k.spawn, Changed: func(uid types.UID) { k.objectsChanged([]types.UID{uid}) },
+		Event: func(pod *v1.Pod, reason, message string) {
+			k.recorder.Event(pod, v1.EventTypeWarning, reason, message)
+		}})
 	k.volumes = &volume.Host{PodsDir: pods, Client: k.cfg.Client, ConfigMap: k.objects.ConfigMap, Secret: k.objects.Secret,
-		NodeIPs: k.cfg.NodeIPs, NodeName: k.cfg.NodeName, Node: k.envNode, Now: k.cfg.Clock.Now}
+		NodeIPs: k.cfg.NodeIPs, NodeName: k.cfg.NodeName, Node: k.envNode, Now: k.cfg.Clock.Now,
+		Certificates: k.certs}
 	return nil
 }
 
@@ -216,6 +224,14 @@ func (k *Kubelet) nodeRef() *v1.ObjectReference {
 		ref.UID = n.UID
 	}
 	return ref
+}
+
+// nodeUID is the UID of this Node at the API, "" while it is not known.
+func (k *Kubelet) nodeUID() types.UID {
+	if n := k.node.Load(); n != nil {
+		return n.UID
+	}
+	return ""
 }
 
 // envNode is the node as the downward API sees it.

@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"io"
 	"net/http"
+	"slices"
 	"strings"
 	"time"
 
@@ -35,6 +36,14 @@ func (s *Server) metrics(w http.ResponseWriter, _ *http.Request) {
 	metric(w, "kubelet_node_name", "gauge", "[ALPHA] The node's name. The count is always 1.", []string{fmt.Sprintf("kubelet_node_name{node=%q} 1", s.cfg.NodeName)})
 	metric(w, "kubelet_running_pods", "gauge", "[BETA] Number of pods that have a running pod sandbox", []string{fmt.Sprintf("kubelet_running_pods %d", running)})
 	metric(w, "kubelet_running_containers", "gauge", "[BETA] Number of containers currently running", []string{fmt.Sprintf(`kubelet_running_containers{container_state="running"} %d`, containers)})
+	var certs []string
+	for k, n := range s.cfg.Certificates() {
+		certs = append(certs, fmt.Sprintf("kubelet_podcertificate_states{signer_name=%q,state=%q} %d", k.Signer, k.State, n))
+	}
+	if slices.Sort(certs); certs != nil {
+		metric(w, "kubelet_podcertificate_states", "gauge",
+			"[ALPHA] Gauge vector reporting the number of pod certificate projected volume sources, faceted by signer_name and state.", certs)
+	}
 	metric(w, "kubernetes_build_info", "gauge", "[BETA] Version the node was built from.", []string{fmt.Sprintf("kubernetes_build_info{git_version=%q} 1", s.cfg.Version)})
 }
 

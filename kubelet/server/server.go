@@ -26,6 +26,7 @@ import (
 	"k8s.io/utils/clock"
 
 	"github.com/skiff-project/skiff/kubelet/logs"
+	"github.com/skiff-project/skiff/kubelet/podcert"
 )
 
 // Backend is what the server shows.
@@ -72,8 +73,10 @@ type Config struct {
 	ClientCA *x509.CertPool // nil: client certificates identify nobody
 	Client   kubernetes.Interface
 	Backend  Backend
-	Log      *slog.Logger
-	Clock    clock.PassiveClock
+	// Certificates counts the certificates of pods for the metrics; nil: there are none.
+	Certificates func() map[podcert.SignerState]int
+	Log          *slog.Logger
+	Clock        clock.PassiveClock
 }
 
 // Server serves the node API.
@@ -84,6 +87,9 @@ type Server struct {
 
 // New makes a server; nothing listens before Run.
 func New(cfg Config) (*Server, error) {
+	if cfg.Certificates == nil {
+		cfg.Certificates = func() map[podcert.SignerState]int { return nil }
+	}
 	if cfg.Cert == nil || cfg.Client == nil || cfg.Backend == nil {
 		return nil, errors.New("node API server: Cert, Client and Backend are required")
 	}

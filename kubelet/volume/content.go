@@ -187,7 +187,7 @@ func projectedPayload(src *v1.ProjectedVolumeSource) payload {
 		var next time.Time
 		var errs []error
 		for i := range src.Sources {
-			files, refresh, err := projectOne(ctx, c, &src.Sources[i])
+			files, refresh, err := projectOne(ctx, c, i, &src.Sources[i])
 			if err != nil {
 				errs = append(errs, err)
 				continue
@@ -206,7 +206,7 @@ func projectedPayload(src *v1.ProjectedVolumeSource) payload {
 // trustBundleRecheck is how often projected trust bundles, which are not watched, are read again.
 const trustBundleRecheck = time.Minute
 
-func projectOne(ctx context.Context, c *content, s *v1.VolumeProjection) (map[string]File, time.Time, error) {
+func projectOne(ctx context.Context, c *content, i int, s *v1.VolumeProjection) (map[string]File, time.Time, error) {
 	var none time.Time
 	switch {
 	case s.Secret != nil:
@@ -224,7 +224,8 @@ func projectOne(ctx context.Context, c *content, s *v1.VolumeProjection) (map[st
 		f, err := trustBundle(ctx, c, s.ClusterTrustBundle)
 		return f, c.pod.host.Now().Add(trustBundleRecheck), err
 	case s.PodCertificate != nil:
-		return nil, none, fmt.Errorf("projected volume source podCertificate is not supported by this node")
+		f, err := certificateFiles(c, i, s.PodCertificate)
+		return f, none, err
 	}
 	return nil, none, fmt.Errorf("projected volume source is empty or not supported by this node")
 }

@@ -10,6 +10,7 @@ import (
 	"strings"
 
 	"golang.org/x/sys/unix"
+	"k8s.io/apimachinery/pkg/types"
 )
 
 // Remove takes down everything mounted below a pod's folder and deletes its volumes. It reads the
@@ -23,6 +24,9 @@ func (h *Host) Remove(uid string) error {
 		}
 	}
 	h.ForgetTokens(uid)
+	if h.Certificates != nil {
+		h.Certificates.Forget(types.UID(uid))
+	}
 	return nil
 }
 

@@ -4,7 +4,9 @@ import (
 	"context"
 	"crypto/sha256"
 	"encoding/pem"
+	"errors"
 	"fmt"
+	"path/filepath"
 	"slices"
 	"strings"
 	"sync"
@@ -43,12 +45,8 @@ func (t token) renewAt() time.Time {
 }
 
 func tokenFile(ctx context.Context, c *content, src *v1.ServiceAccountTokenProjection) (map[string]File, time.Time, error) {
-	pod := c.pod.pod
-	f := File{Mode: c.mode, UID: singleUser(pod)}
-	if f.UID != nil || fsGroup(pod) != nil {
-		f.Mode = 0o600
-	}
-	t, err := c.pod.host.token(ctx, pod, src)
+	f := c.private()
+	t, err := c.pod.host.token(ctx, c.pod.pod, src)
 	if err != nil {
 		return nil, time.Time{}, err
 	}
@@ -58,6 +56,40 @@ func tokenFile(ctx context.Context, c *content, src *v1.ServiceAccountTokenProje
 		next = now.Add(retryToken)
 	}
 	return map[string]File{src.Path: f}, next, nil
+}
+
+// private is a file for the pod's one user, or its group, and nobody else; where there is neither,
+// it has the volume's mode.
+func (c *content) private() File {
+	f := File{Mode: c.mode, UID: singleUser(c.pod.pod)}
+	if f.UID != nil || fsGroup(c.pod.pod) != nil {
+		f.Mode = 0o600
+	}
+	return f
+}
+
+// certificateFiles are the key and the chain of the pod's certificate, in one file or two.
+func certificateFiles(c *content, i int, src *v1.PodCertificateProjection) (map[string]File, error) {
+	h := c.pod.host
+	if h.Certificates == nil {
+		return nil, errors.New("this node has no certificates for pods")
+	}
+	key, chain, err := h.Certificates.Bundle(c.pod.pod, filepath.Base(c.dir), i, src)
+	if err != nil {
+		return nil, err
+	}
+	files := map[string]File{}
+	for _, f := range []struct {
+		path string
+		data []byte
+	}{{src.CredentialBundlePath, slices.Concat(key, chain)}, {src.KeyPath, key}, {src.CertificateChainPath, chain}} {
+		if f.path != "" {
+			file := c.private()
+			file.Data = f.data
+			files[f.path] = file
+		}
+	}
+	return files, nil
 }
 
 func (h *Host) token(ctx context.Context, pod *v1.Pod, src *v1.ServiceAccountTokenProjection) (token, error) {

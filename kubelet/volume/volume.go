@@ -13,6 +13,7 @@ import (
 	"time"
 
 	v1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/client-go/kubernetes"
 
 	"github.com/skiff-project/skiff/kubelet/env"
@@ -42,7 +43,16 @@ type Host struct {
 	NodeName  string
 	Node      func() env.Node
 	Now       func() time.Time
-	tokens    tokenCache
+	// Certificates gives pods their certificates; nil: there are none here.
+	Certificates Certificates
+	tokens       tokenCache
+}
+
+// Certificates is podcert.Issuer: Bundle returns the key and the chain of a projected volume's source
+// in PEM, or why there are none yet; Forget drops what is held for a pod.
+type Certificates interface {
+	Bundle(pod *v1.Pod, volume string, source int, spec *v1.PodCertificateProjection) (key, chain []byte, err error)
+	Forget(pod types.UID)
 }
 
 // MountError says which volume failed.

@@ -3,6 +3,7 @@ package volume
 import (
 	"context"
 	"errors"
+	"fmt"
 	"os"
 	"path/filepath"
 	"strings"
@@ -16,6 +17,7 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/runtime/schema"
+	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/client-go/kubernetes/fake"
 	clienttesting "k8s.io/client-go/testing"
 
@@ -247,6 +249,60 @@ func TestTokenIsRenewedInTime(t *testing.T) {
 	b.failing = false
 	if err := b.vols.Renew(context.Background(), b.pod, nil); err != nil || b.read(v, "token") != "token-2" {
 		t.Errorf("renewed: %v %q", err, b.read(v, "token"))
+	}
+}
+
+// bundle is a Certificates that has one certificate, or none.
+type bundle struct {
+	key, chain string
+	asked      string
+	forgotten  types.UID
+}
+
+func (c *bundle) Bundle(pod *v1.Pod, volume string, i int, _ *v1.PodCertificateProjection) (key, chain []byte, err error) {
+	c.asked = fmt.Sprint(pod.Name, " ", volume, " ", i)
+	if c.key == "" {
+		return nil, nil, errors.New("credential bundle is not issued yet")
+	}
+	return []byte(c.key), []byte(c.chain), nil
+}
+
+func (c *bundle) Forget(pod types.UID) { c.forgotten = pod }
+
+func TestPodCertificate(t *testing.T) {
+	b := newBench(t, with(v1.VolumeSource{Projected: &v1.ProjectedVolumeSource{Sources: []v1.VolumeProjection{
+		{ConfigMap: &v1.ConfigMapProjection{LocalObjectReference: v1.LocalObjectReference{Name: "cm"}}},
+		{PodCertificate: &v1.PodCertificateProjection{CredentialBundlePath: "tls/bundle.pem"}},
+		{PodCertificate: &v1.PodCertificateProjection{KeyPath: "key.pem", CertificateChainPath: "chain.pem"}},
+	}}}))
+	b.pod.Spec.SecurityContext = &v1.PodSecurityContext{FSGroup: new(int64(os.Getgid()))}
+	c := &bundle{}
+	b.host.Certificates = c
+	if err := b.mount(); err == nil || !strings.Contains(err.Error(), `failed for volume "v" : credential bundle is not issued yet`) {
+		t.Fatalf("before it is issued: %v", err)
+	}
+	if c.asked != b.pod.Name+" v 2" {
+		t.Errorf("asked: %s", c.asked)
+	}
+	c.key, c.chain = "key1;", "chain1;"
+	v := b.mustMount()
+	content := func(want string) {
+		t.Helper()
+		if got := b.read(v, "tls/bundle.pem") + " " + b.read(v, "key.pem") + " " + b.read(v, "chain.pem") + " " + b.read(v, "a"); got != want {
+			t.Errorf("content: %q, want %q", got, want)
+		}
+	}
+	content("key1;chain1; key1; chain1; 1")
+	if fi, err := os.Stat(filepath.Join(v.Path(), "key.pem")); err != nil || fi.Mode().Perm()&0o007 != 0 {
+		t.Errorf("the key is for everybody: %v %v", fi.Mode(), err)
+	}
+	c.key, c.chain = "key2;", "chain2;"
+	if err := b.vols.Renew(context.Background(), b.pod, nil); err != nil {
+		t.Fatal(err)
+	}
+	content("key2;chain2; key2; chain2; 1")
+	if err := b.host.Remove(string(b.pod.UID)); err != nil || c.forgotten != b.pod.UID {
+		t.Errorf("after the removal: %v, forgotten %q", err, c.forgotten)
 	}
 }
 
