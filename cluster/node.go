@@ -85,6 +85,7 @@ func runtimeConfig(o Options, n runtime.Network, log *slog.Logger) runtime.Confi
 		StateDir:     o.path("runtime", "state"),
 		CgroupParent: o.CgroupRoot(),
 		Network:      n,
+		Registries:   o.path("registries.yaml"),
 		Version:      Version,
 		Log:          log,
 	}

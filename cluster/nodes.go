@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"log/slog"
 	"net/netip"
 	"os"
@@ -116,6 +117,9 @@ func (c *Cluster) startNodes(ctx context.Context) error {
 func (c *Cluster) prepareFurther(ctx context.Context, n *Options) error {
 	if err := os.MkdirAll(n.path("log"), 0o700); err != nil {
 		return err
+	}
+	if err := os.Symlink("../../registries.yaml", n.path("registries.yaml")); err != nil && !errors.Is(err, fs.ErrExist) {
+		return err // one file of mirrors is for all nodes of this machine
 	}
 	if err := innetns.Make(n.netns()); err != nil {
 		return err

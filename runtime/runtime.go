@@ -84,6 +84,8 @@ type Config struct {
 	OnPodCIDR func(cidr string)
 	// PlainHTTPRegistries are registries (host[:port]) reached without TLS.
 	PlainHTTPRegistries []string
+	// Registries is a file that names mirrors of registries, in k3s' form. Default: none.
+	Registries string
 	// Version is reported to the kubelet. Default: "dev".
 	Version string
 }
@@ -141,7 +143,7 @@ func New(cfg Config) (*Runtime, error) {
 			return nil, err
 		}
 	}
-	r.images, err = image.New(image.Config{Root: r.path("images"), Log: cfg.Log, LayersInUse: r.layersInUse})
+	r.images, err = image.New(image.Config{Root: r.path("images"), Log: cfg.Log, LayersInUse: r.layersInUse, Mirrors: cfg.Registries})
 	if err != nil {
 		return nil, err
 	}

@@ -6,8 +6,10 @@ import (
 	"compress/gzip"
 	"context"
 	"encoding/json"
+	"fmt"
 	"io"
 	"log"
+	"net/http"
 	"net/http/httptest"
 	"os"
 	"path/filepath"
@@ -366,6 +368,60 @@ func TestPull(t *testing.T) {
 	}
 	if img, err := s2.Resolve(host + "/team/app:v1"); err != nil || img.ID != got.ID {
 		t.Errorf("after restart: %+v %v", img, err)
+	}
+}
+
+func TestPullFromMirrors(t *testing.T) {
+	var asked []string // host and Authorization of each request
+	reg := registry.New(registry.Logger(log.New(io.Discard, "", 0)))
+	record := func(h http.Handler) *httptest.Server {
+		srv := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			asked = append(asked, r.Host+" "+r.Header.Get("Authorization"))
+			h.ServeHTTP(w, r)
+		}))
+		t.Cleanup(srv.Close)
+		return srv
+	}
+	origin, mirror, nothing := record(reg), record(reg), record(http.NotFoundHandler())
+	host := strings.TrimPrefix(origin.URL, "http://")
+	ref, err := name.ParseReference(strings.TrimPrefix(mirror.URL, "http://") + "/copies/app:v1")
+	if err != nil {
+		t.Fatal(err)
+	}
+	img := makeImage(t, layerBytes(t, entry{name: "a", content: "one"}))
+	if err := remote.Write(ref, img); err != nil {
+		t.Fatal(err)
+	}
+	s := newStore(t)
+	s.cfg.Mirrors = filepath.Join(t.TempDir(), "registries.yaml")
+	pull := func(file string) (Image, error) {
+		t.Helper()
+		if err := os.WriteFile(s.cfg.Mirrors, []byte(file), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		asked = nil
+		return s.Pull(context.Background(), host+"/app:v1", PullOptions{Auth: Auth{Username: "u", Password: "p"}})
+	}
+	got, err := pull(fmt.Sprintf("mirrors: {%q: {endpoint: [%q, %q]}}", host, nothing.URL, mirror.URL+"/v2/copies/"))
+	if err != nil || got.Tags[0] != host+"/app:v1" {
+		t.Fatalf("the image keeps the name asked for: %+v %v", got, err)
+	}
+	for _, a := range asked {
+		if strings.HasPrefix(a, host+" ") || !strings.HasSuffix(a, " ") {
+			t.Errorf("asked %q: a mirror that has the image is enough, and gets no credentials", a)
+		}
+	}
+	if _, err := pull(fmt.Sprintf("mirrors: {'*': {endpoint: [%q]}}", nothing.URL)); err == nil || !strings.Contains(err.Error(), "mirror "+nothing.URL) ||
+		!strings.HasPrefix(asked[len(asked)-1], host+" ") {
+		t.Errorf("after the mirrors the registry itself is asked: %v %q", err, asked)
+	}
+	for file, want := range map[string]string{
+		"mirrors: {'*': {endpoint: [localhost]}}": `the mirror "localhost" of ` + host,
+		"mirrors: {'*': {rewrite: {}}}":           `unknown field "rewrite"`,
+	} {
+		if _, err := pull(file); err == nil || !strings.Contains(err.Error(), want) || len(asked) > 0 {
+			t.Errorf("%s: %v", file, err)
+		}
 	}
 }
 

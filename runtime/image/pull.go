@@ -11,7 +11,6 @@ import (
 	"strings"
 
 	"github.com/google/go-containerregistry/pkg/authn"
-	"github.com/google/go-containerregistry/pkg/name"
 	v1 "github.com/google/go-containerregistry/pkg/v1"
 	"github.com/google/go-containerregistry/pkg/v1/remote"
 )
@@ -93,27 +92,12 @@ func (s *Store) pull(ctx context.Context, r Reference, o PullOptions) (Image, er
 	if err != nil {
 		return Image{}, err
 	}
-	var opts []name.Option
-	host, _, _ := strings.Cut(r.Name, "/")
-	for _, h := range o.PlainHTTP {
-		if h == host {
-			opts = append(opts, name.Insecure)
-		}
-	}
-	target := r.Name + ":" + r.Tag
-	if r.Digest != "" {
-		target = r.Digested()
-	}
-	nr, err := name.ParseReference(target, opts...)
-	if err != nil {
-		return Image{}, err
-	}
-	ro := []remote.Option{remote.WithContext(ctx), remote.WithAuth(auth), remote.WithUserAgent("skiff"),
+	ro := []remote.Option{remote.WithContext(ctx), remote.WithUserAgent("skiff"),
 		remote.WithPlatform(v1.Platform{OS: "linux", Architecture: runtime.GOARCH}), remote.WithJobs(s.cfg.Concurrency)}
 	if o.Transport != nil {
 		ro = append(ro, remote.WithTransport(o.Transport))
 	}
-	desc, err := remote.Get(nr, ro...)
+	desc, err := s.fetch(ctx, r, o, ro, remote.WithAuth(auth))
 	if err != nil {
 		return Image{}, err
 	}

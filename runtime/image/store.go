@@ -46,6 +46,9 @@ type Config struct {
 	MaxLayerBytes int64
 	// Concurrency bounds layers fetched and unpacked at once. Default: 3.
 	Concurrency int
+	// Mirrors is a file that names mirrors of registries, in k3s' form: see endpoints.
+	// Default: none.
+	Mirrors string
 }
 
 // Image is one image. Values handed out are copies of the store's.

@@ -110,6 +110,11 @@ func run(ctx context.Context, o options) error {
 		if !o.keep {
 			defer c.stop()
 		}
+		unserve, err := c.mirror(archive)
+		if err != nil {
+			return fmt.Errorf("serve the images: %w", err)
+		}
+		defer unserve()
 		kubeconfig = c.kubeconfig
 	}
 	fmt.Printf("running %d tests, %d at a time; log: %s\n", len(tests), o.procs, filepath.Join(o.out, "e2e.log"))
