@@ -55,7 +55,8 @@ type Resource struct {
 	// storage (reviews) has just "create" and a Create function.
 	Verbs []string
 	// Codec stores objects in a form of its own, custom resources as JSON. Nil:
-	// protobuf, as upstream. DecodeJSON reads what another API server stored as JSON.
+	// protobuf, as upstream. DecodeJSON reads what another API server stored as JSON, where
+	// that may be another version.
 	Codec      Codec
 	DecodeJSON func(value []byte) (Object, error)
 	// HashKind is the stored kind where StoredKind is not it (each version of a custom resource is a

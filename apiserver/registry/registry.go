@@ -7,6 +7,7 @@ package registry
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"net/http"
@@ -180,31 +181,47 @@ func (r *Registry) Each(kvs []*store.KV, f func(api.Object) error) error {
 
 // decode decodes a version in the clear.
 func (r *Registry) decode(kv *store.KV) (api.Object, error) {
-	read := r.Resource.DecodeJSON
-	if c := r.Resource.Codec; c != nil {
-		read = c.Decode
+	read := r.fromJSON
+	switch {
+	case r.Resource.Codec != nil:
+		read = r.Resource.Codec.Decode
+	case wire.IsProtobuf(kv.Value):
+		read = r.fromProtobuf
+	case r.Resource.DecodeJSON != nil:
+		read = r.Resource.DecodeJSON
 	}
-	if read != nil && !wire.IsProtobuf(kv.Value) {
-		obj, err := read(kv.Value)
-		if err != nil {
-			return nil, apierrors.NewInternalError(err)
-		}
-		obj.SetResourceVersion(strconv.FormatInt(kv.ModRevision, 10))
-		return obj, nil
-	}
-	obj := r.New()
-	m, ok := obj.(interface{ Unmarshal([]byte) error })
-	if !ok {
-		return nil, fmt.Errorf("%s: type %T has no protobuf form", kv.Key, obj)
-	}
-	env, err := wire.Open(kv.Value)
-	if err == nil {
-		err = m.Unmarshal(env.Raw)
-	}
+	obj, err := read(kv.Value)
 	if err != nil {
 		return nil, apierrors.NewInternalError(fmt.Errorf("stored object %s is unreadable: %w", kv.Key, err))
 	}
 	obj.SetResourceVersion(strconv.FormatInt(kv.ModRevision, 10))
+	return obj, nil
+}
+
+func (r *Registry) fromProtobuf(value []byte) (api.Object, error) {
+	obj := r.New()
+	m, ok := obj.(interface{ Unmarshal([]byte) error })
+	if !ok {
+		return nil, fmt.Errorf("type %T has no protobuf form", obj)
+	}
+	env, err := wire.Open(value)
+	if err != nil {
+		return nil, err
+	}
+	return obj, m.Unmarshal(env.Raw)
+}
+
+// fromJSON reads what another API server stored: upstream's keeps APIServices as JSON, and
+// with --storage-media-type everything.
+func (r *Registry) fromJSON(value []byte) (api.Object, error) {
+	obj := r.New()
+	if err := json.Unmarshal(value, obj); err != nil {
+		return nil, fmt.Errorf("neither protobuf nor JSON: %w", err)
+	}
+	if gvk := obj.GetObjectKind().GroupVersionKind(); gvk != r.kind {
+		return nil, fmt.Errorf("it is a %s, not a %s", gvk, r.kind)
+	}
+	obj.GetObjectKind().SetGroupVersionKind(schema.GroupVersionKind{}) // as objects read from protobuf
 	return obj, nil
 }
 

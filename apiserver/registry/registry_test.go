@@ -220,3 +220,34 @@ func TestExpiry(t *testing.T) {
 		t.Errorf("leases %d and %d: objects written together share one", a.KV.Lease, b.KV.Lease)
 	}
 }
+
+// What another API server stored as JSON is read; what is damaged names its key.
+func TestForeignForms(t *testing.T) {
+	r, st := newRegistry(t)
+	for name, value := range map[string]string{
+		"json":    `{"kind":"ConfigMap","apiVersion":"v1","metadata":{"name":"json","namespace":"n"},"data":{"color":"red"}}`,
+		"other":   `{"kind":"Secret","apiVersion":"v1","metadata":{"name":"other","namespace":"n"}}`,
+		"damaged": "k8\x00\x01",
+	} {
+		if _, err := st.Txn(t.Context(), store.Txn{Then: []store.Op{{Kind: store.OpPut, Key: "/registry/things/n/" + name, Value: []byte(value)}}}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	read := func(name string) (api.Object, error) {
+		it, err := r.Get(t.Context(), "n", name, "")
+		if err != nil {
+			t.Fatal(err)
+		}
+		return r.Object(it)
+	}
+	obj, err := read("json")
+	if err != nil || obj.(*corev1.ConfigMap).Data["color"] != "red" || obj.GetResourceVersion() == "" {
+		t.Errorf("%v, %v", obj, err)
+	}
+	for name, want := range map[string]string{"other": "it is a /v1, Kind=Secret, not a /v1, Kind=ConfigMap", "damaged": "neither protobuf nor JSON"} {
+		_, err := read(name)
+		if err == nil || !strings.Contains(err.Error(), "stored object /registry/things/n/"+name+" is unreadable: "+want) {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+}
