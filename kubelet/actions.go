@@ -77,7 +77,7 @@ func (w *worker) do(ctx context.Context, a podworker.Action) podworker.Result {
 		}
 		return failed(err)
 	case podworker.Resize:
-		return failed(w.resize(ctx, a))
+		return failed(w.resize(ctx))
 	case podworker.Cleanup:
 		return failed(w.cleanup())
 	case podworker.DeletePod:
@@ -447,18 +447,6 @@ func (w *worker) preStop(ctx context.Context, a podworker.Action) {
 	if _, err := w.k.prober.Hook(ctx, c.Lifecycle.PreStop, w.target(pod, c, a.ID)); err != nil {
 		w.event(podworker.Event{Type: v1.EventTypeWarning, Reason: "FailedPreStopHook", Message: "PreStopHook failed", Container: c.Name})
 	}
-}
-
-func (w *worker) resize(ctx context.Context, a podworker.Action) error {
-	pod := w.current()
-	c := podstate.FindContainer(pod, a.Container)
-	if c == nil {
-		return nil
-	}
-	if err := w.k.cgroups.Ensure(pod); err != nil {
-		return err
-	}
-	return w.k.cfg.Runtime.UpdateContainerResources(ctx, a.ID, &runtimeapi.ContainerResources{Linux: cri.ContainerResources(pod, c, w.k.memory)})
 }
 
 func (w *worker) cleanup() error {

@@ -105,7 +105,7 @@ func (k *Kubelet) add(pod *v1.Pod) {
 		k.mu.Unlock()
 		return
 	}
-	others := k.activeLocked()
+	others := k.activeLocked(nil)
 	k.workers[pod.UID] = w
 	k.mu.Unlock()
 	if r := k.admission(pod, others); r != nil {
@@ -114,10 +114,13 @@ func (k *Kubelet) add(pod *v1.Pod) {
 	k.spawn(func() { w.run(k.ctx) })
 }
 
-// activeLocked are the pods that hold resources here.
-func (k *Kubelet) activeLocked() []*v1.Pod {
+// activeLocked are the pods that hold resources here, without one.
+func (k *Kubelet) activeLocked(without *worker) []*v1.Pod {
 	var out []*v1.Pod
 	for _, w := range k.workers {
+		if w == without {
+			continue
+		}
 		if p, active := w.active(); active {
 			out = append(out, p)
 		}

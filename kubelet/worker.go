@@ -11,6 +11,7 @@ import (
 	"k8s.io/apimachinery/pkg/types"
 
 	"github.com/skiff-project/skiff/kubelet/admit"
+	"github.com/skiff-project/skiff/kubelet/allocation"
 	"github.com/skiff-project/skiff/kubelet/evict"
 	"github.com/skiff-project/skiff/kubelet/objects"
 	"github.com/skiff-project/skiff/kubelet/podstate"
@@ -27,7 +28,10 @@ type worker struct {
 	uid types.UID
 
 	mu      sync.Mutex // guards what other goroutines hand in and read
-	pod     *v1.Pod
+	pod     *v1.Pod    // as the API has it
+	grants  grants     // what it has of what it asks for
+	waits   bool       // its resize is deferred
+	granted bool       // resources were granted that the machine has not heard of
 	removed bool
 	evicted string // why, once it is
 	results []result
@@ -53,8 +57,12 @@ type result struct {
 }
 
 func newWorker(k *Kubelet, pod *v1.Pod) *worker {
-	w := &worker{k: k, uid: pod.UID, pod: pod, dirty: true, wake: make(chan struct{}, 1),
-		machine: podworker.New(pod.Status, k.cfg.Backoff), last: pod.Status}
+	w := &worker{k: k, uid: pod.UID, pod: pod, dirty: true, wake: make(chan struct{}, 1), last: pod.Status}
+	w.grants = w.readGrants()
+	w.machine = podworker.New(pod.Status, w.grants.Actuated, k.cfg.Backoff)
+	if w.grants.Allocated.Empty() {
+		w.grants.Allocated = allocation.Of(pod)
+	}
 	w.prober = probe.NewPod(probe.Config{Runner: k.prober, Clock: k.cfg.Clock, Changed: w.poke,
 		Event: func(container, reason, message string) {
 			w.event(podworker.Event{Type: v1.EventTypeWarning, Reason: reason, Message: message, Container: container})
@@ -89,6 +97,7 @@ func (w *worker) renewVolumes() {
 // update takes a newer API object. Older ones, and the end of a removed pod, are ignored.
 func (w *worker) update(pod *v1.Pod) {
 	w.mu.Lock()
+	shrunk := holdsLess(pod, w.pod)
 	if !w.removed {
 		w.renew = w.renew || !equality.Semantic.DeepEqual(w.pod.Annotations, pod.Annotations) ||
 			!equality.Semantic.DeepEqual(w.pod.Labels, pod.Labels)
@@ -96,6 +105,9 @@ func (w *worker) update(pod *v1.Pod) {
 	}
 	w.mu.Unlock()
 	w.poke()
+	if shrunk {
+		w.k.retryResizes()
+	}
 }
 
 // remove says the pod is no longer wanted. A pod deleted at the API carries its grace period.
@@ -113,10 +125,12 @@ func (w *worker) reject(r *admit.Rejection) {
 	w.machine.Reject(r.Reason, "Pod was rejected: "+r.Message)
 }
 
+// current is the pod with the resources it was granted.
 func (w *worker) current() *v1.Pod {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	return w.pod
+	pod, _ := w.grants.Allocated.Apply(w.pod)
+	return pod
 }
 
 func (w *worker) status() v1.PodStatus {
@@ -135,7 +149,8 @@ func (w *worker) runtime() podstate.Runtime {
 func (w *worker) active() (*v1.Pod, bool) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	return w.pod, !w.final && !podstate.Terminal(w.last.Phase)
+	pod, _ := w.grants.Allocated.Apply(w.pod)
+	return pod, !w.final && !podstate.Terminal(w.last.Phase)
 }
 
 func (w *worker) event(e podworker.Event) {
@@ -195,10 +210,11 @@ const inspectRetry = time.Second
 func (w *worker) step(ctx context.Context) (wake time.Time, finished bool) {
 	k := w.k
 	w.mu.Lock()
-	pod, removed, results, dirty, renew, evicted := w.pod, w.removed, w.results, w.dirty, w.renew, w.evicted
+	asked, removed, results, dirty, renew, evicted := w.pod, w.removed, w.results, w.dirty, w.renew, w.evicted
 	w.results, w.dirty, w.renew = nil, false, false
 	w.mu.Unlock()
 	now := k.cfg.Clock.Now()
+	pod, pending := w.allocate(asked)
 	if dirty {
 		rt, err := k.inspector.Pod(ctx, w.uid)
 		if err != nil {
@@ -223,20 +239,32 @@ func (w *worker) step(ctx context.Context) (wake time.Time, finished bool) {
 	if evicted != "" {
 		w.machine.Evict(evict.Reason, evicted, evict.Grace)
 	}
-	out := w.machine.Step(podworker.Input{Pod: pod, Runtime: w.runtime(), Probes: w.prober.Results(), Removed: removed,
+	w.mu.Lock()
+	granted := w.granted
+	w.granted = false
+	w.mu.Unlock()
+	out := w.machine.Step(podworker.Input{Pod: pod, Asked: asked, Pending: pending, Granted: granted, Runtime: w.runtime(), Probes: w.prober.Results(), Removed: removed,
 		NodeIPs: k.cfg.NodeIPs, Scheme: k.runtimeName, RRO: k.rro.Load(), Settle: k.prober.PID != nil, Now: now})
 	for _, e := range out.Events {
 		w.event(e)
 	}
 	w.mu.Lock()
+	gone := out.Final && !w.final
 	w.last, w.final = out.Status, out.Final
 	w.mu.Unlock()
+	w.keepActuated()
+	if gone {
+		k.retryResizes()
+	}
 	w.publish(pod, out.Status, removed)
 	w.syncProbes(ctx, pod, &out)
 	for _, a := range out.Actions {
 		w.launch(ctx, a)
 	}
 	wake = w.syncVolumes(ctx, renew, out.Wake, now)
+	if retry := now.Add(resizeRetry); pending != nil && (wake.IsZero() || retry.Before(wake)) {
+		wake = retry
+	}
 	return wake, out.Finished
 }
 

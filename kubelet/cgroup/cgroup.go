@@ -132,6 +132,33 @@ func (t *Tree) Ensure(pod *v1.Pod) error {
 	return nil
 }
 
+// Grow gives the pod's cgroup room for both was and now, two sets of resources of one pod: its
+// containers go from one to the other inside it before Ensure shrinks it.
+func (t *Tree) Grow(was, now *v1.Pod) error {
+	if t == nil || t.problem != nil {
+		return nil
+	}
+	if err := apply(t.Parent(now), wider(Resources(was), Resources(now))); err != nil {
+		return fmt.Errorf("widen cgroup %s: %w", t.Parent(now), err)
+	}
+	return nil
+}
+
+// wider is the looser of two settings in each field; a limit of 0 is none.
+func wider(a, b *cgroups.Resources) *cgroups.Resources {
+	out := *b
+	out.CpuShares, out.CpuWeight = max(a.CpuShares, b.CpuShares), max(a.CpuWeight, b.CpuWeight)
+	out.Memory = max(a.Memory, b.Memory)
+	if a.Memory == 0 || b.Memory == 0 {
+		out.Memory = 0
+	}
+	out.CpuQuota = max(a.CpuQuota, b.CpuQuota)
+	if a.CpuQuota == 0 || b.CpuQuota == 0 {
+		out.CpuQuota, out.CpuPeriod = 0, 0
+	}
+	return &out
+}
+
 func apply(p string, r *cgroups.Resources) error {
 	m, err := manager.New(&cgroups.Cgroup{Path: p, Resources: r})
 	if err != nil {

@@ -10,6 +10,7 @@ import (
 
 	v1 "k8s.io/api/core/v1"
 
+	"github.com/skiff-project/skiff/kubelet/allocation"
 	"github.com/skiff-project/skiff/kubelet/podstate"
 	"github.com/skiff-project/skiff/kubelet/status"
 )
@@ -26,7 +27,7 @@ const (
 	CancelStart   Kind = "cancel-start"   // give up the start in flight; its Done still comes
 	PreStop       Kind = "pre-stop"       // Container, ID, Grace: run the preStop hook, at most Grace seconds
 	Stop          Kind = "stop"           // Container, ID, Grace
-	Resize        Kind = "resize"         // Container, ID: apply the spec's resources
+	Resize        Kind = "resize"         // apply granted resources to the pod's cgroup and its running containers
 	Cleanup       Kind = "cleanup"        // unmount volumes, remove the cgroup
 	DeletePod     Kind = "delete-pod"     // publish the final status, then delete the API object
 	Purge         Kind = "purge"          // remove containers, sandboxes, folders and logs
@@ -61,7 +62,10 @@ type Result struct{ Reason, Message string }
 
 // Input is what a step looks at. The machine keeps nothing of it.
 type Input struct {
-	Pod     *v1.Pod
+	Pod     *v1.Pod // with the resources granted to it, which may not yet be those its spec asks for
+	Asked   *v1.Pod // with its own spec
+	Pending *Pending
+	Granted bool // the resources in Pod were granted just now, to a pod that had others
 	Runtime podstate.Runtime
 	Probes  map[string]status.Probes // by container id
 	// Removed: the pod is no longer wanted (gone from the API, or its file is gone).
@@ -114,10 +118,15 @@ type Machine struct {
 	retry   map[string]retry    // by action or container
 	said    map[string]bool     // events emitted once
 	kills   map[string]*kill    // by container id
-	resized map[string]string   // container id → resources applied
-	events  []Event
-	old     v1.PodStatus
-	gen     int64
+	// In-place resize: what was applied last and what the action in flight applies, the conditions,
+	// and why the last try failed.
+	actuated, target  allocation.Set
+	pending, progress *v1.PodCondition
+	resizeError       string
+	hold              bool // no container starts in this step
+	events            []Event
+	old               v1.PodStatus
+	gen               int64
 
 	mounted     bool
 	terminating bool
@@ -132,13 +141,22 @@ type Machine struct {
 }
 
 // New makes the machine of a pod seen for the first time by this process. old is the last status
-// known, normally pod.Status.
-func New(old v1.PodStatus, limits Limits) *Machine {
+// known, normally pod.Status; actuated is what Actuated returned last, or empty.
+func New(old v1.PodStatus, actuated allocation.Set, limits Limits) *Machine {
 	limits.defaults()
-	return &Machine{limits: limits, old: *old.DeepCopy(),
+	m := &Machine{actuated: actuated, limits: limits, old: *old.DeepCopy(),
 		busy: map[string]Action{}, waiting: map[string]status.Waiting{}, crash: map[string]*backoff{},
 		image: map[string]*backoff{}, retry: map[string]retry{}, said: map[string]bool{},
-		kills: map[string]*kill{}, resized: map[string]string{}, stopped: map[string]bool{}}
+		kills: map[string]*kill{}, stopped: map[string]bool{}}
+	for i := range m.old.Conditions {
+		switch c := &m.old.Conditions[i]; c.Type {
+		case v1.PodResizePending:
+			m.pending = c
+		case v1.PodResizeInProgress:
+			m.progress = c
+		}
+	}
+	return m
 }
 
 // Reject ends the pod with phase Failed before anything of it runs.
@@ -165,6 +183,7 @@ func (m *Machine) Step(in Input) Output {
 		m.gen = in.Pod.Generation
 		clear(m.retry)
 	}
+	m.grant(&in)
 	masked := m.mask(in)
 	m.checkDeadline(&in, &o)
 	s := m.generate(&in, &masked)
@@ -178,6 +197,7 @@ func (m *Machine) Step(in Input) Output {
 	} else {
 		m.sync(&in, &o)
 	}
+	m.settle(&in)
 	masked = m.mask(in)
 	s = m.generate(&in, &masked)
 	down := m.terminating && !in.Runtime.AnyRunning() && !m.inFlight(Start, CreateSandbox)
@@ -203,6 +223,7 @@ func (m *Machine) Step(in Input) Output {
 func (m *Machine) generate(in *Input, rt *podstate.Runtime) v1.PodStatus {
 	return status.Generate(status.Input{
 		Pod: in.Pod, Old: m.old, Runtime: rt, Waiting: m.waiting, Probes: in.Probes,
+		Actuated: m.actuated, Resize: []*v1.PodCondition{m.pending, m.progress},
 		Terminal: m.terminating && !in.Runtime.AnyRunning(), Forced: m.verdict,
 		NodeIPs: in.NodeIPs, Scheme: in.Scheme, RRO: in.RRO, Settle: in.Settle, Now: in.Now,
 	})
@@ -325,9 +346,7 @@ func (m *Machine) Done(a Action, r Result, now time.Time) {
 	case Purge:
 		m.purged = ok
 	case Resize:
-		if !ok {
-			delete(m.resized, a.ID)
-		}
+		m.resizeDone(r)
 	}
 	m.noteRetry(a.Key(), ok, now)
 }

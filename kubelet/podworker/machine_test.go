@@ -11,9 +11,11 @@ import (
 	"time"
 
 	v1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/api/resource"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"sigs.k8s.io/yaml"
 
+	"github.com/skiff-project/skiff/kubelet/allocation"
 	"github.com/skiff-project/skiff/kubelet/podstate"
 	"github.com/skiff-project/skiff/kubelet/status"
 )
@@ -32,6 +34,8 @@ var rewrite = flag.Bool("rewrite", false, "write what happens to the transcripts
 //	delete N              the pod is deleted with N seconds of grace
 //	remove                the pod is gone from the API
 //	image <container> I   the spec's image changes
+//	ask <container> R Q   the spec asks for Q of resource R, which is deferred
+//	grant                 what the spec asks for is granted
 func TestTranscripts(t *testing.T) {
 	files, err := filepath.Glob("testdata/*.txt")
 	if err != nil || len(files) == 0 {
@@ -65,6 +69,10 @@ type world struct {
 	now    time.Time
 	next   int
 	gone   bool
+
+	asked   *v1.Pod
+	pending *Pending
+	granted bool
 }
 
 var epoch = time.Date(2026, 1, 1, 0, 0, 0, 0, time.UTC)
@@ -79,7 +87,8 @@ func play(t *testing.T, script string) string {
 		t.Fatal(err)
 	}
 	w.pod.Namespace, w.pod.UID = "ns", "uid"
-	w.m = New(w.pod.Status, Limits{})
+	w.asked = w.pod
+	w.m = New(w.pod.Status, allocation.Set{}, Limits{})
 	out := head + "---\n"
 	for _, line := range strings.Split(body, "\n") {
 		if line == "" || strings.HasPrefix(line, "  ") {
@@ -127,6 +136,14 @@ func (w *world) command(f []string) string {
 		w.pod = w.pod.DeepCopy()
 		w.pod.Generation++
 		podstate.FindContainer(w.pod, f[1]).Image = f[2]
+	case "ask":
+		w.asked = w.asked.DeepCopy()
+		w.asked.Generation++
+		podstate.FindContainer(w.asked, f[1]).Resources.Requests = v1.ResourceList{v1.ResourceName(f[2]): resource.MustParse(f[3])}
+		w.pod, _ = allocation.Of(w.pod).Apply(w.asked)
+		w.pending = &Pending{Reason: v1.PodReasonDeferred, Message: "full"}
+	case "grant":
+		w.pod, w.pending, w.granted = w.asked, nil, true
 	default:
 		w.t.Fatalf("unknown command %q", f[0])
 	}
@@ -212,7 +229,8 @@ func (w *world) probe(container, kind string, ok bool) {
 }
 
 func (w *world) step() string {
-	o := w.m.Step(Input{Pod: w.pod, Runtime: w.rt, Probes: w.probes, Removed: w.gone, NodeIPs: []string{"192.0.2.1"}, Scheme: "x", Now: w.now})
+	o := w.m.Step(Input{Pod: w.pod, Asked: w.asked, Pending: w.pending, Granted: w.granted, Runtime: w.rt, Probes: w.probes, Removed: w.gone, NodeIPs: []string{"192.0.2.1"}, Scheme: "x", Now: w.now})
+	w.granted = false
 	var b strings.Builder
 	for _, e := range o.Events {
 		fmt.Fprintf(&b, "  event %s %s: %s\n", e.Type, e.Reason, e.Message)
@@ -228,6 +246,11 @@ func (w *world) step() string {
 	for _, list := range [][]v1.ContainerStatus{o.Status.InitContainerStatuses, o.Status.ContainerStatuses, o.Status.EphemeralContainerStatuses} {
 		for _, s := range list {
 			fmt.Fprintf(&b, "; %s %s", s.Name, state(s))
+		}
+	}
+	for _, c := range o.Status.Conditions {
+		if c.Type == v1.PodResizePending || c.Type == v1.PodResizeInProgress {
+			fmt.Fprintf(&b, "; %s %s %s gen=%d", c.Type, c.Reason, c.Message, c.ObservedGeneration)
 		}
 	}
 	b.WriteByte('\n')

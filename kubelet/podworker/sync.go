@@ -26,6 +26,7 @@ func (m *Machine) sync(in *Input, o *Output) {
 		m.replaceSandbox(in, o, attempt)
 		return
 	}
+	m.hold = m.resize(in, o)
 	m.startEphemeral(in, o)
 	if !m.initContainers(in, o) {
 		return
@@ -216,7 +217,6 @@ func (m *Machine) checkRunning(in *Input, o *Output, c *v1.Container, st *podsta
 		why.message = name + " failed startup probe"
 		why.probeGrace(c.StartupProbe)
 	default:
-		m.resize(in, o, c, st)
 		return
 	}
 	if restart && regular {
@@ -239,7 +239,7 @@ func (m *Machine) start(in *Input, o *Output, c *v1.Container, latest *podstate.
 			return
 		}
 	}
-	if m.inFlight(Start) || m.imageHeld(in, o, c) || !m.may("start/"+c.Name, in.Now, o) {
+	if m.hold || m.inFlight(Start) || m.imageHeld(in, o, c) || !m.may("start/"+c.Name, in.Now, o) {
 		return
 	}
 	if latest != nil && latest.State == podstate.Exited {

@@ -43,6 +43,11 @@ func setConditions(in *Input, old, s *v1.PodStatus) {
 			}
 		}
 	}
+	for _, c := range in.Resize {
+		if c != nil && !Terminal(s.Phase) {
+			s.Conditions = append(s.Conditions, *c)
+		}
+	}
 }
 
 func readyToStart(pod *v1.Pod, rt *podstate.Runtime) v1.PodCondition {

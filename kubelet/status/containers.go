@@ -8,6 +8,7 @@ import (
 	"k8s.io/apimachinery/pkg/api/resource"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
+	"github.com/skiff-project/skiff/kubelet/allocation"
 	"github.com/skiff-project/skiff/kubelet/podstate"
 )
 
@@ -58,7 +59,7 @@ func oneStatus(in *Input, old *v1.ContainerStatus, c *v1.Container) v1.Container
 	if len(found) == 0 {
 		return absent(in, old, c)
 	}
-	st := convert(in.Scheme, found[0], old, c)
+	st := convert(in, found[0], old, c)
 	st.VolumeMounts = mountStatuses(c, in.RRO)
 	if st.State.Waiting != nil && found[0].State == podstate.Created {
 		// Seen between its creation and its start: it waits as it did before.
@@ -70,7 +71,7 @@ func oneStatus(in *Input, old *v1.ContainerStatus, c *v1.Container) v1.Container
 		st.LastTerminationState.Terminated = old.LastTerminationState.Terminated
 	}
 	if len(found) == 2 {
-		st.LastTerminationState = convert(in.Scheme, found[1], nil, c).State
+		st.LastTerminationState = convert(in, found[1], nil, c).State
 		st.LastTerminationState.Waiting, st.LastTerminationState.Running = nil, nil
 	}
 	return st
@@ -110,11 +111,11 @@ func absent(in *Input, old *v1.ContainerStatus, c *v1.Container) v1.ContainerSta
 	return st
 }
 
-func convert(scheme string, rc *podstate.Container, old *v1.ContainerStatus, c *v1.Container) v1.ContainerStatus {
-	id := ContainerID(scheme, rc.ID)
+func convert(in *Input, rc *podstate.Container, old *v1.ContainerStatus, c *v1.Container) v1.ContainerStatus {
+	id := ContainerID(in.Scheme, rc.ID)
 	st := v1.ContainerStatus{
 		Name: rc.Name, RestartCount: rc.RestartCount, Image: rc.Image, ImageID: rc.ImageRef, ContainerID: id,
-		AllocatedResources: c.Resources.DeepCopy().Requests, Resources: actualResources(rc, c), User: rc.User,
+		AllocatedResources: c.Resources.DeepCopy().Requests, Resources: actualResources(rc, c, in.Actuated), User: rc.User,
 	}
 	switch {
 	case rc.State == podstate.Running:
@@ -136,9 +137,13 @@ func convert(scheme string, rc *podstate.Container, old *v1.ContainerStatus, c *
 	return st
 }
 
-// actualResources reports the resources in force: the spec's, overlaid with what the runtime says.
-func actualResources(rc *podstate.Container, c *v1.Container) *v1.ResourceRequirements {
+// actualResources reports the resources in force: those last applied, overlaid with what the runtime
+// says.
+func actualResources(rc *podstate.Container, c *v1.Container, actuated allocation.Set) *v1.ResourceRequirements {
 	r := c.Resources.DeepCopy()
+	if a, ok := actuated.Containers[c.Name]; ok && rc.State == podstate.Running {
+		r = a.DeepCopy()
+	}
 	rt := rc.Resources
 	if rc.State != podstate.Running || rt == nil {
 		return r

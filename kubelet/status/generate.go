@@ -10,6 +10,7 @@ import (
 	v1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
+	"github.com/skiff-project/skiff/kubelet/allocation"
 	"github.com/skiff-project/skiff/kubelet/podstate"
 )
 
@@ -42,6 +43,9 @@ type Input struct {
 	Runtime *podstate.Runtime
 	Waiting map[string]Waiting // by container name: last failure to start
 	Probes  map[string]Probes  // by container id
+	// Actuated is what was last applied to running containers; Pod carries what is granted.
+	Actuated allocation.Set
+	Resize   []*v1.PodCondition // of a resize; nil ones are left out
 	// Terminal: the pod's containers will not be restarted whatever the restart policy says.
 	Terminal bool
 	// Forced is a final verdict from outside the containers (rejected, deadline, evicted).
@@ -70,6 +74,9 @@ func Generate(in Input) v1.PodStatus {
 	if s.StartTime == nil {
 		t := metav1.NewTime(in.Now.Truncate(time.Second))
 		s.StartTime = &t
+	}
+	if pod.Spec.Resources != nil {
+		s.AllocatedResources, s.Resources = pod.Spec.Resources.DeepCopy().Requests, in.Actuated.Pod.DeepCopy()
 	}
 	setContainerStatuses(&in, old, &s)
 	setPhase(&in, old, &s)
