@@ -7,6 +7,7 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/opencontainers/cgroups"
 	v1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/api/resource"
 )
@@ -72,5 +73,17 @@ func TestGroupsComeAndGo(t *testing.T) {
 	}
 	if got := tree.Pods(); len(got) != 0 {
 		t.Errorf("left: %v", got)
+	}
+}
+
+func TestWiderHoldsBothSides(t *testing.T) {
+	small, large, none := Resources(limited("100m", "1Mi")), Resources(limited("200m", "2Mi")), Resources(limited("", ""))
+	for _, r := range []*cgroups.Resources{wider(small, large), wider(large, small)} {
+		if r.CpuShares != large.CpuShares || r.CpuQuota != large.CpuQuota || r.Memory != large.Memory {
+			t.Errorf("not the larger of each: %+v", r)
+		}
+	}
+	if r := wider(none, small); r.Memory != 0 || r.CpuQuota != 0 {
+		t.Errorf("a first limit applies before the containers are inside it: %+v", r)
 	}
 }
