@@ -86,15 +86,15 @@ func (w *worker) keepActuated() {
 
 // allocate grants what the spec asks for if the node has room, and returns the pod with what it has.
 func (w *worker) allocate(asked *v1.Pod) (*v1.Pod, *podworker.Pending) {
-	k := w.k
-	k.mu.Lock() // one at a time: two pods must not get the same room
-	defer k.mu.Unlock()
 	w.mu.Lock()
 	g, ended := w.grants, w.final || w.removed
 	w.mu.Unlock()
 	pod, differs := g.Allocated.Apply(asked)
 	var pending *podworker.Pending
 	if differs && !ended && asked.DeletionTimestamp == nil && !w.machine.Terminating() {
+		k := w.k
+		k.mu.Lock() // one at a time: two pods must not get the same room
+		defer k.mu.Unlock()
 		if r := admit.Check(asked, k.node.Load(), k.activeLocked(w)); r != nil {
 			pending = &podworker.Pending{Reason: v1.PodReasonDeferred, Message: r.Message}
 		} else {
