@@ -31,7 +31,7 @@ nodes left out.
 | upstream | Kubernetes %s, etcd %s, %s |
 | machine | %d CPUs, %s |
 
-`, time.Now().UTC().Format(time.DateOnly), output(ctx, "git", "describe", "--always", "--dirty"), output(ctx, p.skiff, "etcdctl", "version"),
+`, time.Now().UTC().Format(time.DateOnly), output(ctx, "git", "describe", "--always", "--dirty"), output(ctx, p.skiff, "version"),
 		reference.Version, reference.EtcdVersion, containerd(ctx), runtime.NumCPU(), output(ctx, "uname", "-sr"))
 	for _, group := range groups(results) {
 		group.table(&b)
