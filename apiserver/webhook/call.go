@@ -143,10 +143,11 @@ func verify(uid types.UID, mutating bool, reply runtime.Object) (answer, error) 
 		return answer{out}, nil
 	}
 	review, ok := reply.(*admissionv1.AdmissionReview)
+	if !ok {
+		return answer{}, fmt.Errorf("unexpected response type %T", reply)
+	}
 	want := admissionv1.SchemeGroupVersion.WithKind("AdmissionReview")
 	switch r := review.Response; {
-	case !ok:
-		return answer{}, fmt.Errorf("unexpected response type %T", reply)
 	case r == nil:
 		return answer{}, absent
 	case r.UID != uid:

@@ -1,17 +1,19 @@
 // Package scripts runs the txtar scripts in testdata: each is a transcript of
 // a user at a shell, driving the real binary, real containers and a stock
-// kubectl. Scripts run one after the other, each with a cluster of its own
-// that is purged at its end.
+// kubectl. Scripts run side by side, each with a cluster of its own that is
+// purged at its end.
 package scripts
 
 import (
 	"fmt"
+	"math/rand/v2"
 	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"strconv"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -158,17 +160,27 @@ func haveEtcdctl() (bool, error) {
 	return err == nil, nil
 }
 
+// nextPort is where freePorts goes on: no two scripts of this process get the same.
+var nextPort atomic.Uint32
+
+// freePorts finds ports nobody listens on, below those the kernel gives to
+// connections: one of those can be in use again when a cluster is resumed.
 func freePorts(n int) ([]int, error) {
+	const first, end = 10_000, 30_000
+	nextPort.CompareAndSwap(0, 1+rand.Uint32N(end-first))
 	var ports []int
-	for range n {
-		l, err := net.Listen("tcp", ":0")
+	for range end - first {
+		port := first + int(nextPort.Add(1))%(end-first)
+		l, err := net.Listen("tcp", fmt.Sprint(":", port))
 		if err != nil {
-			return nil, err
+			continue
 		}
-		defer l.Close()
-		ports = append(ports, l.Addr().(*net.TCPAddr).Port)
+		l.Close()
+		if ports = append(ports, port); len(ports) == n {
+			return ports, nil
+		}
 	}
-	return ports, nil
+	return nil, fmt.Errorf("no %d free ports from %d to %d", n, first, end)
 }
 
 // retry SECONDS command...: runs the command until it succeeds (with !: until
