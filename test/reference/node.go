@@ -4,8 +4,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"hash/fnv"
 	"io/fs"
-	"math/rand/v2"
 	"net"
 	"os"
 	"os/exec"
@@ -66,7 +66,7 @@ func (c *Cluster) enterBox() error {
 	if c.box, err = newBox(c.Dir); err != nil {
 		return err
 	}
-	if c.ip, err = link(c.box.pid); err != nil {
+	if c.ip, err = link(c.box.pid, c.Dir); err != nil {
 		return fmt.Errorf("link to the network namespace: %w", err)
 	}
 	c.cgroup = filepath.Base(c.Dir)
@@ -89,9 +89,12 @@ func (c *Cluster) enterBox() error {
 
 // link joins the host to the network namespace of a process, whose default
 // route it becomes, and returns the address inside. The addresses are of the
-// range for benchmarks (RFC 2544), which leads nowhere else.
-func link(pid int) (inside string, err error) {
-	n := rand.IntN(1 << 14)
+// range for benchmarks (RFC 2544), which leads nowhere else. A folder has
+// always the same: a node that comes back with another ends its kube-proxy.
+func link(pid int, dir string) (inside string, err error) {
+	h32 := fnv.New32a()
+	h32.Write([]byte(dir))
+	n := int(h32.Sum32() % (1 << 14))
 	net4 := func(last int) *netlink.Addr {
 		ip := net.IPv4(198, 18+byte(n>>13), byte(n>>5), byte(n<<3)+byte(last))
 		return &netlink.Addr{IPNet: &net.IPNet{IP: ip, Mask: net.CIDRMask(30, 32)}}
