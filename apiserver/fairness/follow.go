@@ -14,7 +14,7 @@ import (
 type Objects struct {
 	Levels, Schemas *registry.Registry
 	// Maintain brings them to what they must be: the mandatory ones, and those
-	// nobody has taken over. It is called after each change.
+	// nobody has taken over. It is called at first and after each change.
 	Maintain func(ctx context.Context) error
 	// Dangling notes in a schema's status whether its level exists.
 	Dangling func(ctx context.Context, schema string, exists bool) error
@@ -64,6 +64,11 @@ func (l *Limiter) follow(ctx context.Context, o Objects) error {
 		}()
 	}
 	for {
+		// First, so that what is read is never a part of a set that is being
+		// made: a request in none of its schemas is refused.
+		if err := o.Maintain(ctx); err != nil {
+			return err
+		}
 		if err := l.read(ctx, o); err != nil {
 			return err
 		}
@@ -71,9 +76,6 @@ func (l *Limiter) follow(ctx context.Context, o Objects) error {
 		case err := <-failed:
 			return err
 		case <-changed:
-			if err := o.Maintain(ctx); err != nil {
-				return err
-			}
 		}
 	}
 }
