@@ -181,9 +181,6 @@ func (w *worker) resize(ctx context.Context) error {
 			return err
 		}
 	}
-	if slices.ContainsFunc(rt.Containers, func(c podstate.Container) bool { return c.State == podstate.Exited }) {
-		return nil // a dead container's group keeps its limits until it goes: v1 lets no parent have less
-	}
 	return k.cgroups.Ensure(pod)
 }
 

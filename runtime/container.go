@@ -377,6 +377,10 @@ func (r *Runtime) ended(c *container, p wire.Proc, reason, message string) {
 			reason = reasonOOM
 		}
 	}
+	// Before the end is seen: the pod's group may then shrink, below what this one had.
+	if err := c.group.Destroy(); err != nil {
+		r.log.Warn("a dead container's control group stays until the container is removed", "container", c.rec.ID, "err", err)
+	}
 	r.mu.Lock()
 	if c.state == runtimeapi.ContainerState_CONTAINER_EXITED {
 		r.mu.Unlock()

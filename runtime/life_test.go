@@ -10,6 +10,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/skiff-project/skiff/runtime/cgroup"
 	"golang.org/x/sys/unix"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 	utilexec "k8s.io/utils/exec"
@@ -374,6 +375,37 @@ func TestOOMKilled(t *testing.T) {
 	})
 	if st := w.ended(id); st.Reason != "OOMKilled" || st.ExitCode != 137 {
 		t.Fatalf("status %v", st)
+	}
+}
+
+func TestAPodShrinksBelowWhatADeadContainerHad(t *testing.T) {
+	w := newWorld(t)
+	parent, err := w.tree.Open(w.conf.CgroupParent + "/podx")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := parent.Create(); err != nil {
+		t.Fatal(err)
+	}
+	quota := func(q int64) error { return parent.Set(cgroup.Resources{CPUQuota: q, CPUPeriod: 100000}) }
+	if err := quota(50000); err != nil {
+		t.Fatal(err)
+	}
+	pod, cfg := w.pod(func(c *runtimeapi.PodSandboxConfig) { c.Linux.CgroupParent = w.conf.CgroupParent + "/podx" })
+	for _, cut := range []int64{40000, 30000, 20000} {
+		c := containerConfig("wait")
+		c.Linux.Resources = &runtimeapi.LinuxContainerResources{CpuQuota: cut + 10000, CpuPeriod: 100000, MemoryLimitInBytes: 64 << 20}
+		id := w.start(pod, cfg, c)
+		w.ready(id, "ready")
+		if err := w.StopContainer(w.ctx, id, 0); err != nil {
+			t.Fatal(err)
+		}
+		if err := quota(cut); err != nil {
+			t.Errorf("the container is dead, but the pod cannot shrink: %v", err)
+		}
+		if st := w.status(id); st.ExitCode != 137 || st.Reason != "Error" {
+			t.Errorf("status %v", st)
+		}
 	}
 }
 

@@ -297,6 +297,14 @@ func (g *Group) Kill() error {
 
 // Destroy removes the group, waiting briefly for killed processes to leave it.
 func (g *Group) Destroy() error {
+	if !g.tree.V2 {
+		// v1 refuses a parent less than a child has, and counts a removed child until the last
+		// trace of its processes is freed. Failing here only means that such a write comes too soon.
+		if f, err := os.OpenFile(filepath.Join(g.v1Path("cpu"), "cpu.cfs_quota_us"), os.O_WRONLY, 0); err == nil {
+			f.WriteString("-1")
+			f.Close()
+		}
+	}
 	var err error
 	for i := range 8 {
 		if err = g.remove(); err == nil {
