@@ -6,6 +6,7 @@ package allocation
 import (
 	v1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/api/equality"
+	"k8s.io/apimachinery/pkg/api/resource"
 )
 
 // Set is the resources of a pod's regular and init containers by name, and of the pod as a whole.
@@ -46,21 +47,29 @@ func (s Set) Apply(pod *v1.Pod) (out *v1.Pod, differs bool) {
 	return out, true
 }
 
-// Same says whether two sets give a container the same cpu and memory, its share of the pod's
-// limits included.
+// Same says whether two sets give a container the same cpu and memory.
 func Same(a, b Set, container string) bool {
+	return !Differ(a, b, container, v1.ResourceCPU) && !Differ(a, b, container, v1.ResourceMemory)
+}
+
+// Differ says whether two sets give a container another request or limit of a resource. The pod's
+// limit is that of a container without one.
+func Differ(a, b Set, container string, name v1.ResourceName) bool {
 	x, y := a.Containers[container], b.Containers[container]
-	for _, name := range []v1.ResourceName{v1.ResourceCPU, v1.ResourceMemory} {
-		if Changed(x, y, name) || x.Limits.Name(name, "").IsZero() && Changed(whole(a), whole(b), name) {
-			return false
-		}
+	return x.Requests.Name(name, "").Cmp(*y.Requests.Name(name, "")) != 0 || a.limit(x, name).Cmp(*b.limit(y, name)) != 0
+}
+
+func (s Set) limit(c v1.ResourceRequirements, name v1.ResourceName) *resource.Quantity {
+	if own := c.Limits.Name(name, ""); !own.IsZero() {
+		return own
 	}
-	return true
+	pod := whole(s)
+	return pod.Limits.Name(name, "")
 }
 
 // SamePod says whether two sets give the pod as a whole the same cpu and memory.
 func SamePod(a, b Set) bool {
-	return !Changed(whole(a), whole(b), v1.ResourceCPU) && !Changed(whole(a), whole(b), v1.ResourceMemory)
+	return !changed(whole(a), whole(b), v1.ResourceCPU) && !changed(whole(a), whole(b), v1.ResourceMemory)
 }
 
 func whole(s Set) v1.ResourceRequirements {
@@ -70,7 +79,7 @@ func whole(s Set) v1.ResourceRequirements {
 	return *s.Pod
 }
 
-// Changed says whether a resource's request or limit differs; none and zero are the same.
-func Changed(a, b v1.ResourceRequirements, name v1.ResourceName) bool {
+// changed says whether a resource's request or limit differs; none and zero are the same.
+func changed(a, b v1.ResourceRequirements, name v1.ResourceName) bool {
 	return a.Requests.Name(name, "").Cmp(*b.Requests.Name(name, "")) != 0 || a.Limits.Name(name, "").Cmp(*b.Limits.Name(name, "")) != 0
 }

@@ -28,9 +28,10 @@ func (m *Machine) resize(in *Input, o *Output) (hold bool) {
 	want, restarting := allocation.Of(in.Pod), false
 	for c := range containers(in.Pod) {
 		st := in.Runtime.Latest(c.Name)
-		if st != nil && st.State == podstate.Running && m.Starting() != c.Name && restartOnResize(c, m.actuated.Containers[c.Name]) {
+		if st != nil && st.State == podstate.Running && m.Starting() != c.Name && restartOnResize(c, m.actuated, want) {
 			restarting = true
-			m.kill(in, o, st, killWhy{grace: podGrace(in.Pod), message: fmt.Sprintf("Container %s resize requires restart", c.Name)})
+			m.kill(in, o, st, killWhy{grace: podGrace(in.Pod), resize: true,
+				message: fmt.Sprintf("Container %s resize requires restart", c.Name)})
 		}
 	}
 	a := Action{Kind: Resize}
@@ -55,6 +56,23 @@ func (m *Machine) resizing(in *Input) bool {
 	return !allocation.SamePod(m.actuated, want)
 }
 
+// crashed is the end that the next start of a container backs off from, or nil. latest does not count
+// if it was ended for a resize, but the one before it does, as upstream has it.
+func (m *Machine) crashed(in *Input, latest *podstate.Container) *podstate.Container {
+	if latest == nil || latest.State != podstate.Exited {
+		return nil
+	}
+	if k := m.kills[latest.ID]; k == nil || !k.resize {
+		return latest
+	}
+	for i := range in.Runtime.Containers {
+		if c := &in.Runtime.Containers[i]; c.Name == latest.Name && c.ID != latest.ID && c.State == podstate.Exited {
+			return c
+		}
+	}
+	return nil
+}
+
 func containers(pod *v1.Pod) func(func(*v1.Container) bool) {
 	return func(yield func(*v1.Container) bool) {
 		for _, list := range [][]v1.Container{pod.Spec.InitContainers, pod.Spec.Containers} {
@@ -67,9 +85,9 @@ func containers(pod *v1.Pod) func(func(*v1.Container) bool) {
 	}
 }
 
-func restartOnResize(c *v1.Container, have v1.ResourceRequirements) bool {
+func restartOnResize(c *v1.Container, have, want allocation.Set) bool {
 	for _, p := range c.ResizePolicy {
-		if p.RestartPolicy == v1.RestartContainer && allocation.Changed(have, c.Resources, p.ResourceName) {
+		if p.RestartPolicy == v1.RestartContainer && allocation.Differ(have, want, c.Name, p.ResourceName) {
 			return true
 		}
 	}

@@ -227,10 +227,11 @@ func (m *Machine) checkRunning(in *Input, o *Output, c *v1.Container, st *podsta
 
 // start asks for a container to be started unless a start is in flight or a back-off holds it.
 func (m *Machine) start(in *Input, o *Output, c *v1.Container, latest *podstate.Container) {
-	if latest != nil && latest.State == podstate.Exited {
+	crashed := m.crashed(in, latest)
+	if crashed != nil {
 		key := c.Name + "/" + strconv.FormatUint(podstate.ContainerHash(c), 16)
 		b := m.crash[key]
-		if hold, end := b.since(latest.FinishedAt, in.Now, m.limits.CrashMax); hold {
+		if hold, end := b.since(crashed.FinishedAt, in.Now, m.limits.CrashMax); hold {
 			m.waiting[c.Name] = status.Waiting{Reason: "CrashLoopBackOff", Message: fmt.Sprintf(
 				"back-off %s restarting failed container=%s pod=%s", b.wait, c.Name, podstate.Format(in.Pod))}
 			m.once("crash/"+latest.ID, v1.EventTypeWarning, "BackOff", fmt.Sprintf(
@@ -242,9 +243,9 @@ func (m *Machine) start(in *Input, o *Output, c *v1.Container, latest *podstate.
 	if m.hold || m.inFlight(Start) || m.imageHeld(in, o, c) || !m.may("start/"+c.Name, in.Now, o) {
 		return
 	}
-	if latest != nil && latest.State == podstate.Exited {
+	if crashed != nil {
 		key := c.Name + "/" + strconv.FormatUint(podstate.ContainerHash(c), 16)
-		m.crash[key] = next(m.crash[key], latest.FinishedAt, in.Now, m.limits.CrashInitial, m.limits.CrashMax)
+		m.crash[key] = next(m.crash[key], crashed.FinishedAt, in.Now, m.limits.CrashInitial, m.limits.CrashMax)
 	}
 	m.do(o, Action{Kind: Start, Container: c.Name, ID: c.Image})
 }

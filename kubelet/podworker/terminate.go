@@ -24,11 +24,13 @@ type kill struct {
 	hookDone bool
 	sent     int64 // grace of the last stop asked for; -1 = none
 	failed   bool
+	resize   bool
 }
 
 type killWhy struct {
 	message string // event text; "" = Stopping container <name>
 	grace   int64
+	resize  bool // it ends for nothing but to come back with other resources
 	// turn: it is this container's turn to be signalled (sidecars end after the containers they serve).
 	wait bool
 }
@@ -58,7 +60,7 @@ func (m *Machine) kill(in *Input, o *Output, c *podstate.Container, why killWhy)
 		if len(m.kills) > 256 {
 			clear(m.kills)
 		}
-		k = &kill{since: in.Now, grace: why.grace, sent: -1, hookDone: true}
+		k = &kill{since: in.Now, grace: why.grace, sent: -1, hookDone: true, resize: why.resize}
 		m.kills[c.ID] = k
 		msg := why.message
 		if msg == "" {
