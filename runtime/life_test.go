@@ -380,7 +380,7 @@ func TestOOMKilled(t *testing.T) {
 
 func TestAPodShrinksBelowWhatADeadContainerHad(t *testing.T) {
 	w := newWorld(t)
-	parent, err := w.tree.Open(w.conf.CgroupParent + "/podx")
+	parent, err := w.tree.Open(w.cfg.CgroupParent + "/podx")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -391,7 +391,7 @@ func TestAPodShrinksBelowWhatADeadContainerHad(t *testing.T) {
 	if err := quota(50000); err != nil {
 		t.Fatal(err)
 	}
-	pod, cfg := w.pod(func(c *runtimeapi.PodSandboxConfig) { c.Linux.CgroupParent = w.conf.CgroupParent + "/podx" })
+	pod, cfg := w.pod(func(c *runtimeapi.PodSandboxConfig) { c.Linux.CgroupParent = w.cfg.CgroupParent + "/podx" })
 	for _, cut := range []int64{40000, 30000, 20000} {
 		c := containerConfig("wait")
 		c.Linux.Resources = &runtimeapi.LinuxContainerResources{CpuQuota: cut + 10000, CpuPeriod: 100000, MemoryLimitInBytes: 64 << 20}
