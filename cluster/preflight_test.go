@@ -197,6 +197,14 @@ func TestStoppedClustersKeepTheirRanges(t *testing.T) {
 	if o := start(); o.PodCIDR.Overlaps(stopped.PodCIDR) || o.ServiceCIDR.Overlaps(stopped.ServiceCIDR) {
 		t.Errorf("pods %s, services %s: those of the stopped cluster", o.PodCIDR, o.ServiceCIDR)
 	}
+	gone := Options{DataDir: filepath.Join(known, "removed by hand")}
+	if err := remember(known, gone); err != nil {
+		t.Fatal(err)
+	}
+	start()
+	if _, err := os.Lstat(linkTo(known, gone)); !errors.Is(err, os.ErrNotExist) {
+		t.Errorf("the link to a folder that is gone: %v", err)
+	}
 	if err := errors.Join(forget(known, stopped), forget(known, stopped)); err != nil {
 		t.Fatal(err)
 	}

@@ -94,12 +94,13 @@ func (c *claims) stopped() (used []netip.Prefix) {
 	}
 	links, _ := os.ReadDir(c.known)
 	for _, l := range links {
-		o, err := loadOptions(filepath.Join(c.known, l.Name(), "cluster.json"))
-		if err == nil && o.PodCIDR.IsValid() {
-			used = append(used, o.PodCIDR, o.ServiceCIDR)
-			if o.NodeCIDR.IsValid() {
-				used = append(used, o.NodeCIDR)
-			}
+		link := filepath.Join(c.known, l.Name())
+		o, err := loadOptions(filepath.Join(link, "cluster.json"))
+		if err == nil { // one that is not set overlaps nothing
+			used = append(used, o.PodCIDR, o.ServiceCIDR, o.NodeCIDR)
+		}
+		if _, err := os.Stat(link); errors.Is(err, fs.ErrNotExist) {
+			os.Remove(link) // its folder was removed by hand; else the next start tries again
 		}
 	}
 	return used
@@ -118,12 +119,7 @@ func remember(known string, o Options) error {
 	return err
 }
 
-func forget(known string, o Options) error {
-	if err := os.Remove(linkTo(known, o)); !errors.Is(err, fs.ErrNotExist) {
-		return err
-	}
-	return nil
-}
+func forget(known string, o Options) error { return os.RemoveAll(linkTo(known, o)) }
 
 func linkTo(known string, o Options) string {
 	h := fnv.New64a()
