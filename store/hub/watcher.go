@@ -91,7 +91,9 @@ func (w *watcher) Next(ctx context.Context) (store.Batch, error) {
 		if err := ctx.Err(); err != nil {
 			return store.Batch{}, err
 		}
-		batch, more, err := w.advance()
+		// The view is loaded before the feed is read: a feed is lost before the
+		// view that follows is seen.
+		batch, more, err := w.advance(w.h.view.Load())
 		if err != nil || len(batch.Events) > 0 {
 			return batch, err
 		}
@@ -107,18 +109,18 @@ func (w *watcher) Next(ctx context.Context) (store.Batch, error) {
 	}
 }
 
-// advance moves the cursor over the next events. more says that there may be
-// others without waiting.
-func (w *watcher) advance() (b store.Batch, more bool, err error) {
+// advance moves the cursor over the next events up to v. more says that there
+// may be others without waiting.
+func (w *watcher) advance(v *mvcc.View) (b store.Batch, more bool, err error) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	v := w.h.view.Load() // first: a feed is lost before the view that follows is seen
 	if w.hist < w.histEnd {
 		return w.scan(v)
 	}
 	pos, all, err := w.feed.read(w, w.index, v.Log().End(), watchBatch)
 	if err != nil || len(pos) == 0 {
-		return store.Batch{}, false, err
+		// A view published since v woke those who waited before w did.
+		return store.Batch{}, v != w.h.view.Load(), err
 	}
 	if pos[0] < v.Log().First() {
 		return store.Batch{}, false, store.ErrCompacted
