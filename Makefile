@@ -48,7 +48,7 @@ test-unit:
 test-scripts: build ## txtar scripts: the real binary, real containers
 	CGO_ENABLED=0 SKIFF_BINARY=$(CURDIR)/bin/skiff $(GO) test -count=1 -timeout 14m ./test/...
 
-test-long: test reproducible store-long robustness etcd-long
+test-long: test extensions reproducible store-long robustness etcd-long
 
 etcd-long: ## the transcripts and snapshots of skiff etcd held against etcd 3.7
 	cd test/reference/upstream && CGO_ENABLED=0 $(GO) build -trimpath -o $(CURDIR)/bin/reference/etcd go.etcd.io/etcd/server/v3
@@ -79,12 +79,16 @@ fuzz: ## every fuzz target of the packages FUZZ, one after the other, FUZZTIME e
 envtest: build ## controller-runtime's own envtest package against this binary
 	cd test/envtest && CGO_ENABLED=0 SKIFF_BINARY=$(CURDIR)/bin/skiff $(GO) test -count=1 ./...
 
+# FOCUS=/operator: one of them
+extensions: build ## operators and the like, unmodified, built from their Go modules (minutes the first time), as root
+	CGO_ENABLED=0 SKIFF_EXTENSIONS=1 SKIFF_BINARY=$(CURDIR)/bin/skiff $(GO) test -count=1 -timeout 60m ./test/scripts -run 'TestExtensions$(FOCUS)' -v
+
 # LIST=tests.tsv (default: every conformance test) STAGE=1,3 FOCUS=regexp PROCS=4
 conformance: build ## upstream's conformance suite against a fresh cluster of two nodes
 	cd test/conformance && CGO_ENABLED=0 $(GO) run . --skiff $(CURDIR)/bin/skiff --out $(CURDIR)/bin/conformance \
 		--list '$(if $(LIST),$(abspath $(LIST)))' --stage '$(STAGE)' --focus '$(FOCUS)' --procs $(or $(PROCS),4)
 
-.PHONY: reference interop
+.PHONY: reference interop extensions
 reference: ## upstream's Kubernetes and etcd, built from the Go module proxy into bin/reference
 	CGO_ENABLED=0 $(GO) run ./test/interop --build-only
 

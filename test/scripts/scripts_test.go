@@ -20,13 +20,16 @@ import (
 	"github.com/rogpeppe/go-internal/testscript"
 )
 
-func TestScripts(t *testing.T) {
+func TestScripts(t *testing.T) { run(t, "testdata") }
+
+// run runs the scripts of one folder.
+func run(t *testing.T, dir string) {
 	if os.Geteuid() != 0 {
 		t.Skip("needs root: containers, network namespaces and nftables are real here")
 	}
 	bin := binary(t)
 	testscript.Run(t, testscript.Params{
-		Dir:                 "testdata",
+		Dir:                 dir,
 		RequireExplicitExec: true,
 		RequireUniqueNames:  true,
 		Setup:               func(env *testscript.Env) error { return setup(env, bin) },
@@ -96,7 +99,7 @@ func setup(env *testscript.Env, bin string) error {
 	root, _ := filepath.Abs("../..")
 	env.Setenv("REPO", root)
 	env.Setenv("NGINX", nginxArchive)
-	env.Setenv("SAMPLE", sampleServer)
+	env.Setenv("EXTENSIONS", programs)
 	env.Defer(func() {
 		out, err := exec.Command(filepath.Join(dir, "skiff"), "down", "--purge", "--data-dir", data).CombinedOutput()
 		if err != nil {
@@ -113,18 +116,16 @@ var nginxArchive = filepath.Join(os.TempDir(), "skiff-nginx-debs", "nginx.tar")
 // etcdClient is where the condition "etcdctl" puts Debian's.
 var etcdClient = filepath.Join(os.TempDir(), "skiff-etcdctl", "usr", "bin")
 
-// sampleServer is where the condition "sample-apiserver" puts upstream's.
-var sampleServer = filepath.Join(os.TempDir(), "skiff-sample-apiserver")
-
 // condition knows "nginx": the image could be assembled, "etcdctl", which both
-// need Debian's packages, and "sample-apiserver", which needs its module. Where
+// need Debian's packages, and "extension:NAME", which needs modules. Where
 // they cannot be had the script is skipped, but not in CI.
 func condition(name string) (bool, error) {
+	if extension, ok := strings.CutPrefix(name, "extension:"); ok {
+		return haveExtension(extension)
+	}
 	switch name {
 	case "etcdctl":
 		return haveEtcdctl()
-	case "sample-apiserver":
-		return haveSampleServer()
 	case "nginx":
 	default:
 		return false, fmt.Errorf("unknown condition %q", name)
@@ -134,16 +135,6 @@ func condition(name string) (bool, error) {
 	out, err := cmd.CombinedOutput()
 	if err != nil && os.Getenv("CI") != "" {
 		return false, fmt.Errorf("assemble the nginx image: %w\n%s", err, out)
-	}
-	return err == nil, nil
-}
-
-func haveSampleServer() (bool, error) {
-	cmd := exec.Command("go", "build", "-o", filepath.Join(sampleServer, "sample-apiserver"), "k8s.io/sample-apiserver")
-	cmd.Dir, cmd.Env = "../conformance", append(os.Environ(), "CGO_ENABLED=0")
-	out, err := cmd.CombinedOutput()
-	if err != nil && os.Getenv("CI") != "" {
-		return false, fmt.Errorf("build upstream's sample-apiserver: %w\n%s", err, out)
 	}
 	return err == nil, nil
 }
