@@ -54,6 +54,7 @@ type options struct {
 	Settle, Span time.Duration // size: wait before, and length of, the idle time
 	Keys         int           // store: in the large store
 	Pods         int           // api, sched: created
+	Nodes        []int         // sched, scale: how many, in order; nil: the suite's
 	Noise        float64
 }
 
@@ -73,6 +74,9 @@ func main() {
 	flag.DurationVar(&o.Span, "span", 2*time.Minute, "size: how long it is watched")
 	flag.IntVar(&o.Keys, "keys", 1_000_000, "store: keys of the large store")
 	flag.IntVar(&o.Pods, "pods", 10_000, "api: pods created")
+	flag.Func("nodes", "sched, scale: numbers of nodes, separated by commas (default: the suite's)", func(list string) error {
+		return json.Unmarshal([]byte("["+list+"]"), &o.Nodes)
+	})
 	flag.Float64Var(&o.Noise, "noise", 0.5, "spread, (max-min)/median, from which a figure is marked as noisy")
 	render := flag.Bool("render", false, "only write the document again from what is kept")
 	flag.Parse()

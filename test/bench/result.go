@@ -7,6 +7,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
+	"math"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -114,7 +115,7 @@ func (f *figure) text(system string, noise float64) string {
 	return out
 }
 
-func (s spread) noisy(bound float64) bool { return s.high-s.low > bound*s.median }
+func (s spread) noisy(bound float64) bool { return s.high-s.low > bound*math.Abs(s.median) }
 
 func (f *figure) moreIsBetter() bool {
 	return strings.HasSuffix(f.Unit, "/s") || f.Unit == "nodes held"
@@ -142,6 +143,9 @@ func (f *figure) ratioText() string {
 
 // number writes three digits, more only before the point.
 func number(v float64) string {
+	if v < 0 {
+		return "-" + number(-v)
+	}
 	digits := 2
 	for limit := 10.0; digits > 0 && v >= limit; limit *= 10 {
 		digits--

@@ -13,7 +13,7 @@ import (
 var scaleSuite = suite{
 	name: "scale", limit: 15 * time.Minute, run: runScale, rounds: 2,
 	about: "Simulated nodes that renew their leases every 10 s, more at each step, until a step is not healthy (a node is NotReady 20 s after all were registered, or they are not within 4 minutes) " +
-		"or the last one is reached: 25,000 for Skiff, 5,000 for upstream. CPU and memory are of the 20 s after registration.",
+		"or the last one is reached: 25,000 for Skiff, 5,000 for upstream. CPU and memory are of the 20 s after registration. " + crowdAbout,
 	budgets: map[string]string{"healthy nodes": "100,000 held on ≤ 1 core"},
 }
 
@@ -26,7 +26,7 @@ var steps = map[string][]int{
 func runScale(ctx context.Context, r *round) error {
 	return r.with(ctx, parts{crowd: true}, func(c *cluster) (err error) {
 		have := 0
-		for i, total := range steps[r.System] {
+		for i, total := range r.sizes(steps[r.System]) {
 			prefix := number(float64(total)) + " nodes: "
 			began := time.Now()
 			crowd, failed := c.addNodes(ctx, fmt.Sprintf("s%d", i), total-have, 10*time.Second, 4*time.Minute)

@@ -49,6 +49,10 @@ func buildTools(ctx context.Context, skiff string) (tools, error) {
 	return t, errors.Join(reference.Install(ctx), reference.Images(ctx, b, skiff, t.Images))
 }
 
+// crowdAbout says what upstream gets that a cluster of a few nodes needs not.
+const crowdAbout = "Upstream has what its operators give it for thousands of nodes: no client limits in the scheduler and the controller manager (--kube-api-qps and " +
+	"--kube-api-burst of 10,000), 3,000 requests in flight and 1,000 that change something, 8 GiB for etcd; Skiff has its defaults."
+
 // startUpstream runs upstream's components.
 func (r *round) startUpstream(ctx context.Context, p parts) (*cluster, error) {
 	if p.fresh {
@@ -63,6 +67,8 @@ func (r *round) startUpstream(ctx context.Context, p parts) (*cluster, error) {
 	}
 	if p.crowd {
 		lifted := []string{"--kube-api-qps=10000", "--kube-api-burst=10000"}
+		o.Etcd.Args = []string{"--quota-backend-bytes=8589934592"}
+		o.APIServer.Args = []string{"--max-requests-inflight=3000", "--max-mutating-requests-inflight=1000"}
 		o.Scheduler.Args = lifted
 		o.ControllerManager.Args = append(lifted[:2:2], "--cluster-cidr="+crowdRange)
 	}

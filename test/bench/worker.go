@@ -7,7 +7,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
+	"log/slog"
 	"os"
 	"os/signal"
 	"path/filepath"
@@ -38,8 +38,7 @@ type sample struct {
 
 // work is the worker.
 func work(text string) error {
-	klog.LogToStderr(false) // client-go complains of calls that were called off
-	klog.SetOutput(io.Discard)
+	klog.SetSlogLogger(slog.New(slog.DiscardHandler)) // client-go complains of calls that were called off
 	r := &round{out: json.NewEncoder(os.NewFile(3, "figures"))}
 	if err := json.Unmarshal([]byte(text), &r.options); err != nil {
 		return err
@@ -50,6 +49,14 @@ func work(text string) error {
 	ctx, cancel := context.WithTimeout(ctx, allSuites()[i].limit-10*time.Second)
 	defer cancel()
 	return allSuites()[i].run(ctx, r)
+}
+
+// sizes are numbers of nodes: those asked for by flag, or the suite's.
+func (r *round) sizes(own []int) []int {
+	if r.Nodes != nil {
+		return r.Nodes
+	}
+	return own
 }
 
 // figure hands a value to the first process.
