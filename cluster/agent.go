@@ -130,17 +130,22 @@ func (c *Cluster) keepRoutes(ctx context.Context) error {
 		return nil
 	}
 	var have []network.Route
-	for retry := time.Duration(0); ; {
-		var again <-chan time.Time
-		if retry > 0 {
-			again = time.After(retry)
-		}
+	var again <-chan time.Time
+	var retry time.Duration
+	for began := time.Now(); ; {
+		rest := time.After(9 * time.Since(began)) // so many nodes that come together are routed together
 		select {
 		case <-ctx.Done():
 			return nil
 		case <-wake:
 		case <-again:
 		}
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-rest:
+		}
+		began = time.Now()
 		list, err := nodes.Lister().List(labels.Everything())
 		if err != nil {
 			return err
@@ -151,11 +156,12 @@ func (c *Cluster) keepRoutes(ctx context.Context) error {
 		}
 		if err := c.network.SetRoutes(want); err != nil {
 			retry = min(max(2*retry, time.Second), 30*time.Second)
+			again = time.After(retry)
 			c.log.Warn("pods of other nodes may be out of reach", "err", err, "tryAgainIn", retry)
 			continue
 		}
 		have, retry = want, 0
-		c.log.Info("routes to other nodes' pods", "routes", want)
+		c.log.Info("routes to other nodes' pods", "nodes", len(want), "first", want[:min(len(want), 3)])
 	}
 }
 

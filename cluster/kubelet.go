@@ -10,6 +10,7 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"time"
 
@@ -328,14 +329,8 @@ func addressesOf(n *corev1.Node) []netip.Addr {
 	for _, typ := range []corev1.NodeAddressType{corev1.NodeInternalIP, corev1.NodeExternalIP} {
 		for _, a := range n.Status.Addresses {
 			ip, err := netip.ParseAddr(a.Address)
-			if a.Type != typ || err != nil {
-				continue
-			}
-			known := false
-			for _, have := range out {
-				known = known || have.Is4() == ip.Is4()
-			}
-			if !known {
+			sameFamily := func(have netip.Addr) bool { return have.Is4() == ip.Is4() }
+			if a.Type == typ && err == nil && !slices.ContainsFunc(out, sameFamily) {
 				out = append(out, ip)
 			}
 		}
