@@ -15,6 +15,7 @@ func (c *Cluster) row(name string) int32 {
 		return row
 	}
 	row := int32(len(c.nodes))
+	clear(c.classes)
 	c.index[name] = row
 	c.nodes = append(c.nodes, nil)
 	for _, col := range c.resources() {
@@ -54,7 +55,12 @@ func (c *Cluster) scalar(name v1.ResourceName) *resourceColumn {
 // SetNode adds a node or replaces what is known of it.
 func (c *Cluster) SetNode(node *v1.Node) {
 	row := c.row(node.Name)
-	c.dropImages(row)
+	if old := c.nodes[row]; old != nil && sameImages(old, node) {
+		c.touch(row)
+	} else {
+		clear(c.classes) // what an image is worth depends on how many nodes have it
+		c.dropImages(row)
+	}
 	c.nodes[row] = node
 	alloc := node.Status.Allocatable
 	c.cpu.total[row] = alloc.Cpu().MilliValue()
@@ -107,6 +113,7 @@ func (c *Cluster) RemoveNode(name string) {
 	if !ok {
 		return
 	}
+	clear(c.classes)
 	c.dropImages(row)
 	c.nodes[row] = nil
 	c.shrink(row)
@@ -124,6 +131,7 @@ func (c *Cluster) shrink(row int32) {
 			break
 		}
 	}
+	clear(c.classes)
 	last := int32(len(c.nodes) - 1)
 	if row != last {
 		if c.nodes[last] != nil {
@@ -210,6 +218,7 @@ func (c *Cluster) RemovePod(p *Pod) {
 
 // account adds sign times a pod's requests to a row.
 func (c *Cluster) account(p *Pod, row int32, sign int64) {
+	c.touch(row)
 	c.cpu.used[row] += sign * p.req.cpu
 	c.memory.used[row] += sign * p.req.memory
 	c.ephemeral.used[row] += sign * p.req.ephemeral

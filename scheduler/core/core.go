@@ -11,6 +11,9 @@
 // numbers, a node's taints are one number, and a selector is evaluated once for
 // each distinct value, not for each node.
 //
+// Pods of one template share a class (class.go): what single nodes mean for
+// them is kept, and looked at again only for the nodes that change.
+//
 // # Plugins
 //
 // One file for each of upstream's plugins, in upstream's order (filters.go).
@@ -53,7 +56,9 @@ type Cluster struct {
 	affine     map[*Pod]struct{}            // pods with any (anti-)affinity that scores others
 	namespaces map[string]labels.Set
 	counters   map[string]*counter // pods by selector and node
-	tick       int64               // age of counters
+	classes    map[string]*class   // of the templates that were asked for
+	journal    journal             // rows that changed, for the classes
+	tick       int64               // age of counters and classes
 	scratch    scratch
 }
 
@@ -75,6 +80,7 @@ func NewCluster() *Cluster {
 		affine:     map[*Pod]struct{}{},
 		namespaces: map[string]labels.Set{},
 		counters:   map[string]*counter{},
+		classes:    map[string]*class{},
 	}
 }
 

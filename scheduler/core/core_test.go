@@ -210,7 +210,8 @@ func TestRequests(t *testing.T) {
 }
 
 // Whatever comes and goes, the columns must be what they would be if the
-// cluster were built from scratch.
+// cluster were built from scratch, and so must decisions, which remember what
+// nodes meant for earlier pods of the template.
 func TestColumnsStayTrue(t *testing.T) {
 	c := NewCluster()
 	nodes, pods := map[string]*v1.Node{}, map[string]*Pod{}
@@ -246,7 +247,11 @@ func TestColumnsStayTrue(t *testing.T) {
 		for app := range 3 {
 			c.counter("default", labels.SelectorFromSet(labels.Set{"app": fmt.Sprint(app)}))
 		}
-		if step%50 != 0 {
+		var got []string
+		for i, text := range templates {
+			got = append(got, decided(t, c, i, text))
+		}
+		if step%10 != 0 {
 			continue
 		}
 		fresh := NewCluster()
@@ -260,7 +265,27 @@ func TestColumnsStayTrue(t *testing.T) {
 		if got, want := describe(c), describe(fresh); got != want {
 			t.Fatalf("step %d:\n got %s\nwant %s", step, got, want)
 		}
+		for i, text := range templates {
+			if want := decided(t, fresh, i, text); got[i] != want {
+				t.Fatalf("step %d, pod %s:\n got %s\nwant %s", step, text, got[i], want)
+			}
+		}
 	}
+}
+
+// templates are of pods that look at everything a node has.
+var templates = []string{
+	"cpu=100m memory=1Gi", "cpu=2", "labels=app=1", "labels=app=2 {nodeSelector: {zone: '1'}}",
+	"{tolerations: [{key: t, value: '1'}]}", "{containers: [{ports: [{hostPort: 2}], image: i1}]}",
+	"{containers: [{image: 'i2:latest', resources: {requests: {x/y: 2}}}]}",
+	"{affinity: {nodeAffinity: {requiredDuringSchedulingIgnoredDuringExecution: {nodeSelectorTerms: [{matchExpressions: [{key: zone, operator: NotIn, values: ['2']}]}]}}}}",
+}
+
+// decided is all of a decision but which of equal nodes was taken.
+func decided(t *testing.T, c *Cluster, i int, text string) string {
+	p := parsePod(t, fmt.Sprint("template", i), text)
+	d := c.Decide(&Request{Pod: p, Spread: spreadOf(p)})
+	return fmt.Sprintln(d.Node != "", d.Score, d.Feasible, d.Message, d.Rejected)
 }
 
 // describe writes every column by node name.

@@ -57,6 +57,7 @@ type search struct {
 	pod *Pod
 
 	rows     []int32   // nodes that passed so far
+	brief    bool      // nobody asks why nodes were dropped
 	statuses []*status // by row, nil for the others; nil if none was dropped
 	pre      *status   // a filter refused every node at once
 	rejected map[string]bool
@@ -70,15 +71,19 @@ type search struct {
 }
 
 func newSearch(c *Cluster, req *Request) *search {
-	s := &search{c: c, req: req, pod: req.Pod, rejected: map[string]bool{}}
-	s.rows = c.scratch.rows[:0]
+	return &search{c: c, req: req, pod: req.Pod, rejected: map[string]bool{}, rows: c.allRows()}
+}
+
+// allRows lists the known nodes, in memory of the next decision's.
+func (c *Cluster) allRows() []int32 {
+	rows := c.scratch.rows[:0]
 	for row, node := range c.nodes {
 		if node != nil {
-			s.rows = append(s.rows, int32(row))
+			rows = append(rows, int32(row))
 		}
 	}
-	c.scratch.rows = s.rows
-	return s
+	c.scratch.rows = rows
+	return rows
 }
 
 // scratch is memory that one decision leaves to the next.
@@ -110,6 +115,9 @@ func (s *search) keep(refuse func(row int32) *status) {
 	kept := s.rows[:0]
 	for _, row := range s.rows {
 		if st := refuse(row); st != nil {
+			if s.brief {
+				continue
+			}
 			if s.statuses == nil {
 				s.statuses = make([]*status, len(s.c.nodes))
 			}
@@ -125,30 +133,32 @@ func (s *search) keep(refuse func(row int32) *status) {
 // refuseAll ends the search before any node is looked at.
 func (s *search) refuseAll(plugin, reason string) {
 	s.pre = &status{plugin: plugin, reasons: []string{reason}, unresolvable: true}
-	s.rejected[plugin] = true
+	if !s.brief {
+		s.rejected[plugin] = true
+	}
 	s.rows = s.rows[:0]
 }
 
 // Decide finds the best node for a pod. It changes nothing.
 func (c *Cluster) Decide(req *Request) Decision {
-	s := newSearch(c, req)
-	all := len(s.rows)
-	if all == 0 {
-		return Decision{Message: noNodesMessage}
-	}
-	s.filter()
-	if len(s.rows) == 0 {
-		d := Decision{Rejected: s.rejected}
-		d.Message = s.explain(all)
-		if req.Preemption {
-			s.preempt(&d, all)
+	cl := c.class(req)
+	s := &search{c: c, req: req, pod: req.Pod, rows: c.scratch.rows[:0], brief: true}
+	for row, score := range cl.scores {
+		if score != refused {
+			s.rows = append(s.rows, int32(row))
 		}
-		return d
+	}
+	c.scratch.rows = s.rows
+	if len(s.rows) > 0 {
+		s.filterTogether()
+	}
+	if len(s.rows) == 0 {
+		return c.refuse(req)
 	}
 	d := Decision{Feasible: len(s.rows)}
 	best := 0
 	if len(s.rows) > 1 {
-		s.score()
+		s.score(cl)
 		best = s.best()
 		d.Score = s.scores[best]
 	}
@@ -156,22 +166,45 @@ func (c *Cluster) Decide(req *Request) Decision {
 	return d
 }
 
+// refuse is the decision about a pod that fits nowhere.
+func (c *Cluster) refuse(req *Request) Decision {
+	s := newSearch(c, req)
+	all := len(s.rows)
+	if all == 0 {
+		return Decision{Message: noNodesMessage}
+	}
+	s.filter()
+	d := Decision{Rejected: s.rejected}
+	d.Message = s.explain(all)
+	if req.Preemption {
+		s.preempt(&d, all)
+	}
+	return d
+}
+
 // best returns the position of a row with the highest score, any of them with
 // the same chance.
 func (s *search) best() int {
-	best, ties := 0, 1
-	for i := 1; i < len(s.scores); i++ {
-		switch {
-		case s.scores[i] > s.scores[best]:
-			best, ties = i, 1
-		case s.scores[i] == s.scores[best]:
+	high := slices.Max(s.scores)
+	ties := 0
+	for _, n := range s.scores {
+		if n == high {
 			ties++
-			if s.req.Rand != nil && s.req.Rand(ties) == 0 {
-				best = i
-			}
 		}
 	}
-	return best
+	skip := 0
+	if s.req.Rand != nil && ties > 1 {
+		skip = s.req.Rand(ties)
+	}
+	for i, n := range s.scores {
+		if n != high {
+			continue
+		}
+		if skip--; skip < 0 {
+			return i
+		}
+	}
+	return 0 // not reached: Rand is below ties
 }
 
 const noNodesMessage = "no nodes available to schedule pods"

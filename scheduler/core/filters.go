@@ -16,9 +16,16 @@ const (
 	SchedulingGates    = "SchedulingGates"
 )
 
-// filter runs upstream's filters in upstream's order. A filter that can refuse
-// the pod outright does so before any node is looked at.
+// filter runs upstream's filters in upstream's order.
 func (s *search) filter() {
+	if s.filterEach(); len(s.rows) > 0 {
+		s.filterTogether()
+	}
+}
+
+// filterEach runs the filters that look at one node at a time. A filter that
+// can refuse the pod outright does so before any node is looked at.
+func (s *search) filterEach() {
 	for _, prepare := range []func(*search){(*search).prepareNodeAffinity, (*search).prepareVolumes} {
 		if prepare(s); s.pre != nil {
 			return
@@ -33,12 +40,17 @@ func (s *search) filter() {
 		(*search).filterPorts,
 		(*search).filterResources,
 		(*search).filterVolumes,
-		(*search).filterSpread,
-		(*search).filterInterPod,
 	} {
 		if run(s); len(s.rows) == 0 {
 			return
 		}
+	}
+}
+
+// filterTogether runs the filters for which nodes depend on each other.
+func (s *search) filterTogether() {
+	if s.filterSpread(); len(s.rows) > 0 {
+		s.filterInterPod()
 	}
 }
 
@@ -55,16 +67,24 @@ const (
 	maxScore = 100
 )
 
-// score runs upstream's scores over the rows that passed.
-func (s *search) score() {
+// scoreEach runs the scores that look at one node at a time.
+func (s *search) scoreEach() {
+	s.scoreResources()
+	s.scoreImages()
+}
+
+// score adds the scores that depend on which nodes there are to choose from to
+// those of the pod's class.
+func (s *search) score(cl *class) {
 	s.scores = zeros(&s.c.scratch.scores, len(s.rows))
 	s.scratch = zeros(&s.c.scratch.scaled, len(s.rows))
+	for i, row := range s.rows {
+		s.scores[i] = cl.scores[row]
+	}
 	s.scoreTaints()
 	s.scoreNodeAffinity()
-	s.scoreResources()
 	s.scoreSpread()
 	s.scoreInterPod()
-	s.scoreImages()
 }
 
 // addScaled adds weight times the scratch scores, scaled so that the highest

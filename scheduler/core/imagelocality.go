@@ -1,7 +1,11 @@
 package core
 
 import (
+	"iter"
+	"slices"
 	"strings"
+
+	v1 "k8s.io/api/core/v1"
 )
 
 // image is a container image and the nodes that have it.
@@ -89,21 +93,10 @@ const (
 func (s *search) scoreImages() {
 	var found []*image
 	count := 0
-	add := func(name string) {
+	for name := range s.pod.images() {
 		count++
 		if im := s.c.images[normalImage(name)]; im != nil {
 			found = append(found, im)
-		}
-	}
-	for i := range s.pod.Spec.InitContainers {
-		add(s.pod.Spec.InitContainers[i].Image)
-	}
-	for i := range s.pod.Spec.Containers {
-		add(s.pod.Spec.Containers[i].Image)
-	}
-	for i := range s.pod.Spec.Volumes {
-		if v := s.pod.Spec.Volumes[i].Image; v != nil {
-			add(v.Reference)
 		}
 	}
 	if len(found) == 0 {
@@ -121,6 +114,31 @@ func (s *search) scoreImages() {
 		sum = min(max(sum, minImageBytes), limit)
 		s.scores[i] += weightImages * (maxScore * (sum - minImageBytes) / (limit - minImageBytes))
 	}
+}
+
+// images are the images that a pod names.
+func (p *Pod) images() iter.Seq[string] {
+	return func(yield func(string) bool) {
+		for _, list := range [][]v1.Container{p.Spec.InitContainers, p.Spec.Containers} {
+			for i := range list {
+				if !yield(list[i].Image) {
+					return
+				}
+			}
+		}
+		for i := range p.Spec.Volumes {
+			if v := p.Spec.Volumes[i].Image; v != nil && !yield(v.Reference) {
+				return
+			}
+		}
+	}
+}
+
+// sameImages reports whether a node has what it had.
+func sameImages(old, now *v1.Node) bool {
+	return slices.EqualFunc(old.Status.Images, now.Status.Images, func(a, b v1.ContainerImage) bool {
+		return a.SizeBytes == b.SizeBytes && slices.Equal(a.Names, b.Names)
+	})
 }
 
 // normalImage gives an image name the tag it has by default.

@@ -16,6 +16,7 @@ type Pod struct {
 	nonzero  requests // with defaults for containers that ask for nothing
 	ports    []hostPort
 	affinity podAffinity
+	class    string // template, once it was asked for
 }
 
 // Compile makes a pod ready. It fails if a label selector of the pod does not
