@@ -9,9 +9,9 @@ import (
 	"runtime/debug"
 	"time"
 
-	"github.com/google/uuid"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/util/uuid"
 
 	"github.com/skiff-project/skiff/api"
 	"github.com/skiff-project/skiff/apiserver/admission"
@@ -70,7 +70,7 @@ func (s *Server) serve(w http.ResponseWriter, req *http.Request) {
 	id := req.Header.Get("Audit-Id")
 	if id == "" || len(id) > 64 {
 		if !isLocal(req) || s.cfg.Audit != nil {
-			id = uuid.NewString()
+			id = string(uuid.NewUUID())
 		}
 	}
 	if id != "" {

@@ -12,12 +12,12 @@ import (
 	"sync/atomic"
 	"time"
 
-	"github.com/google/uuid"
 	"github.com/prometheus/client_golang/prometheus"
 	authnv1 "k8s.io/api/authentication/v1"
 	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/util/uuid"
 	"k8s.io/client-go/informers"
 	"k8s.io/client-go/kubernetes"
 	"k8s.io/client-go/kubernetes/scheme"
@@ -149,7 +149,7 @@ func (c *Cluster) elector(e Election, component string, w *watched, callbacks le
 	events := record.NewBroadcaster()
 	events.StartRecordingToSink(&typedcorev1.EventSinkImpl{Interface: c.client.CoreV1().Events("")})
 	lock, err := resourcelock.NewFromKubeconfig(resourcelock.LeasesResourceLock, e.Namespace, e.Name, resourcelock.ResourceLockConfig{
-		Identity:      host + "_" + uuid.NewString(),
+		Identity:      host + "_" + string(uuid.NewUUID()),
 		EventRecorder: events.NewRecorder(scheme.Scheme, corev1.EventSource{Component: component}),
 	}, c.config(""), e.RenewDeadline)
 	if err != nil {

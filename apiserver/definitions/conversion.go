@@ -7,7 +7,6 @@ import (
 	"fmt"
 	"time"
 
-	"github.com/google/uuid"
 	v1 "k8s.io/apiextensions-apiserver/pkg/apis/apiextensions/v1"
 	"k8s.io/apiextensions-apiserver/pkg/apis/apiextensions/v1beta1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -16,6 +15,7 @@ import (
 	"k8s.io/apimachinery/pkg/runtime/schema"
 	jsonserializer "k8s.io/apimachinery/pkg/runtime/serializer/json"
 	"k8s.io/apimachinery/pkg/types"
+	"k8s.io/apimachinery/pkg/util/uuid"
 
 	"github.com/skiff-project/skiff/api/apiextensions"
 	"github.com/skiff-project/skiff/api/customresource"
@@ -103,7 +103,7 @@ func (h *webhook) convert(ctx context.Context, in []*unstructured.Unstructured, 
 
 // ask sends one review with all objects.
 func (h *webhook) ask(ctx context.Context, in []*unstructured.Unstructured, to schema.GroupVersion) ([]runtime.RawExtension, error) {
-	uid := types.UID(uuid.NewString())
+	uid := uuid.NewUUID()
 	req := &v1.ConversionRequest{UID: uid, DesiredAPIVersion: to.String()}
 	for _, u := range in {
 		req.Objects = append(req.Objects, runtime.RawExtension{Object: u})

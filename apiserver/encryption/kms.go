@@ -13,9 +13,9 @@ import (
 	"sync/atomic"
 	"time"
 
-	"github.com/google/uuid"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/credentials/insecure"
+	"k8s.io/apimachinery/pkg/util/uuid"
 	"k8s.io/apimachinery/pkg/util/validation"
 	"k8s.io/apimachinery/pkg/util/validation/field"
 )
@@ -135,7 +135,7 @@ func (k *kms) check(ctx context.Context) error {
 	raw := random(32)
 	req := message{}
 	req.set(1, raw)
-	req.set(2, []byte(uuid.NewString()))
+	req.set(2, []byte(uuid.NewUUID()))
 	resp, err := k.call(ctx, "Encrypt", &req, 3)
 	if err != nil {
 		return fmt.Errorf("failed to encrypt DEK, error: %w", err)
@@ -231,7 +231,7 @@ func (k *kms) open(sealed, bound []byte) ([]byte, bool, error) {
 	if t == nil {
 		req := message{notesAt: 4, notes: m.notes}
 		req.set(1, m.field(3))
-		req.set(2, []byte(uuid.NewString()))
+		req.set(2, []byte(uuid.NewUUID()))
 		req.set(3, m.field(2))
 		resp, err := k.call(context.Background(), "Decrypt", &req, 0)
 		if err != nil {

@@ -8,15 +8,14 @@ import (
 	"slices"
 	"strconv"
 
-	"github.com/google/uuid"
 	apiequality "k8s.io/apimachinery/pkg/api/equality"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	"k8s.io/apimachinery/pkg/api/validate/content"
 	"k8s.io/apimachinery/pkg/api/validation"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime/schema"
-	"k8s.io/apimachinery/pkg/types"
 	utilrand "k8s.io/apimachinery/pkg/util/rand"
+	"k8s.io/apimachinery/pkg/util/uuid"
 	"k8s.io/apimachinery/pkg/util/validation/field"
 
 	"github.com/skiff-project/skiff/api"
@@ -125,7 +124,7 @@ func (r *Registry) beforeCreate(ctx context.Context, w Write, obj api.Object) (f
 	finish = func(bool) {}
 	wipeSystemMeta(obj)
 	obj.SetCreationTimestamp(metav1.NewTime(r.Clock.Now().Truncate(1e9)))
-	obj.SetUID(types.UID(uuid.NewString()))
+	obj.SetUID(uuid.NewUUID())
 	if err := r.matchNamespace(w.Namespace, obj); err != nil {
 		return nil, err
 	}

@@ -8,7 +8,6 @@ import (
 	"net/http"
 	"time"
 
-	"github.com/google/uuid"
 	admissionv1 "k8s.io/api/admission/v1"
 	admissionv1beta1 "k8s.io/api/admission/v1beta1"
 	v1 "k8s.io/api/admissionregistration/v1"
@@ -18,6 +17,7 @@ import (
 	"k8s.io/apimachinery/pkg/runtime/schema"
 	jsonserializer "k8s.io/apimachinery/pkg/runtime/serializer/json"
 	"k8s.io/apimachinery/pkg/types"
+	"k8s.io/apimachinery/pkg/util/uuid"
 
 	"github.com/skiff-project/skiff/apiserver/admission"
 )
@@ -65,7 +65,7 @@ func (s *source) ask(ctx context.Context, h *hook, f admission.Form, v *view, mu
 			return answer{}, apierrors.NewBadRequest(fmt.Sprintf("admission webhook %q does not support dry run", h.Name))
 		}
 	}
-	uid := types.UID(uuid.NewString())
+	uid := uuid.NewUUID()
 	body, reply, err := v.review(h, f, uid)
 	if err != nil {
 		return fail("could not create admission objects: %w", err)
