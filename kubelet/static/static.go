@@ -14,12 +14,12 @@ import (
 	"strings"
 	"time"
 
-	"golang.org/x/sys/unix"
 	v1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
 	"sigs.k8s.io/yaml"
 
+	"github.com/skiff-project/skiff/internal/filewatch"
 	"github.com/skiff-project/skiff/kubelet/podstate"
 )
 
@@ -49,13 +49,13 @@ func (s *Source) Run(ctx context.Context) error {
 	}
 	last := ""
 	for {
-		w := newWatch(s.Path) // before reading: nothing that happens meanwhile is missed
+		w := filewatch.Folder(s.Path) // before reading: nothing that happens meanwhile is missed
 		pods, finger := s.read()
 		if finger != last && finger != unreadable { // a folder that fails for a moment ends no pods
 			last = finger
 			s.Update(pods)
 		}
-		if !w.wait(ctx, poll) {
+		if !w.Wait(ctx, poll) {
 			return nil
 		}
 	}
@@ -165,47 +165,4 @@ func Mirror(pod *v1.Pod, node *v1.Node) *v1.Pod {
 // MirrorOf says whether an API pod is the mirror of this very static pod.
 func MirrorOf(api, pod *v1.Pod) bool {
 	return podstate.IsMirror(api) && api.Annotations[podstate.ConfigMirror] == pod.Annotations[podstate.ConfigHash]
-}
-
-// watch is one inotify descriptor; nil file means that polling must do.
-type watch struct{ f *os.File }
-
-func newWatch(path string) watch {
-	fd, err := unix.InotifyInit1(unix.IN_CLOEXEC | unix.IN_NONBLOCK)
-	if err != nil {
-		return watch{}
-	}
-	const mask = unix.IN_CLOSE_WRITE | unix.IN_CREATE | unix.IN_DELETE | unix.IN_MOVED_FROM | unix.IN_MOVED_TO | unix.IN_DELETE_SELF
-	if _, err := unix.InotifyAddWatch(fd, path, mask); err != nil {
-		unix.Close(fd)
-		return watch{}
-	}
-	return watch{os.NewFile(uintptr(fd), "inotify")} // Go's poller waits: no thread is held
-}
-
-// wait returns when the folder may have changed, or after poll; false when ctx ended.
-func (w watch) wait(ctx context.Context, poll time.Duration) bool {
-	if w.f == nil {
-		return sleep(ctx, min(poll, 5*time.Second))
-	}
-	defer w.f.Close()
-	_ = w.f.SetReadDeadline(time.Now().Add(poll))
-	stop := context.AfterFunc(ctx, func() { _ = w.f.SetReadDeadline(time.Unix(1, 0)) })
-	defer stop()
-	buf := make([]byte, 16<<10)
-	if n, _ := w.f.Read(buf); n > 0 {
-		return sleep(ctx, 100*time.Millisecond) // let an editor finish its dance of files
-	}
-	return ctx.Err() == nil
-}
-
-func sleep(ctx context.Context, d time.Duration) bool {
-	t := time.NewTimer(d)
-	defer t.Stop()
-	select {
-	case <-ctx.Done():
-		return false
-	case <-t.C:
-		return true
-	}
 }
