@@ -225,7 +225,7 @@ func New(cfg Config) (*Server, error) {
 	s.gate = fairness.NewGate(cfg.Limits, cfg.MaxLongRunning, cfg.Clock)
 	s.proxy = &connect.Proxy{Dial: cfg.Dial, Log: cfg.Log, Stopping: s.stopping}
 	s.managed = managed.New()
-	s.metrics = metrics.New(cfg.Store, slices.Concat(s.gate.Collectors(), cfg.Audit.Collectors(), metrics.Collectors(cfg.Admission))...)
+	s.metrics = metrics.New(cfg.Store, slices.Concat(s.gate.Collectors(), cfg.Audit.Collectors(), metrics.Collectors(cfg.Admission), metrics.Collectors([]auth.Authorizer{cfg.Authorizer}))...)
 	services, err := alloc.NewServices(cfg.NodePorts)
 	if err != nil {
 		return nil, err

@@ -188,7 +188,7 @@ func TestInFlightBound(t *testing.T) {
 	block := make(chan struct{})
 	s, cfg := newTLSServer(t, func(c *apiserver.Config) {
 		c.Limits = apiserver.Limits{Mutating: 1, NoFairness: true}
-		c.Authenticator = auth.Server(auth.Bearer(plainToken{}))
+		c.Authenticator = auth.Server(auth.HealthPaths, auth.Bearer(plainToken{}))
 		c.Admission = []admission.Plugin{blocking{block}}
 	})
 	_ = s

@@ -211,6 +211,9 @@ func (s *Server) decide(c *call, u auth.User, res *authorizationv1.ResourceAttri
 		if res.FieldSelector != nil {
 			a.FieldSelector = request.FieldRequirements(res.FieldSelector)
 		}
+		if res.LabelSelector != nil {
+			a.LabelSelector = request.LabelSelector(res.LabelSelector)
+		}
 	}
 	if non != nil {
 		a.Path, a.Verb = non.Path, non.Verb
@@ -233,9 +236,5 @@ func (s *Server) rulesReview(c *call, obj api.Object) error {
 		return nil
 	}
 	r.Status = s.cfg.Rules.ReviewRules(c.user.User, r.Spec.Namespace)
-	if contains(c.user.Groups, auth.GroupMasters) {
-		r.Status.ResourceRules = append(r.Status.ResourceRules, authorizationv1.ResourceRule{Verbs: []string{"*"}, APIGroups: []string{"*"}, Resources: []string{"*"}})
-		r.Status.NonResourceRules = append(r.Status.NonResourceRules, authorizationv1.NonResourceRule{Verbs: []string{"*"}, NonResourceURLs: []string{"*"}})
-	}
 	return nil
 }

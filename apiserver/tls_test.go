@@ -52,7 +52,7 @@ func newTLSServer(t testing.TB, edit func(*apiserver.Config)) (*apiserver.Server
 	s := newServer(t, func(c *apiserver.Config) {
 		c.Listener = ln
 		c.TLS = &tls.Config{Certificates: []tls.Certificate{certificate(t)}}
-		c.Authenticator = auth.Server(auth.Bearer(oneToken{}))
+		c.Authenticator = auth.Server(auth.HealthPaths, auth.Bearer(oneToken{}))
 		c.AdvertiseAddress, c.AdvertisePort = netip.MustParseAddr("192.0.2.1"), 6443
 		if edit != nil {
 			edit(c)

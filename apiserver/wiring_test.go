@@ -90,7 +90,7 @@ func fullServer(t testing.TB) (*apiserver.Server, *rest.Config) {
 		}
 		roles := rbac.New(source{reader})
 		c.ServiceAccounts, c.Tokens, c.Rules = tokens, tokens, roles
-		c.Authenticator = auth.Server(auth.Bearer(auth.Tokens(tokens, oneToken{})))
+		c.Authenticator = auth.Server(auth.HealthPaths, auth.Bearer(auth.Tokens(tokens, oneToken{})))
 		c.Authorizer = auth.Authorizers(auth.Masters(), roles)
 		c.Admission = admission.Default(reader)
 		c.Policy = policy.Bootstrap()

@@ -8,6 +8,7 @@ import (
 	"context"
 	"net/http"
 
+	authenticationv1 "k8s.io/api/authentication/v1"
 	"k8s.io/apimachinery/pkg/fields"
 )
 
@@ -17,6 +18,18 @@ type User struct {
 	UID    string
 	Groups []string
 	Extra  map[string][]string
+}
+
+// UserOf is the user a TokenReview tells of.
+func UserOf(info authenticationv1.UserInfo) User {
+	u := User{Name: info.Username, UID: info.UID, Groups: info.Groups}
+	for k, v := range info.Extra {
+		if u.Extra == nil {
+			u.Extra = map[string][]string{}
+		}
+		u.Extra[k] = v
+	}
+	return u
 }
 
 // Well-known users and groups.
@@ -67,6 +80,8 @@ type Attributes struct {
 	// spec.nodeName=<its node>. As upstream, a selector with exactly
 	// metadata.name=x also sets Name.
 	FieldSelector fields.Requirements
+	// LabelSelector is the label selector of one, as the client wrote it.
+	LabelSelector string
 }
 
 // Decision is an authorizer's verdict.

@@ -58,12 +58,20 @@ func (u unionAuthenticator) Authenticate(req *http.Request) (Identity, bool, err
 
 // Server is the server's chain: the given authenticators with
 // system:authenticated added to who they find, and after them the anonymous
-// user for the health endpoints only. A bad credential is never anonymous.
-func Server(list ...Authenticator) Authenticator {
-	return server{Authenticators(list...)}
+// user for the paths that anonymous says. A bad credential is never anonymous.
+func Server(anonymous func(path string) bool, list ...Authenticator) Authenticator {
+	return server{Authenticators(list...), anonymous}
 }
 
-type server struct{ credentials Authenticator }
+// HealthPaths are for everybody, unless somebody says otherwise.
+func HealthPaths(path string) bool {
+	return path == "/healthz" || path == "/livez" || path == "/readyz"
+}
+
+type server struct {
+	credentials Authenticator
+	anonymous   func(path string) bool
+}
 
 func (s server) Authenticate(req *http.Request) (Identity, bool, error) {
 	id, ok, err := s.credentials.Authenticate(req)
@@ -76,14 +84,14 @@ func (s server) Authenticate(req *http.Request) (Identity, bool, error) {
 		}
 		return id, true, nil
 	}
-	switch req.URL.Path {
-	case "/healthz", "/livez", "/readyz":
+	if s.anonymous(req.URL.Path) {
 		return Identity{User: User{Name: UserAnonymous, Groups: []string{GroupUnauthenticated}}}, true, nil
 	}
 	return Identity{}, false, nil
 }
 
-var errInvalidToken = errors.New("invalid bearer token")
+// ErrInvalidToken says that no authenticator knows a token.
+var ErrInvalidToken = errors.New("invalid bearer token")
 
 // Tokens tries token authenticators in turn, as Authenticators does.
 func Tokens(list ...TokenAuthenticator) TokenAuthenticator { return unionToken(list) }
@@ -101,6 +109,28 @@ func (u unionToken) AuthenticateToken(ctx context.Context, token string, audienc
 		}
 	}
 	return Identity{}, false, utilerrors.NewAggregate(errs)
+}
+
+// ForAudiences makes an authenticator whose tokens know of no audiences one
+// whose tokens are for own, the API server's.
+func ForAudiences(own []string, of TokenAuthenticator) TokenAuthenticator { return agnostic{own, of} }
+
+type agnostic struct {
+	own []string
+	of  TokenAuthenticator
+}
+
+func (a agnostic) AuthenticateToken(ctx context.Context, token string, audiences []string) (Identity, bool, error) {
+	both := a.own
+	if len(audiences) > 0 {
+		both = slices.DeleteFunc(slices.Clone(both), func(own string) bool { return !slices.Contains(audiences, own) })
+		if len(both) == 0 {
+			return Identity{}, false, nil
+		}
+	}
+	id, ok, err := a.of.AuthenticateToken(ctx, token, nil)
+	id.Audiences = both
+	return id, ok, err
 }
 
 // Bearer takes the token from the Authorization header, or from a websocket's
@@ -137,7 +167,7 @@ func (b bearer) Authenticate(req *http.Request) (Identity, bool, error) {
 func (b bearer) check(ctx context.Context, token string) (Identity, error) {
 	id, ok, err := b.tokens.AuthenticateToken(ctx, token, nil)
 	if err == nil && !ok {
-		err = errInvalidToken
+		err = ErrInvalidToken
 	}
 	return id, err
 }

@@ -20,7 +20,7 @@ func (s staticTokens) AuthenticateToken(_ context.Context, token string, _ []str
 }
 
 func TestServerChain(t *testing.T) {
-	chain := Server(Bearer(Tokens(staticTokens{"one": "first"}, staticTokens{"one": "second", "two": "second"})))
+	chain := Server(HealthPaths, Bearer(Tokens(staticTokens{"one": "first"}, staticTokens{"one": "second", "two": "second"})))
 	for _, c := range []struct {
 		name, path, header string
 		user               string

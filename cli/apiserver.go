@@ -1,7 +1,6 @@
 package cli
 
 import (
-	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -13,7 +12,6 @@ import (
 	"strings"
 
 	"github.com/skiff-project/skiff/apiserver"
-	"github.com/skiff-project/skiff/auth/serviceaccount"
 	"github.com/skiff-project/skiff/cluster"
 )
 
@@ -24,7 +22,7 @@ var apiServerHarmless = []harmless{
 	{"request-timeout min-request-timeout goaway-chance " +
 		"shutdown-delay-duration shutdown-send-retry-after? shutdown-watch-termination-grace-period livez-grace-period http2-max-streams-per-connection " +
 		"disable-http2-serving? permit-address-sharing? permit-port-sharing? apiserver-count endpoint-reconciler-type", "bounds and grace periods are the server's own"},
-	{"kubelet-timeout kubelet-port external-hostname anonymous-auth?", "kubelets say their port; the health endpoints are for everybody, the rest for who is known"},
+	{"kubelet-timeout kubelet-port external-hostname", "kubelets say their port"},
 	{"audit-log-batch-max-size audit-log-batch-max-wait audit-log-batch-throttle-enable? audit-log-batch-throttle-qps audit-log-batch-throttle-burst " +
 		"audit-webhook-batch-throttle-enable? audit-webhook-batch-throttle-qps audit-webhook-batch-throttle-burst audit-log-truncate-max-batch-size " +
 		"audit-log-truncate-max-event-size audit-webhook-truncate-max-batch-size audit-webhook-truncate-max-event-size", "files are written as events come; a webhook is sent at most ten batches a second"},
@@ -41,7 +39,7 @@ type apiServerFlags struct {
 	advertise    string
 	serviceCIDRs []string
 	issuers      []string
-	webhooks     webhookFlags
+	auth         authFlags
 	enable       []string
 	tls          tlsFlags
 	audit        auditFlags
@@ -93,7 +91,7 @@ func apiServerProgram() (*program, *apiServerFlags) {
 	fs.StringSliceVar(&o.Audiences, "api-audiences", nil, "audiences of tokens that are for this server (default: the issuer)")
 	fs.StringSliceVar(&f.enable, "enable-admission-plugins", nil, "admission plugins to add; those that are there are on")
 	fs.StringSliceVar(&o.DisableAdmission, "disable-admission-plugins", nil, "admission plugins to leave out")
-	f.webhooks.add(p)
+	f.auth.add(p)
 	p.limited("allow-privileged", "true", "use Pod Security admission against privileged containers", "true")
 	p.limited("enable-bootstrap-token-auth", "true", "bootstrap tokens are Secrets: make none", "true")
 	p.limited("kubelet-preferred-address-types", "InternalIP,ExternalIP,Hostname", "kubelets are reached in that order", "InternalIP,ExternalIP,Hostname")
@@ -105,7 +103,7 @@ func apiServerProgram() (*program, *apiServerFlags) {
 	p.limited("cloud-provider", "", "there is no cloud provider here", "")
 	p.run = func(ctx context.Context, log *slog.Logger) error {
 		o.Log = log
-		if err := f.settle(); err != nil {
+		if err := f.settle(p); err != nil {
 			return err
 		}
 		var err error
@@ -121,7 +119,7 @@ func apiServerProgram() (*program, *apiServerFlags) {
 }
 
 // settle turns flags into options.
-func (f *apiServerFlags) settle() error {
+func (f *apiServerFlags) settle(p *program) error {
 	o := &f.opts
 	if err := f.settleLimits(&o.Limits); err != nil {
 		return err
@@ -145,12 +143,8 @@ func (f *apiServerFlags) settle() error {
 	if len(f.issuers) == 1 {
 		o.Issuer = f.issuers[0]
 	}
-	audiences := o.Audiences
-	if len(audiences) == 0 {
-		audiences = []string{cmp.Or(o.Issuer, serviceaccount.DefaultIssuer)}
-	}
 	var err error
-	if o.Webhooks, err = f.webhooks.settle(audiences); err != nil {
+	if o.Access, err = f.auth.settle(p); err != nil {
 		return err
 	}
 	if known := cluster.AdmissionPlugins(); len(f.enable) > 0 {

@@ -83,7 +83,7 @@ func TestAPIServerFlags(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := f.settle(); err != nil {
+	if err := f.settle(p); err != nil {
 		t.Fatal(err)
 	}
 	o := f.opts

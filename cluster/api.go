@@ -21,6 +21,7 @@ import (
 	"github.com/skiff-project/skiff/api/all"
 	"github.com/skiff-project/skiff/apiserver"
 	"github.com/skiff-project/skiff/apiserver/admission"
+	"github.com/skiff-project/skiff/apiserver/authconfig"
 	"github.com/skiff-project/skiff/apiserver/plugins"
 	"github.com/skiff-project/skiff/apiserver/registry"
 	"github.com/skiff-project/skiff/auth"
@@ -158,21 +159,20 @@ func (c *Cluster) apiConfig(log *slog.Logger) (apiserver.Config, error) {
 	if err != nil {
 		return apiserver.Config{}, err
 	}
-	bootstrapTokens := bootstraptoken.New(func(ctx context.Context, name string) (*corev1.Secret, error) {
-		return source.Secret(ctx, metav1.NamespaceSystem, name)
-	}, nil)
 	if c.kubeletTLS == nil {
-		c.kubeletTLS = &tls.Config{
-			Certificates: []tls.Certificate{c.assets.APIServerKubeletClient.TLS()},
-			RootCAs:      c.assets.CA.Pool(),
-			MinVersion:   tls.VersionTLS12,
-		}
+		own := []tls.Certificate{c.assets.APIServerKubeletClient.TLS()}
+		c.kubeletTLS = &tls.Config{Certificates: own, RootCAs: c.assets.CA.Pool(), MinVersion: tls.VersionTLS12}
 	}
-	roles := rbac.New(source)
-	bearer, authorizer, err := c.webhooks.Chains([]auth.TokenAuthenticator{c.tokens, bootstrapTokens}, node.New(source, policy.NodeRules()), roles)
+	c.access.Log = log
+	access, err := authconfig.New(c.access, authconfig.Own{Accounts: c.tokens, Node: node.New(source, policy.NodeRules()), RBAC: rbac.New(source),
+		Bootstrap: bootstraptoken.New(func(ctx context.Context, name string) (*corev1.Secret, error) {
+			return source.Secret(ctx, metav1.NamespaceSystem, name)
+		}, nil),
+	})
 	if err != nil {
 		return apiserver.Config{}, err
 	}
+	c.servers.wg.Go(func() { access.Run(c.servers.ctx) })
 	return apiserver.Config{
 		Store: c.store, SharedStore: c.shared, Encryption: sealing, Audit: c.audit, Limits: c.limits, Log: log,
 		Resources: resources,
@@ -188,12 +188,12 @@ func (c *Cluster) apiConfig(log *slog.Logger) (apiserver.Config, error) {
 		RequestHeaderNames: c.frontNames,
 		FrontProxy:         c.assets.FrontProxyClient.Client,
 		ClusterIPRouting:   c.clusterIPRouting,
-		Authenticator:      auth.Server(front, x509.New(x509.Static(c.assets.CA.Pool()), nil), auth.Bearer(bearer)),
-		Tokens:             bearer,
+		Authenticator:      access.Server(front, x509.New(x509.Static(c.assets.CA.Pool()), nil)),
+		Tokens:             access,
 		ServiceAccounts:    c.tokens,
-		Authorizer:         authorizer,
-		Rules:              roles,
-		Admission: slices.DeleteFunc(plugins.All(admission.Config{Reader: reader, Authorizer: authorizer}, c.clusterIPRouting, log), func(p admission.Plugin) bool {
+		Authorizer:         access,
+		Rules:              access,
+		Admission: slices.DeleteFunc(plugins.All(admission.Config{Reader: reader, Authorizer: access}, c.clusterIPRouting, log), func(p admission.Plugin) bool {
 			return slices.Contains(c.notAdmitted, p.Name())
 		}),
 		Policy:           policy.Bootstrap(),

@@ -15,7 +15,7 @@ import (
 
 	"github.com/skiff-project/skiff/apiserver"
 	"github.com/skiff-project/skiff/apiserver/audit"
-	"github.com/skiff-project/skiff/apiserver/authwebhook"
+	"github.com/skiff-project/skiff/apiserver/authconfig"
 	"github.com/skiff-project/skiff/auth/serviceaccount"
 	"github.com/skiff-project/skiff/bootstrap"
 )
@@ -64,9 +64,9 @@ type APIServerOptions struct {
 	// EncryptionFile is the EncryptionConfiguration of what is stored, looked at each minute with ReloadEncryption. Default: none.
 	EncryptionFile   string
 	ReloadEncryption bool
-	Audit            audit.Config        // of requests; default: nothing is recorded
-	Limits           apiserver.Limits    // of requests; default upstream's
-	Webhooks         authwebhook.Options // asked who tokens belong to and what users may do; default: none
+	Audit            audit.Config       // of requests; default: nothing is recorded
+	Limits           apiserver.Limits   // of requests; default upstream's
+	Access           authconfig.Options // who requests come from and who decides, besides the above; its log is Log
 	// DisableAdmission names admission plugins to leave out.
 	DisableAdmission []string
 	Log              *slog.Logger // default: discard
@@ -85,7 +85,7 @@ func RunAPIServer(ctx context.Context, o APIServerOptions) error {
 	routeKlog(o.Log)
 	c.clusterIPRouting = !o.EndpointRouting
 	c.notAdmitted = o.DisableAdmission
-	c.encryptionFile, c.keyPrefix, c.limits, c.webhooks = o.EncryptionFile, o.Etcd.prefix(), o.Limits, o.Webhooks
+	c.encryptionFile, c.keyPrefix, c.limits, c.access = o.EncryptionFile, o.Etcd.prefix(), o.Limits, o.Access
 	c.minTLS, c.cipherSuites = o.MinTLS, o.CipherSuites
 	start, cancel := context.WithTimeout(ctx, startTimeout)
 	defer cancel()

@@ -23,7 +23,7 @@ import (
 
 	"github.com/skiff-project/skiff/apiserver"
 	"github.com/skiff-project/skiff/apiserver/audit"
-	"github.com/skiff-project/skiff/apiserver/authwebhook"
+	"github.com/skiff-project/skiff/apiserver/authconfig"
 	"github.com/skiff-project/skiff/auth"
 	"github.com/skiff-project/skiff/auth/serviceaccount"
 	"github.com/skiff-project/skiff/bootstrap"
@@ -61,7 +61,7 @@ type Cluster struct {
 	encryptionFile, keyPrefix string
 	audit                     *audit.Auditor
 	limits                    apiserver.Limits
-	webhooks                  authwebhook.Options
+	access                    authconfig.Options
 	// remote leads to an API server of another process; nil: api is it.
 	remote        *rest.Config
 	accountTokens *accountTokens // remote: what controllers show there; nil: remote's own credentials

@@ -240,7 +240,7 @@ func newDelegate(s Serving, log *slog.Logger) (*delegate, error) {
 			return nil, fmt.Errorf("client CA: %w", err)
 		}
 	}
-	d.authenticator = auth.Server(append(list, certauth.New(d.clientCA, nil), auth.Bearer(d))...)
+	d.authenticator = auth.Server(auth.HealthPaths, append(list, certauth.New(d.clientCA, nil), auth.Bearer(d))...)
 	return d, nil
 }
 
@@ -279,11 +279,7 @@ func (d *delegate) AuthenticateToken(ctx context.Context, token string, audience
 	if err != nil || !res.Status.Authenticated {
 		return auth.Identity{}, false, err
 	}
-	u := auth.User{Name: res.Status.User.Username, UID: res.Status.User.UID, Groups: res.Status.User.Groups, Extra: map[string][]string{}}
-	for k, v := range res.Status.User.Extra {
-		u.Extra[k] = v
-	}
-	return auth.Identity{User: u, Audiences: res.Status.Audiences}, true, nil
+	return auth.Identity{User: auth.UserOf(res.Status.User), Audiences: res.Status.Audiences}, true, nil
 }
 
 // allowed says whether the API server lets a user have a path.

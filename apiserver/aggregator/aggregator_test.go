@@ -207,7 +207,7 @@ func newRig(t *testing.T) *rig {
 	front := assets.FrontProxyClient.TLS()
 	r.api, err = apiserver.New(apiserver.Config{
 		Store: st, Resources: all.Resources(), Authorizer: allowAll{}, Log: slog.New(slog.DiscardHandler),
-		Listener: ln, TLS: &tls.Config{Certificates: []tls.Certificate{assets.APIServer.TLS()}}, Authenticator: auth.Server(auth.Bearer(tokens{})),
+		Listener: ln, TLS: &tls.Config{Certificates: []tls.Certificate{assets.APIServer.TLS()}}, Authenticator: auth.Server(auth.HealthPaths, auth.Bearer(tokens{})),
 		FrontProxy: func() *tls.Certificate { return &front },
 		Dial: func(ctx context.Context, network, address string) (net.Conn, error) {
 			if address != podAddress {

@@ -5,6 +5,7 @@ package authwebhook
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -13,29 +14,33 @@ import (
 	"net/http"
 	"slices"
 	"strings"
-	"sync"
 	"time"
 
 	authenticationv1 "k8s.io/api/authentication/v1"
 	authorizationv1 "k8s.io/api/authorization/v1"
 	authorizationv1beta1 "k8s.io/api/authorization/v1beta1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/labels"
 	"k8s.io/apimachinery/pkg/selection"
+	"k8s.io/apimachinery/pkg/util/cache"
+	"k8s.io/apimachinery/pkg/util/sets"
 	"k8s.io/client-go/rest"
 	"k8s.io/client-go/tools/clientcmd"
 	"k8s.io/utils/clock"
 
 	"github.com/skiff-project/skiff/auth"
+	"github.com/skiff-project/skiff/auth/config"
+	"github.com/skiff-project/skiff/auth/tokencache"
 )
 
 // Upstream's bounds.
 const (
-	tries        = 5
-	firstWait    = 500 * time.Millisecond
-	timeout      = 10 * time.Second
-	maxAnswer    = 3 << 20
-	maxCached    = 4096
-	maxCachedKey = 10_000 // longer questions are asked each time
+	tries         = 5
+	firstWait     = 500 * time.Millisecond
+	timeout       = 30 * time.Second
+	maxAnswer     = 3 << 20
+	maxCached     = 8192
+	maxClientsOwn = 10_000
 )
 
 // server is the one that is asked.
@@ -45,7 +50,7 @@ type server struct {
 	wait   time.Duration // before the second try
 }
 
-func newServer(kubeconfig string) (*server, error) {
+func newServer(kubeconfig string, timeout time.Duration) (*server, error) {
 	conf, err := clientcmd.BuildConfigFromFlags("", kubeconfig)
 	if err != nil {
 		return nil, err
@@ -62,14 +67,16 @@ func newServer(kubeconfig string) (*server, error) {
 	return s, nil
 }
 
-// ask sends a review and reads the answer. What may pass is tried again.
-func (s *server) ask(ctx context.Context, review, answer any) error {
+// ask sends a review and reads the answer. What may pass is tried again; tried is told of each try.
+func (s *server) ask(ctx context.Context, review, answer any, tried func(time.Duration, error)) error {
 	body, err := json.Marshal(review)
 	if err != nil {
 		return err
 	}
 	for wait, try := s.wait, 1; ; wait, try = wait*3/2, try+1 {
+		begun := time.Now()
 		again, err := s.post(ctx, body, answer)
+		tried(time.Since(begun), err)
 		if err == nil || !again || try == tries {
 			return err
 		}
@@ -80,6 +87,8 @@ func (s *server) ask(ctx context.Context, review, answer any) error {
 		}
 	}
 }
+
+var errGatewayTimeout = errors.New("the webhook answered 504 Gateway Timeout")
 
 func (s *server) post(ctx context.Context, body []byte, answer any) (again bool, err error) {
 	req, err := http.NewRequestWithContext(ctx, http.MethodPost, s.url, bytes.NewReader(body))
@@ -97,44 +106,13 @@ func (s *server) post(ctx context.Context, body []byte, answer any) (again bool,
 	if err != nil {
 		return ctx.Err() == nil, err
 	}
+	if resp.StatusCode == http.StatusGatewayTimeout {
+		return true, errGatewayTimeout
+	}
 	if resp.StatusCode >= 300 {
 		return resp.StatusCode >= 500 || resp.StatusCode == http.StatusTooManyRequests, fmt.Errorf("the webhook answered %s", resp.Status)
 	}
 	return false, json.Unmarshal(data, answer)
-}
-
-// cache remembers answers for a while. It is emptied when it is full.
-type cache[T any] struct {
-	clock clock.PassiveClock
-	mu    sync.Mutex
-	known map[string]cached[T]
-}
-
-type cached[T any] struct {
-	answer T
-	until  time.Time
-}
-
-func (c *cache[T]) get(key string) (answer T, ok bool) {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	have, ok := c.known[key]
-	if !ok || !c.clock.Now().Before(have.until) {
-		return answer, false
-	}
-	return have.answer, true
-}
-
-func (c *cache[T]) put(key string, answer T, life time.Duration) {
-	if life <= 0 || len(key) > maxCachedKey {
-		return
-	}
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	if c.known == nil || len(c.known) >= maxCached {
-		c.known = map[string]cached[T]{}
-	}
-	c.known[key] = cached[T]{answer, c.clock.Now().Add(life)}
 }
 
 // TokenConfig makes a token authenticator.
@@ -145,61 +123,44 @@ type TokenConfig struct {
 	Audiences  []string      // of this server; a webhook that names none means them
 }
 
-// Tokens implements auth.TokenAuthenticator.
-type Tokens struct {
+// NewTokens reads the kubeconfig file and returns what asks its server about tokens and remembers the answers.
+func NewTokens(c TokenConfig) (auth.TokenAuthenticator, error) {
+	s, err := newServer(c.Kubeconfig, timeout)
+	return tokencache.New(&tokens{c, s}, c.CacheTTL, c.CacheTTL, clock.RealClock{}), err
+}
+
+// tokens implements auth.TokenAuthenticator.
+type tokens struct {
 	conf   TokenConfig
 	server *server
-	cache  cache[tokenAnswer]
-}
-
-type tokenAnswer struct {
-	id auth.Identity
-	ok bool
-}
-
-// NewTokens reads the kubeconfig file.
-func NewTokens(c TokenConfig) (*Tokens, error) {
-	s, err := newServer(c.Kubeconfig)
-	return &Tokens{conf: c, server: s, cache: cache[tokenAnswer]{clock: clock.RealClock{}}}, err
 }
 
 // AuthenticateToken implements auth.TokenAuthenticator.
-func (t *Tokens) AuthenticateToken(ctx context.Context, token string, audiences []string) (auth.Identity, bool, error) {
+func (t *tokens) AuthenticateToken(ctx context.Context, token string, audiences []string) (auth.Identity, bool, error) {
 	want := audiences
 	if want == nil {
 		want = t.conf.Audiences
-	}
-	key := token + "\x00" + strings.Join(want, "\x00")
-	if have, ok := t.cache.get(key); ok {
-		return have.id, have.ok, nil
 	}
 	review := authenticationv1.TokenReview{
 		TypeMeta: metav1.TypeMeta{Kind: "TokenReview", APIVersion: authenticationv1.GroupName + "/" + t.conf.Version},
 		Spec:     authenticationv1.TokenReviewSpec{Token: token, Audiences: want},
 	}
 	var answer authenticationv1.TokenReview // of either version: they are alike
-	if err := t.server.ask(ctx, &review, &answer); err != nil {
+	if err := t.server.ask(ctx, &review, &answer, func(time.Duration, error) {}); err != nil {
 		return auth.Identity{}, false, err
 	}
 	if !answer.Status.Authenticated && answer.Status.Error != "" {
 		return auth.Identity{}, false, errors.New(answer.Status.Error)
 	}
-	got := tokenAnswer{ok: answer.Status.Authenticated}
-	if got.ok {
-		got.id, got.ok = t.identity(answer.Status, want)
+	if !answer.Status.Authenticated {
+		return auth.Identity{}, false, nil
 	}
-	t.cache.put(key, got, t.conf.CacheTTL)
-	return got.id, got.ok, nil
+	id, ok := t.identity(answer.Status, want)
+	return id, ok, nil
 }
 
-func (t *Tokens) identity(s authenticationv1.TokenReviewStatus, want []string) (auth.Identity, bool) {
-	id := auth.Identity{User: auth.User{Name: s.User.Username, UID: s.User.UID, Groups: s.User.Groups}}
-	for k, v := range s.User.Extra {
-		if id.User.Extra == nil {
-			id.User.Extra = map[string][]string{}
-		}
-		id.User.Extra[k] = v
-	}
+func (t *tokens) identity(s authenticationv1.TokenReviewStatus, want []string) (auth.Identity, bool) {
+	id := auth.Identity{User: auth.UserOf(s.User)}
 	if len(want) == 0 {
 		return id, true
 	}
@@ -217,64 +178,97 @@ func (t *Tokens) identity(s authenticationv1.TokenReviewStatus, want []string) (
 
 // AccessConfig makes an authorizer.
 type AccessConfig struct {
+	Name                   string // in metrics
 	Kubeconfig             string
 	Version                string // of SubjectAccessReview: v1 or v1beta1
 	AllowedTTL, RefusedTTL time.Duration
+	Timeout                time.Duration      // of one try; default 30 s
+	Failed                 auth.Decision      // when the server does not answer; default NoOpinion
+	Conditions             *config.Conditions // of requests it is asked about; default all
+	Metrics                *Metrics           // default: nothing is counted
 }
 
 // Access implements auth.Authorizer.
 type Access struct {
 	conf   AccessConfig
 	server *server
-	cache  cache[accessAnswer]
-}
-
-type accessAnswer struct {
-	decision auth.Decision
-	reason   string
+	known  *cache.LRUExpireCache // of SubjectAccessReviewStatus
 }
 
 // NewAccess reads the kubeconfig file.
 func NewAccess(c AccessConfig) (*Access, error) {
-	s, err := newServer(c.Kubeconfig)
-	return &Access{conf: c, server: s, cache: cache[accessAnswer]{clock: clock.RealClock{}}}, err
+	s, err := newServer(c.Kubeconfig, cmp.Or(c.Timeout, timeout))
+	return &Access{conf: c, server: s, known: cache.NewLRUExpireCache(maxCached)}, err
 }
 
-// Authorize implements auth.Authorizer. A webhook that does not answer has no opinion.
+// Authorize implements auth.Authorizer.
 func (w *Access) Authorize(ctx context.Context, a auth.Attributes) (auth.Decision, string, error) {
 	spec := specOf(a)
+	if w.conf.Conditions != nil {
+		begun := time.Now()
+		match, err := w.conf.Conditions.Match(ctx, &spec)
+		w.conf.Metrics.matched(w.conf.Name, match, err, time.Since(begun))
+		if err != nil {
+			return w.conf.Failed, "", err
+		}
+		if !match {
+			return auth.NoOpinion, "", nil
+		}
+	}
 	key, err := json.Marshal(spec)
 	if err != nil {
-		return auth.NoOpinion, "", err
+		return w.conf.Failed, "", err
 	}
-	if have, ok := w.cache.get(string(key)); ok {
-		return have.decision, have.reason, nil
+	if have, ok := w.known.Get(string(key)); ok {
+		return decide(have.(authorizationv1.SubjectAccessReviewStatus))
 	}
 	meta := metav1.TypeMeta{Kind: "SubjectAccessReview", APIVersion: authorizationv1.GroupName + "/" + w.conf.Version}
 	var review any = &authorizationv1.SubjectAccessReview{TypeMeta: meta, Spec: spec}
 	if w.conf.Version == "v1beta1" { // it calls groups otherwise
 		old := &authorizationv1beta1.SubjectAccessReview{TypeMeta: meta}
 		if err := json.Unmarshal(key, &old.Spec); err != nil {
-			return auth.NoOpinion, "", err
+			return w.conf.Failed, "", err
 		}
 		old.Spec.Groups = spec.Groups
 		review = old
 	}
 	var answer authorizationv1.SubjectAccessReview
-	if err := w.server.ask(ctx, review, &answer); err != nil {
-		return auth.NoOpinion, "", err
+	var result string
+	err = w.server.ask(ctx, review, &answer, func(took time.Duration, err error) {
+		result = resultOf(ctx, err)
+		w.conf.Metrics.asked(w.conf.Name, result, took)
+	})
+	if err != nil {
+		if w.conf.Failed == auth.NoOpinion && ctx.Err() == nil {
+			w.conf.Metrics.failedOpen(w.conf.Name, result)
+		}
+		return w.conf.Failed, "", err
 	}
-	got, life := accessAnswer{auth.NoOpinion, answer.Status.Reason}, w.conf.RefusedTTL
-	switch s := answer.Status; {
+	life := w.conf.RefusedTTL
+	if answer.Status.Allowed {
+		life = w.conf.AllowedTTL
+	}
+	if life > 0 && clientsOwn(&a) < maxClientsOwn {
+		w.known.Add(string(key), answer.Status, life)
+	}
+	return decide(answer.Status)
+}
+
+// clientsOwn is how much of a question the client makes up, in bytes. Long ones are asked each time.
+func clientsOwn(a *auth.Attributes) int {
+	return len(a.Namespace) + len(a.Verb) + len(a.APIGroup) + len(a.APIVersion) + len(a.Resource) + len(a.Subresource) + len(a.Name) + len(a.Path)
+}
+
+func decide(s authorizationv1.SubjectAccessReviewStatus) (auth.Decision, string, error) {
+	switch {
 	case s.Denied && s.Allowed:
 		return auth.Deny, s.Reason, errors.New("webhook subject access review returned both allow and deny response")
 	case s.Denied:
-		got.decision = auth.Deny
+		return auth.Deny, s.Reason, nil
 	case s.Allowed:
-		got.decision, life = auth.Allow, w.conf.AllowedTTL
+		return auth.Allow, s.Reason, nil
 	}
-	w.cache.put(string(key), got, life)
-	return got.decision, got.reason, nil
+	return auth.NoOpinion, s.Reason, nil
 }
 
 func specOf(a auth.Attributes) authorizationv1.SubjectAccessReviewSpec {
@@ -301,6 +295,28 @@ func specOf(a auth.Attributes) authorizationv1.SubjectAccessReviewSpec {
 		}
 		r.FieldSelector.Requirements = append(r.FieldSelector.Requirements, metav1.FieldSelectorRequirement{Key: f.Field, Operator: op, Values: []string{f.Value}})
 	}
+	if list := labelRequirements(a.LabelSelector); len(list) > 0 {
+		r.LabelSelector = &authorizationv1.LabelSelectorAttributes{Requirements: list}
+	}
 	spec.ResourceAttributes = r
 	return spec
+}
+
+// labelRequirements leaves out what a review cannot say (numbers compared): that only asks for more.
+func labelRequirements(selector string) (list []metav1.LabelSelectorRequirement) {
+	all, err := labels.ParseToRequirements(selector)
+	if err != nil { // the request will be refused
+		return nil
+	}
+	operators := map[selection.Operator]metav1.LabelSelectorOperator{
+		selection.Equals: metav1.LabelSelectorOpIn, selection.DoubleEquals: metav1.LabelSelectorOpIn, selection.In: metav1.LabelSelectorOpIn,
+		selection.NotEquals: metav1.LabelSelectorOpNotIn, selection.NotIn: metav1.LabelSelectorOpNotIn,
+		selection.Exists: metav1.LabelSelectorOpExists, selection.DoesNotExist: metav1.LabelSelectorOpDoesNotExist,
+	}
+	for _, r := range all {
+		if op := operators[r.Operator()]; op != "" {
+			list = append(list, metav1.LabelSelectorRequirement{Key: r.Key(), Operator: op, Values: sets.List(sets.New(r.ValuesUnsorted()...))})
+		}
+	}
+	return list
 }

@@ -1,7 +1,6 @@
 package authwebhook
 
 import (
-	"context"
 	"encoding/json"
 	"io"
 	"net/http"
@@ -13,8 +12,6 @@ import (
 	"time"
 
 	"k8s.io/apimachinery/pkg/fields"
-	"k8s.io/utils/clock"
-	clocktesting "k8s.io/utils/clock/testing"
 
 	"github.com/skiff-project/skiff/auth"
 )
@@ -46,20 +43,23 @@ func (h *hook) serve(t *testing.T) (kubeconfig string) {
 
 func always(body string) func(int) (int, string) { return func(int) (int, string) { return 200, body } }
 
-func tokens(t *testing.T, h *hook) (*Tokens, *clocktesting.FakeClock) {
+// asking is a token authenticator that remembers nothing and does not wait long.
+func asking(t *testing.T, h *hook) *tokens {
 	t.Helper()
-	z, err := NewTokens(TokenConfig{Kubeconfig: h.serve(t), Version: "v1beta1", CacheTTL: time.Minute, Audiences: []string{"api"}})
+	s, err := newServer(h.serve(t), time.Minute)
 	if err != nil {
 		t.Fatal(err)
 	}
-	c := clocktesting.NewFakeClock(time.Unix(1000, 0))
-	z.cache.clock, z.server.wait = clock.PassiveClock(c), time.Millisecond
-	return z, c
+	s.wait = time.Millisecond
+	return &tokens{TokenConfig{Version: "v1beta1", Audiences: []string{"api"}}, s}
 }
 
 func TestTokensAreReviewed(t *testing.T) {
 	h := &hook{answer: always(`{"status":{"authenticated":true,"user":{"username":"jane","uid":"1","groups":["dev"],"extra":{"k":["v"]}}}}`)}
-	z, c := tokens(t, h)
+	z, err := NewTokens(TokenConfig{Kubeconfig: h.serve(t), Version: "v1beta1", CacheTTL: time.Hour, Audiences: []string{"api"}})
+	if err != nil {
+		t.Fatal(err)
+	}
 	for range 3 {
 		id, ok, err := z.AuthenticateToken(t.Context(), "secret", nil)
 		if err != nil || !ok || id.User.Name != "jane" || id.User.Groups[0] != "dev" || id.User.Extra["k"][0] != "v" || id.Audiences[0] != "api" {
@@ -68,11 +68,6 @@ func TestTokensAreReviewed(t *testing.T) {
 	}
 	if want := `{"kind":"TokenReview","apiVersion":"authentication.k8s.io/v1beta1","metadata":{},"spec":{"token":"secret","audiences":["api"]},"status":{"user":{}}}`; len(h.bodies) != 1 || h.bodies[0] != want {
 		t.Errorf("sent %s\nwant %s once", h.bodies, want)
-	}
-	c.Step(time.Minute)
-	z.AuthenticateToken(t.Context(), "secret", nil) //nolint:errcheck // it is asked again, that is all
-	if len(h.bodies) != 2 {
-		t.Error("an answer is remembered longer than its time")
 	}
 }
 
@@ -88,7 +83,7 @@ func TestTokensThatAreNotGood(t *testing.T) {
 		{"the webhook knows no audiences, and another is wanted", `{"status":{"authenticated":true,"user":{"username":"x"}}}`, []string{"vault"}, ""},
 		{"no answer", `what`, nil, "invalid character"},
 	} {
-		z, _ := tokens(t, &hook{answer: always(c.answer)})
+		z := asking(t, &hook{answer: always(c.answer)})
 		_, ok, err := z.AuthenticateToken(t.Context(), "t", c.audiences)
 		if ok || (err == nil) != (c.err == "") || err != nil && !strings.Contains(err.Error(), c.err) {
 			t.Errorf("%s: %v, %v", c.what, ok, err)
@@ -103,12 +98,12 @@ func TestAServerThatFailsIsAskedAgain(t *testing.T) {
 		}
 		return 200, `{"status":{"authenticated":true,"user":{"username":"jane"}}}`
 	}}
-	z, _ := tokens(t, h)
+	z := asking(t, h)
 	if id, ok, err := z.AuthenticateToken(t.Context(), "t", nil); !ok || id.User.Name != "jane" || len(h.bodies) != 3 {
 		t.Error(id, ok, err, len(h.bodies))
 	}
 	h = &hook{answer: func(int) (int, string) { return 403, "" }}
-	z, _ = tokens(t, h)
+	z = asking(t, h)
 	if _, ok, err := z.AuthenticateToken(t.Context(), "t", nil); ok || err == nil || len(h.bodies) != 1 {
 		t.Error("403 is an answer:", ok, err, len(h.bodies))
 	}
@@ -159,63 +154,4 @@ func TestWhatAWebhookSaysOfAccess(t *testing.T) {
 			t.Errorf("%s: %v, %v", answer, d, err)
 		}
 	}
-}
-
-// fixed answers always the same.
-type fixed struct {
-	d      auth.Decision
-	reason string
-}
-
-func (f fixed) Authorize(context.Context, auth.Attributes) (auth.Decision, string, error) {
-	return f.d, f.reason, nil
-}
-
-func TestTheOrderOfAuthorizers(t *testing.T) {
-	deny := `{"status":{"denied":true,"reason":"the webhook"}}`
-	for _, c := range []struct {
-		order  string
-		group  string
-		want   auth.Decision
-		reason string
-		asked  int
-	}{
-		{"Node,RBAC,Webhook", "", auth.Allow, "rbac", 0},
-		{"Webhook,Node,RBAC", "", auth.Deny, "the webhook", 1},
-		{"Node,Webhook,RBAC", "", auth.Deny, "the webhook", 1},
-		{"Webhook,Node,RBAC", auth.GroupMasters, auth.Allow, "", 0},
-	} {
-		h := &hook{answer: always(deny)}
-		o := Options{Access: &AccessConfig{Kubeconfig: h.serve(t), Version: "v1"}, Order: strings.Split(c.order, ",")}
-		_, z, err := o.Chains(nil, fixed{}, fixed{auth.Allow, "rbac"})
-		if err != nil {
-			t.Fatal(err)
-		}
-		d, reason, err := z.Authorize(t.Context(), auth.Attributes{User: auth.User{Groups: []string{c.group}}, Verb: "get", Path: "/"})
-		if d != c.want || reason != c.reason || err != nil || len(h.bodies) != c.asked {
-			t.Errorf("%s: %v %q %v, asked %d times", c.order, d, reason, err, len(h.bodies))
-		}
-	}
-	if _, _, err := (Options{Order: []string{"Node", "RBAC", "Webhook"}}).Chains(nil, fixed{}, fixed{}); err == nil {
-		t.Error("a webhook without a server")
-	}
-	h := &hook{answer: always(`{"status":{"authenticated":true,"user":{"username":"jane"}}}`)}
-	tokens, _, err := Options{Tokens: &TokenConfig{Kubeconfig: h.serve(t), Version: "v1"}}.Chains([]auth.TokenAuthenticator{own{}}, fixed{}, fixed{})
-	if err != nil {
-		t.Fatal(err)
-	}
-	for token, want := range map[string]string{"own": "me", "other": "jane"} {
-		if id, ok, err := tokens.AuthenticateToken(t.Context(), token, nil); !ok || err != nil || id.User.Name != want {
-			t.Errorf("%s: %v %v %v", token, id, ok, err)
-		}
-	}
-	if len(h.bodies) != 1 {
-		t.Errorf("the webhook saw %d tokens, want the one that is not the server's own", len(h.bodies))
-	}
-}
-
-type own struct{}
-
-func (own) AuthenticateToken(_ context.Context, token string, _ []string) (auth.Identity, bool, error) {
-	return auth.Identity{User: auth.User{Name: "me"}}, token == "own", nil
 }

@@ -4,6 +4,7 @@ import (
 	authorizationv1 "k8s.io/api/authorization/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/fields"
+	"k8s.io/apimachinery/pkg/labels"
 	"k8s.io/apimachinery/pkg/selection"
 )
 
@@ -29,4 +30,23 @@ func FieldRequirements(in *authorizationv1.FieldSelectorAttributes) fields.Requi
 		}
 	}
 	return out
+}
+
+// LabelSelector is that of an access review as text. What it cannot read is
+// left out, which can only make a decision stricter.
+func LabelSelector(in *authorizationv1.LabelSelectorAttributes) string {
+	if in.RawSelector != "" {
+		return in.RawSelector
+	}
+	operators := map[metav1.LabelSelectorOperator]selection.Operator{
+		metav1.LabelSelectorOpIn: selection.In, metav1.LabelSelectorOpNotIn: selection.NotIn,
+		metav1.LabelSelectorOpExists: selection.Exists, metav1.LabelSelectorOpDoesNotExist: selection.DoesNotExist,
+	}
+	all := labels.NewSelector()
+	for _, r := range in.Requirements {
+		if one, err := labels.NewRequirement(r.Key, operators[r.Operator], r.Values); err == nil {
+			all = all.Add(*one)
+		}
+	}
+	return all.String()
 }

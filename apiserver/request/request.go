@@ -32,7 +32,8 @@ type Info struct {
 	HasRest bool
 	// Fields is the parsed field selector of a list, watch or deletecollection.
 	Fields    fields.Selector
-	BadFields error // why it could not be parsed
+	BadFields error  // why it could not be parsed
+	Labels    string // the label selector of one
 }
 
 var methodVerbs = map[string]string{
@@ -117,6 +118,7 @@ func (i *Info) listVerbs(query url.Values, legacyWatch bool) {
 	if i.Verb != "list" && i.Verb != "watch" && i.Verb != "deletecollection" {
 		return
 	}
+	i.Labels = query.Get("labelSelector")
 	if text := query.Get("fieldSelector"); text != "" {
 		i.Fields, i.BadFields = fields.ParseSelector(text)
 	}
@@ -150,7 +152,7 @@ func split(path string) []string {
 func (i *Info) Attributes(user auth.User) auth.Attributes {
 	a := auth.Attributes{
 		User: user, Verb: i.Verb, Namespace: i.Namespace, APIGroup: i.Group, APIVersion: i.Version,
-		Resource: i.Resource, Subresource: i.Subresource, Name: i.Name, ResourceRequest: i.IsResource, Path: i.Path,
+		Resource: i.Resource, Subresource: i.Subresource, Name: i.Name, ResourceRequest: i.IsResource, Path: i.Path, LabelSelector: i.Labels,
 	}
 	if i.Fields != nil {
 		a.FieldSelector = i.Fields.Requirements()

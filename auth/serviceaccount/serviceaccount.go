@@ -122,6 +122,12 @@ func New(cfg Config) (*Tokens, error) {
 	return t, nil
 }
 
+// Issuer is who signs the tokens.
+func (t *Tokens) Issuer() string { return t.cfg.Issuer }
+
+// Audiences are the API server's own.
+func (t *Tokens) Audiences() []string { return t.cfg.Audiences }
+
 // newPublicKey gives a key upstream's key id, the hash of its DER form.
 func newPublicKey(key crypto.PublicKey) (publicKey, error) {
 	pk := publicKey{key: key}

@@ -25,6 +25,7 @@ import (
 	statsapi "k8s.io/kubelet/pkg/apis/stats/v1alpha1"
 	"k8s.io/utils/clock"
 
+	"github.com/skiff-project/skiff/auth"
 	"github.com/skiff-project/skiff/kubelet/logs"
 	"github.com/skiff-project/skiff/kubelet/podcert"
 )
@@ -179,22 +180,22 @@ func (s *Server) Handler() http.Handler {
 // guard lets only known users do what they may.
 func (s *Server) guard(next http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		user, err := s.auth.authenticate(r)
-		if err != nil {
+		user, known, err := s.auth.authenticate(r)
+		if err != nil && !errors.Is(err, auth.ErrInvalidToken) {
 			s.cfg.Log.Warn("node API: cannot authenticate", "err", err)
 		}
-		if user == nil {
+		if !known {
 			http.Error(w, "Unauthorized", http.StatusUnauthorized)
 			return
 		}
 		allowed, reason, err := s.auth.authorize(r.Context(), user, attributes(r, s.cfg.NodeName))
 		switch {
 		case err != nil:
-			msg := fmt.Sprintf("Authorization error (user=%s, verb=%s, resource=nodes, subresource=%s)", user.Username, verb(r.Method), subresources(r.URL.Path))
+			msg := fmt.Sprintf("Authorization error (user=%s, verb=%s, resource=nodes, subresource=%s)", user.Name, verb(r.Method), subresources(r.URL.Path))
 			s.cfg.Log.Warn(msg, "err", err)
 			http.Error(w, msg, http.StatusInternalServerError)
 		case !allowed:
-			http.Error(w, fmt.Sprintf("Forbidden (user=%s, verb=%s, resource=nodes, subresource(s)=%v) %s", user.Username, verb(r.Method), subresources(r.URL.Path), reason), http.StatusForbidden)
+			http.Error(w, fmt.Sprintf("Forbidden (user=%s, verb=%s, resource=nodes, subresource(s)=%v) %s", user.Name, verb(r.Method), subresources(r.URL.Path), reason), http.StatusForbidden)
 		default:
 			next.ServeHTTP(w, r)
 		}
