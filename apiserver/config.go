@@ -41,6 +41,7 @@ import (
 	"github.com/skiff-project/skiff/auth/rbac/policy"
 	"github.com/skiff-project/skiff/auth/serviceaccount"
 	"github.com/skiff-project/skiff/object/codec"
+	"github.com/skiff-project/skiff/object/transcode"
 	"github.com/skiff-project/skiff/store"
 )
 
@@ -190,6 +191,7 @@ func def[T comparable](p *T, value T) {
 type Server struct {
 	cfg        Config
 	codec      *codec.Codec
+	plans      transcode.Plans
 	endpoints  map[string]*endpoint // by group/version/resource
 	stores     map[string]*endpoint // by group/resource: the one with the stored version
 	customs    customs

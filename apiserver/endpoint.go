@@ -2,7 +2,9 @@ package apiserver
 
 import (
 	"fmt"
+	"reflect"
 	"slices"
+	"sync"
 	"time"
 
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -16,6 +18,7 @@ import (
 	"github.com/skiff-project/skiff/apiserver/managed"
 	"github.com/skiff-project/skiff/apiserver/registry"
 	"github.com/skiff-project/skiff/object/codec"
+	"github.com/skiff-project/skiff/object/transcode"
 )
 
 // endpoint is one resource in one served version.
@@ -28,7 +31,8 @@ type endpoint struct {
 	apiV string // "v1", "apps/v1"
 	// verbatim: the stored bytes are this version's own, so protobuf responses copy them.
 	verbatim bool
-	storedV  string // apiVersion of stored bytes
+	plan     func() *transcode.Plan // of verbatim ones: how they become JSON; nil if not without decoding
+	storedV  string                 // apiVersion of stored bytes
 	subs     map[string]*api.Subresource
 	// formNames name this endpoint's encodings among those shared per version; true is protobuf.
 	formNames map[bool]string
@@ -59,6 +63,10 @@ func (s *Server) buildEndpoints() error {
 		}
 		for i := range res.Versions {
 			e := newEndpoint(res, &res.Versions[i], reg)
+			e.plan = sync.OnceValue(func() *transcode.Plan {
+				p, _ := s.plans.For(reflect.TypeOf(e.ver.New()).Elem()) // without one it is decoded
+				return p
+			})
 			k := key3(res.Group, e.ver.Name, res.Name)
 			if s.endpoints[k] != nil {
 				return fmt.Errorf("resource %s is listed twice", k)

@@ -1,6 +1,7 @@
 package apiserver
 
 import (
+	"bytes"
 	"fmt"
 	"slices"
 	"strconv"
@@ -10,12 +11,12 @@ import (
 	"k8s.io/apimachinery/pkg/apis/meta/internalversion"
 	internalvalidation "k8s.io/apimachinery/pkg/apis/meta/internalversion/validation"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
-	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
 	"k8s.io/apimachinery/pkg/labels"
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/runtime/schema"
 
 	"github.com/skiff-project/skiff/api"
+	"github.com/skiff-project/skiff/apiserver/partial"
 	"github.com/skiff-project/skiff/apiserver/registry"
 	"github.com/skiff-project/skiff/apiserver/request"
 	"github.com/skiff-project/skiff/object/codec"
@@ -52,12 +53,17 @@ func contentType(out output) string { return out.media }
 
 // encodeItem encodes one stored object as the client wants it.
 func (s *Server) encodeItem(c *call, out output, it registry.Item) ([]byte, error) {
-	if it.KV != nil && out.media == codec.Protobuf {
+	if it.KV != nil {
 		raw := wire.Raw(it.KV.Value)
 		switch {
 		case raw == nil:
+		case out.media == codec.JSON && !out.pretty && out.shape == shapePlain && c.ep.verbatim:
+			if bare, ok := c.ep.transcode(nil, it.KV, it.ResourceVersion); ok {
+				return append(codec.JSONWithKind(c.ep.kind.Kind, c.ep.apiV, bare), '\n'), nil
+			}
+		case out.media != codec.Protobuf:
 		case out.shape == shapePartial:
-			return wire.AppendObject(nil, metaGV(out), "PartialObjectMetadata", wire.MetadataOnly(raw), it.ResourceVersion), nil
+			return wire.AppendObject(nil, partial.APIVersion(out.version), "PartialObjectMetadata", wire.MetadataOnly(raw), it.ResourceVersion), nil
 		case c.ep.verbatim:
 			return wire.AppendObject(nil, c.ep.apiV, c.ep.kind.Kind, raw, it.ResourceVersion), nil
 		}
@@ -75,36 +81,12 @@ func (s *Server) encodeItem(c *call, out output, it registry.Item) ([]byte, erro
 		t.ResourceVersion = obj.GetResourceVersion()
 		return encodeObject(out, t)
 	case shapePartial:
-		return encodeObject(out, partial(out, obj))
+		return encodeObject(out, partial.Of(out.version, obj))
 	}
 	if obj, err = c.ep.served(obj); err != nil {
 		return nil, err
 	}
 	return encodeObject(out, obj)
-}
-
-func metaGV(out output) string { return metav1.GroupName + "/" + out.version }
-
-// partial is the metadata of an object as an object of its own.
-func partial(out output, obj api.Object) *metav1.PartialObjectMetadata {
-	p := &metav1.PartialObjectMetadata{ObjectMeta: *objectMeta(obj)}
-	p.SetGroupVersionKind(schema.GroupVersionKind{Group: metav1.GroupName, Version: out.version, Kind: "PartialObjectMetadata"})
-	return p
-}
-
-func objectMeta(obj api.Object) *metav1.ObjectMeta {
-	if a, ok := obj.(metav1.ObjectMetaAccessor); ok {
-		if m, ok := a.GetObjectMeta().(*metav1.ObjectMeta); ok {
-			return m
-		}
-	}
-	meta := &metav1.ObjectMeta{Name: obj.GetName(), Namespace: obj.GetNamespace()}
-	if u, ok := obj.(*unstructured.Unstructured); ok {
-		if m, ok := u.Object["metadata"].(map[string]any); ok {
-			runtime.DefaultUnstructuredConverter.FromUnstructured(m, meta) //nolint:errcheck // Coerce has made it fit
-		}
-	}
-	return meta
 }
 
 // listOptions are the query parameters of list, watch and deletecollection.
@@ -191,7 +173,7 @@ func (s *Server) encodePage(c *call, out output, page registry.Page) ([]byte, er
 	stored := out.media == codec.Protobuf && !slices.ContainsFunc(page.Items, func(kv *store.KV) bool { return !wire.IsProtobuf(kv.Value) })
 	switch {
 	case stored && out.shape == shapePartial:
-		return wire.AppendList(nil, metaGV(out), "PartialObjectMetadataList", lmeta, stamped(page.Items, wire.MetadataOnly)), nil
+		return wire.AppendList(nil, partial.APIVersion(out.version), "PartialObjectMetadataList", lmeta, stamped(page.Items, wire.MetadataOnly)), nil
 	case stored && c.ep.verbatim:
 		return wire.AppendList(nil, c.ep.apiV, c.ep.res.List(), lmeta, stamped(page.Items, nil)), nil
 	case out.media == codec.JSON && !out.pretty && out.shape == shapePlain:
@@ -211,7 +193,7 @@ func (s *Server) encodePage(c *call, out output, page registry.Page) ([]byte, er
 		t.ListMeta = lm
 		return encodeObject(out, t)
 	case shapePartial:
-		return encodeObject(out, partialList(out, objs, lm))
+		return encodeObject(out, partial.List(out.version, objs, lm))
 	}
 	l, err := typedList(c.ep, objs, lm)
 	if err != nil {
@@ -258,32 +240,45 @@ func stamped(items []*store.KV, shape func([]byte) []byte) []wire.Stamped {
 	return l
 }
 
-func partialList(out output, objs []api.Object, lm metav1.ListMeta) *metav1.PartialObjectMetadataList {
-	l := &metav1.PartialObjectMetadataList{ListMeta: lm, Items: make([]metav1.PartialObjectMetadata, len(objs))}
-	for i, o := range objs {
-		l.Items[i] = *partial(out, o)
-		l.Items[i].TypeMeta = metav1.TypeMeta{}
+// transcode appends the JSON of a version, without kind and apiVersion, if that can be had without decoding it.
+func (e *endpoint) transcode(dst []byte, kv *store.KV, resourceVersion int64) (_ []byte, ok bool) {
+	raw := wire.Raw(kv.Value)
+	if raw == nil || !e.verbatim || e.plan() == nil {
+		return dst, false
 	}
-	l.SetGroupVersionKind(schema.GroupVersionKind{Group: metav1.GroupName, Version: out.version, Kind: "PartialObjectMetadataList"})
-	return l
+	out, err := e.plan().AppendJSON(dst, raw, resourceVersion)
+	if err != nil { // decoding says better what is wrong
+		return dst, false
+	}
+	return out, true
 }
 
-// listJSON assembles a JSON list, decoding one object at a time.
+// listJSON assembles a JSON list; what must be decoded is, one object at a time.
 func (s *Server) listJSON(c *call, meta wire.ListMeta, items []*store.KV) ([]byte, error) {
 	lm, err := codec.AppendJSON(nil, metav1.ListMeta{ResourceVersion: meta.ResourceVersion, Continue: meta.Continue, RemainingItemCount: meta.Remaining})
 	if err != nil {
 		return nil, err
 	}
 	buf := fmt.Appendf(nil, `{"kind":%q,"apiVersion":%q,"metadata":%s,"items":[`, c.ep.res.List(), c.ep.apiV, lm[:len(lm)-1])
-	first := len(buf)
-	err = c.ep.reg.Each(items, func(obj api.Object) (err error) {
-		if len(buf) > first {
-			buf = append(buf, ',')
-		}
+	comma := func(obj api.Object) (err error) {
 		buf, err = c.ep.appendBareJSON(buf, obj)
+		buf = append(buf, ',')
 		return err
-	})
-	return append(buf, "]}\n"...), err
+	}
+	for len(items) > 0 && err == nil {
+		var ok bool
+		if buf, ok = c.ep.transcode(buf, items[0], items[0].ModRevision); ok {
+			buf, items = append(buf, ','), items[1:]
+			continue
+		}
+		n := 1
+		if !c.ep.verbatim {
+			n = len(items) // all at once
+		}
+		err = c.ep.reg.Each(items[:n], comma)
+		items = items[n:]
+	}
+	return append(bytes.TrimSuffix(buf, []byte(",")), "]}\n"...), err
 }
 
 // appendBareJSON appends an object without kind and apiVersion, as list items

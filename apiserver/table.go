@@ -10,6 +10,7 @@ import (
 	"k8s.io/apimachinery/pkg/runtime/schema"
 
 	"github.com/skiff-project/skiff/api"
+	"github.com/skiff-project/skiff/apiserver/partial"
 )
 
 // table renders stored objects as rows.
@@ -35,7 +36,7 @@ func (s *Server) table(c *call, out output, objs []api.Object) (*metav1.Table, e
 			}
 			row.Object = runtime.RawExtension{Object: shown}
 		case metav1.IncludeMetadata:
-			p := partial(out, obj)
+			p := partial.Of(out.version, obj)
 			data, err := json.Marshal(p)
 			if err != nil {
 				return nil, err

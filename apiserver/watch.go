@@ -15,6 +15,7 @@ import (
 	"k8s.io/apimachinery/pkg/watch"
 
 	"github.com/skiff-project/skiff/api"
+	"github.com/skiff-project/skiff/apiserver/partial"
 	"github.com/skiff-project/skiff/apiserver/registry"
 	"github.com/skiff-project/skiff/object/codec"
 	"github.com/skiff-project/skiff/object/wire"
@@ -285,7 +286,7 @@ func (st *stream) addBookmark(rev int64, initialEnd bool) bool {
 		obj = o
 	case shapePartial:
 		p := &metav1.PartialObjectMetadata{ObjectMeta: meta}
-		obj = partial(st.out, p)
+		obj = partial.Of(st.out.version, p)
 	case shapeTable:
 		o := st.c.ep.reg.New()
 		o.SetResourceVersion(meta.ResourceVersion)

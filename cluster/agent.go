@@ -31,8 +31,8 @@ const lockWait = 10 * time.Second
 // Ready. opts.DataDir holds what the node needs: cluster.json, and what
 // bootstrap.EnsureNode made. The caller ends it with Wait; pods keep running.
 func UpNode(ctx context.Context, opts Options, timeout time.Duration, progress Progress) (_ *Cluster, err error) {
-	tuneMemory()
 	c := newCluster(progress)
+	c.paceCollector()
 	defer func() {
 		if err != nil {
 			c.stop()

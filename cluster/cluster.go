@@ -12,7 +12,6 @@ import (
 	"log/slog"
 	"net"
 	"os"
-	"runtime/debug"
 	"slices"
 	"sync"
 	"time"
@@ -28,6 +27,7 @@ import (
 	"github.com/skiff-project/skiff/auth/serviceaccount"
 	"github.com/skiff-project/skiff/bootstrap"
 	"github.com/skiff-project/skiff/cluster/rotation"
+	"github.com/skiff-project/skiff/internal/gcpace"
 	"github.com/skiff-project/skiff/network"
 	"github.com/skiff-project/skiff/runtime"
 	"github.com/skiff-project/skiff/store"
@@ -118,8 +118,8 @@ func (l *layer) stop() {
 // node is Ready, or with the first thing that went wrong. What it started is
 // stopped again on an error; pods that already ran are left running.
 func Up(ctx context.Context, opts Options, timeout time.Duration, progress Progress) (_ *Cluster, err error) {
-	tuneMemory()
 	c := newCluster(progress)
+	c.paceCollector()
 	defer func() {
 		if err != nil {
 			c.stop()
@@ -158,12 +158,9 @@ func newCluster(progress Progress) *Cluster {
 	}
 }
 
-// tuneMemory trades a little CPU for a small heap, unless the user has said
-// otherwise: an idle cluster's working set matters more than its throughput.
-func tuneMemory() {
-	if os.Getenv("GOGC") == "" {
-		debug.SetGCPercent(50)
-	}
+// paceCollector keeps an idle cluster's heap small and a busy one's collections few.
+func (c *Cluster) paceCollector() {
+	c.servers.wg.Go(func() { gcpace.Pace{Rest: 50, Slack: 128 << 20}.Keep(c.servers.ctx) })
 }
 
 // prepare settles the options and claims the folder.

@@ -188,7 +188,7 @@ func (o *Component) local(name string) *Cluster {
 	c := newCluster(nil)
 	c.log, c.logs = o.Log, &logs{all: o.Log}
 	routeKlog(o.Log)
-	tuneMemory()
+	c.paceCollector()
 	o.Log.Info("starting", "component", name, "version", gitVersion(), "pid", os.Getpid())
 	return c
 }

@@ -19,6 +19,7 @@ import (
 
 	"sigs.k8s.io/yaml"
 
+	"github.com/skiff-project/skiff/internal/gcpace"
 	"github.com/skiff-project/skiff/store/etcdapi"
 	"github.com/skiff-project/skiff/store/etcdapi/standalone"
 )
@@ -28,7 +29,7 @@ import (
 func Main(args []string) int {
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM)
 	defer stop()
-	tuneGC()
+	go gcpace.Pace{Rest: 15, Slack: 64 << 20}.Keep(ctx) // a heap of gigabytes is keys and values
 	err := run(ctx, args, os.LookupEnv, os.Stdout)
 	switch {
 	case errors.Is(err, flag.ErrHelp):
