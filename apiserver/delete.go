@@ -172,7 +172,7 @@ func (s *Server) deleteCollection(c *call) {
 		s.fail(c, err)
 		return
 	}
-	s.write(c, contentType(out), http.StatusOK, data)
+	s.write(c, out.media, http.StatusOK, data)
 }
 
 // deletePage deletes the objects of a page; those gone meanwhile are fine.

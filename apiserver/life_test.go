@@ -5,11 +5,13 @@ import (
 	"io"
 	"log/slog"
 	"net/http"
+	"slices"
 	"strings"
 	"testing"
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
+	flowcontrolv1 "k8s.io/api/flowcontrol/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	testclock "k8s.io/utils/clock/testing"
 
@@ -50,6 +52,7 @@ func TestRestartWritesNothing(t *testing.T) {
 				t.Fatal(err)
 			}
 			ip = svc.Spec.ClusterIP
+			flowSchemasJudged(t, s) // the last that a start writes
 		} else {
 			if after := st.Status().Revision; after != before {
 				t.Errorf("the second start wrote %d revisions", after-before)
@@ -62,6 +65,23 @@ func TestRestartWritesNothing(t *testing.T) {
 		cancel()
 		if err := <-done; err != nil {
 			t.Fatal(err)
+		}
+	}
+}
+
+// flowSchemasJudged waits until every FlowSchema has its conditions, which come after a server is ready.
+func flowSchemasJudged(t *testing.T, s *apiserver.Server) {
+	t.Helper()
+	for began := time.Now(); ; time.Sleep(time.Millisecond) {
+		list, err := typed(t, s).FlowcontrolV1().FlowSchemas().List(t.Context(), metav1.ListOptions{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if !slices.ContainsFunc(list.Items, func(f flowcontrolv1.FlowSchema) bool { return len(f.Status.Conditions) == 0 }) {
+			return
+		}
+		if time.Since(began) > 30*time.Second {
+			t.Fatal("FlowSchemas without conditions")
 		}
 	}
 }

@@ -45,11 +45,8 @@ func (s *Server) writeItem(c *call, out output, code int, it registry.Item) {
 		s.fail(c, err)
 		return
 	}
-	s.write(c, contentType(out), code, data)
+	s.write(c, out.media, code, data)
 }
-
-// contentType names the kind of a transformed answer, as upstream's does not but clients accept.
-func contentType(out output) string { return out.media }
 
 // encodeItem encodes one stored object as the client wants it.
 func (s *Server) encodeItem(c *call, out output, it registry.Item) ([]byte, error) {
@@ -165,7 +162,7 @@ func (s *Server) list(c *call) {
 		s.fail(c, err)
 		return
 	}
-	s.write(c, contentType(out), 200, data)
+	s.write(c, out.media, 200, data)
 }
 
 func (s *Server) encodePage(c *call, out output, page registry.Page) ([]byte, error) {
@@ -260,6 +257,11 @@ func (s *Server) listJSON(c *call, meta wire.ListMeta, items []*store.KV) ([]byt
 		return nil, err
 	}
 	buf := fmt.Appendf(nil, `{"kind":%q,"apiVersion":%q,"metadata":%s,"items":[`, c.ep.res.List(), c.ep.apiV, lm[:len(lm)-1])
+	size := 0
+	for _, kv := range items {
+		size += len(kv.Value)
+	}
+	buf = slices.Grow(buf, 2*size)
 	comma := func(obj api.Object) (err error) {
 		buf, err = c.ep.appendBareJSON(buf, obj)
 		buf = append(buf, ',')
