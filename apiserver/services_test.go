@@ -109,7 +109,9 @@ func TestSecondServiceCIDR(t *testing.T) {
 }
 
 func TestFlowControlIsShown(t *testing.T) {
-	c := typed(t, newServer(t, nil)).FlowcontrolV1()
+	s := newServer(t, nil)
+	flowSchemasJudged(t, s)
+	c := typed(t, s).FlowcontrolV1()
 	schemas, err := c.FlowSchemas().List(t.Context(), metav1.ListOptions{})
 	if err != nil || len(schemas.Items) != 11 {
 		t.Errorf("%d flow schemas, %v", len(schemas.Items), err)

@@ -399,13 +399,21 @@ func (w *setWriter) list(p *plan, v reflect.Value) {
 	}
 	slices.SortFunc(items, func(a, b listItem) int { return a.pe.Compare(b.pe) })
 	for i := range items {
-		text, err := fieldpath.SerializePathElement(items[i].pe)
-		if err != nil || i > 0 && items[i-1].pe.Equals(items[i].pe) {
+		if i > 0 && items[i-1].pe.Equals(items[i].pe) {
 			w.failed = true
 			return
 		}
-		w.value(quote(text), p.elem, items[i].v, absent)
+		w.value(elementName(items[i].pe), p.elem, items[i].v, absent)
 	}
+}
+
+// elementName is quote for what a list item is known by.
+func elementName(pe fieldpath.PathElement) string {
+	text, err := fieldpath.SerializePathElement(pe)
+	if err != nil {
+		return ""
+	}
+	return quote(text)
 }
 
 // element is what a list item is known by.

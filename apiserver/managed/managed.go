@@ -227,8 +227,10 @@ func resetFields(typ *Type, sub string) map[fieldpath.APIVersion]fieldpath.Filte
 func (f *Fields) Update(typ *Type, sub string, old, obj api.Object, manager string) api.Object {
 	kind := typ.Stored
 	obj.GetObjectKind().SetGroupVersionKind(kind)
-	if old == nil && sub == "" && typ.Custom == nil && !typ.Deduced && f.first(typ, obj, manager) {
-		return obj
+	if typ.Custom == nil && !typ.Deduced {
+		if old == nil && sub == "" && f.first(typ, obj, manager) || old != nil && f.touch(typ, sub, old, obj, manager) {
+			return obj
+		}
 	}
 	return f.update(typ, sub, old, obj, manager)
 }
