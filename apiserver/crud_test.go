@@ -368,3 +368,34 @@ func TestStrictFields(t *testing.T) {
 		t.Errorf("warn: %v", err)
 	}
 }
+
+// TestPatchesKeepManagedFields: a merge works without them, but they stay, and can be reset.
+func TestPatchesKeepManagedFields(t *testing.T) {
+	c := typed(t, newServer(t, nil)).CoreV1().ConfigMaps("default")
+	if _, err := c.Create(t.Context(), &corev1.ConfigMap{ObjectMeta: metav1.ObjectMeta{Name: "m"}, Data: map[string]string{"a": "1"}}, metav1.CreateOptions{FieldManager: "x"}); err != nil {
+		t.Fatal(err)
+	}
+	for _, tc := range []struct {
+		kind  types.PatchType
+		patch string
+		want  string
+	}{
+		{types.MergePatchType, `{"data":{"b":"2"}}`, "x y"},
+		{types.StrategicMergePatchType, `{"data":{"c":"3"}}`, "x y"},
+		{types.MergePatchType, `{"metadata":{"managedFields":null},"data":{"c":"4"}}`, "x y"},
+		{types.JSONPatchType, `[{"op":"test","path":"/metadata/managedFields/0/manager","value":"x"},{"op":"add","path":"/data/d","value":"5"}]`, "x y"},
+		{types.MergePatchType, `{"metadata":{"managedFields":[{}]}}`, ""},
+	} {
+		m, err := c.Patch(t.Context(), "m", tc.kind, []byte(tc.patch), metav1.PatchOptions{FieldManager: "y"})
+		if err != nil {
+			t.Fatalf("%s: %v", tc.patch, err)
+		}
+		var got []string
+		for _, e := range m.ManagedFields {
+			got = append(got, e.Manager)
+		}
+		if s := strings.Join(got, " "); s != tc.want {
+			t.Errorf("%s: managers %q, want %q", tc.patch, s, tc.want)
+		}
+	}
+}

@@ -67,7 +67,7 @@ func newServer(t testing.TB, edit func(*apiserver.Config)) *apiserver.Server {
 func waitReady(t testing.TB, s *apiserver.Server) {
 	t.Helper()
 	c := newRaw(s)
-	for range 500 {
+	for range 3000 {
 		if code, _ := c.do(t, "GET", "/readyz", "", nil); code == 200 {
 			return
 		}

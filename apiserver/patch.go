@@ -163,9 +163,15 @@ func (s *Server) patched(c *call, p *patchRequest, sub string, old api.Object) (
 		return nil, err
 	}
 	obj := c.ep.ver.New()
+	if p.kind != types.JSONPatchType { // a merge reads nothing: half of the object stays out of it
+		current.SetManagedFields(nil)
+	}
 	strictErrs, value, err := s.mergePatch(c, p, current, obj)
 	if err != nil {
 		return nil, err
+	}
+	if obj.GetManagedFields() == nil {
+		obj.SetManagedFields(old.GetManagedFields()) // as they are also when a client leaves them out
 	}
 	if len(strictErrs) > 0 && p.strict() {
 		if p.validation == metav1.FieldValidationStrict {
@@ -185,7 +191,7 @@ func (s *Server) patched(c *call, p *patchRequest, sub string, old api.Object) (
 func (s *Server) mergePatch(c *call, p *patchRequest, current, obj api.Object) (strictErrs []error, value string, err error) {
 	if p.kind == types.StrategicMergePatchType {
 		strictErrs, err = patch.Strategic(current, p.body, p.strict(), obj)
-		return strictErrs, patchText(p.body), err
+		return strictErrs, patch.Text(p.body), err
 	}
 	doc, err := json.Marshal(current)
 	if err != nil {
@@ -251,13 +257,4 @@ func (s *Server) applied(c *call, p *patchRequest, sub string, old api.Object) (
 		obj.SetName(c.info.Name)
 	}
 	return obj, nil
-}
-
-// patchText shows a strategic patch in an error as upstream does.
-func patchText(body []byte) string {
-	m := map[string]any{}
-	if err := kjson.UnmarshalCaseSensitivePreserveInts(body, &m); err != nil {
-		return string(body)
-	}
-	return fmt.Sprintf("%+v", m)
 }

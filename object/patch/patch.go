@@ -116,6 +116,15 @@ func Strategic(original runtime.Object, patch []byte, strict bool, into runtime.
 	return strictErrs, nil
 }
 
+// Text shows a strategic patch in an error as upstream does.
+func Text(patch []byte) string {
+	m := map[string]any{}
+	if err := kjson.UnmarshalCaseSensitivePreserveInts(patch, &m); err != nil {
+		return string(patch)
+	}
+	return fmt.Sprintf("%+v", m)
+}
+
 // Invalid is the answer to a patch whose result is no valid object.
 func Invalid(value string, err error) error {
 	return apierrors.NewInvalid(schema.GroupKind{}, "", field.ErrorList{field.Invalid(field.NewPath("patch"), value, err.Error())})
