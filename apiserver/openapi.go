@@ -11,10 +11,10 @@ import (
 	"github.com/skiff-project/skiff/object/codec"
 )
 
-// Media types of the OpenAPI documents.
+// Media types of the OpenAPI documents. Clients ask by older names too, with an @, which is in no media type.
 const (
-	openAPIv2Proto = "application/com.github.proto-openapi.spec.v2@v1.0+protobuf"
-	openAPIv3Proto = "application/com.github.proto-openapi.spec.v3@v1.0+protobuf"
+	openAPIv2Proto = "application/com.github.proto-openapi.spec.v2.v1.0+protobuf"
+	openAPIv3Proto = "application/com.github.proto-openapi.spec.v3.v1.0+protobuf"
 )
 
 // serveOpenAPI serves /openapi/v2, the index /openapi/v3 and its documents.

@@ -18,6 +18,7 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/apimachinery/pkg/util/intstr"
+	"k8s.io/client-go/openapi"
 )
 
 func pod(name string) *corev1.Pod {
@@ -267,6 +268,24 @@ func TestDiscovery(t *testing.T) {
 	} {
 		if code, body := c.do(t, "GET", path, "", nil); code != 200 || !strings.Contains(body, want) {
 			t.Errorf("%s: %d %.300s", path, code, body)
+		}
+	}
+}
+
+// Clients ask for the documents in protobuf by names of old, and read them by one that is a media type.
+func TestOpenAPIInProtobuf(t *testing.T) {
+	c := typed(t, newServer(t, nil)).Discovery()
+	v2, err := c.OpenAPISchema()
+	if err != nil || len(v2.GetDefinitions().GetAdditionalProperties()) == 0 {
+		t.Errorf("v2: %v", err)
+	}
+	paths, err := c.OpenAPIV3().Paths()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, media := range []string{openapi.ContentTypeOpenAPIV3PB, strings.Replace(openapi.ContentTypeOpenAPIV3PB, "@", ".", 1)} {
+		if _, err := paths["api/v1"].Schema(media); err != nil {
+			t.Errorf("v3 as %s: %v", media, err)
 		}
 	}
 }

@@ -80,7 +80,7 @@ func Accept(header, protoType string) (asProto, ok bool) {
 		switch full := cl.Type + "/" + cl.SubType; {
 		case full == codec.JSON, full == "*/*", full == "application/*":
 			return false, true
-		case cl.SubType == want, cl.SubType == strings.Replace(want, "@", ".", 1):
+		case cl.SubType == want, strings.Replace(cl.SubType, "@", ".", 1) == want:
 			return true, true
 		}
 	}
