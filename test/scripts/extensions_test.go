@@ -19,8 +19,8 @@ func TestExtensions(t *testing.T) {
 	run(t, filepath.Join("testdata", "extensions"))
 }
 
-// programs is where what the conditions "extension:NAME" build is put, each under its
-// name, and beside it links NAME.src/MODULE@VERSION to the sources of modules.
+// programs is where what the conditions "extension:NAME" build is put, each under its name;
+// beside it links NAME.src/MODULE@VERSION to modules' files.
 var programs = filepath.Join(os.TempDir(), "skiff-extensions")
 
 // An extension is built by go, run in a module: a program, or a package's tests.
@@ -34,6 +34,9 @@ type extension struct {
 var extensions = map[string]extension{
 	"sample-apiserver": {module: "../conformance", pkg: "k8s.io/sample-apiserver"},
 	"operator":         {module: "../extensions/operator", pkg: "."},
+	"gateway-standard": {module: "../extensions/gateway", pkg: "sigs.k8s.io/gateway-api/pkg/test/cel", tests: []string{"-tags=standard"},
+		sources: []string{"sigs.k8s.io/gateway-api@v1.4.1", "sigs.k8s.io/gateway-api@v1.7.0"}},
+	"gateway-experimental": {module: "../extensions/gateway", pkg: "sigs.k8s.io/gateway-api/pkg/test/cel", tests: []string{"-tags=experimental"}},
 }
 
 // haveExtension builds it, or says that it cannot be built; where the extensions are what is asked for that is an error.
