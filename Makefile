@@ -50,10 +50,11 @@ test-scripts: build ## txtar scripts: the real binary, real containers
 
 test-long: test extensions reproducible store-long robustness etcd-long
 
-etcd-long: ## the transcripts and snapshots of skiff etcd held against etcd 3.7
+etcd-long: ## etcd 3.7: the transcripts and snapshots of skiff etcd held against it, and the store on it
 	cd test/reference/upstream && CGO_ENABLED=0 $(GO) build -trimpath -o $(CURDIR)/bin/reference/etcd go.etcd.io/etcd/server/v3
 	cd test/reference/upstream && CGO_ENABLED=0 $(GO) build -trimpath -o $(CURDIR)/bin/reference/etcdutl go.etcd.io/etcd/etcdutl/v3
 	CGO_ENABLED=0 $(GO) test -count=1 ./cli/etcd -run 'Transcripts|Snapshots' -stock $(CURDIR)/bin/reference/etcd
+	SKIFF_ETCD=$(CURDIR)/bin/reference/etcd SKIFF_TEST_LONG=1 CGO_ENABLED=0 $(GO) test -count=1 -timeout 20m ./store/etcdstore
 
 store-long: ## the store: every bit of a log flipped, every boundary of ten traces a power cut
 	CGO_ENABLED=0 SKIFF_TEST_LONG=1 $(GO) test -count=1 -timeout 0 -v -run 'Every' ./store/embedded

@@ -31,6 +31,9 @@ func (s *Store) list(ctx context.Context) error {
 		}
 		base, err = retry(ctx, s, s.compacted)
 	}
+	if err == nil && core == nil {
+		err = fmt.Errorf("etcd %v was compacted three times while its keys were being listed", s.opt.Endpoints)
+	}
 	if err != nil {
 		return err
 	}
