@@ -118,7 +118,7 @@ func (f *figure) text(system string, noise float64) string {
 func (s spread) noisy(bound float64) bool { return s.high-s.low > bound*math.Abs(s.median) }
 
 func (f *figure) moreIsBetter() bool {
-	return strings.HasSuffix(f.Unit, "/s") || f.Unit == "nodes held"
+	return strings.HasSuffix(f.Unit, "/s") || f.Unit == "nodes held" || f.Unit == "% of due"
 }
 
 // ratio is how many times better Skiff is than upstream.

@@ -21,7 +21,7 @@ import (
 )
 
 var schedSuite = suite{
-	name: "sched", limit: 12 * time.Minute, run: runSched,
+	name: "sched", limit: 20 * time.Minute, run: runSched,
 	about: "Identical pods, created as fast as the system takes them by 20 clients (2,000; with 100 nodes 1,000), until all are bound; on simulated nodes that renew their leases every 20 s and " +
 		"acknowledge each pod with one status write. What the heartbeats cost, measured before, is subtracted from the CPU. " + crowdAbout,
 	budgets: map[string]string{"5,000 nodes: create to bound": "3,000/s, 20×"},
@@ -34,7 +34,7 @@ func runSched(ctx context.Context, r *round) error {
 			if err := c.cordon(ctx); err != nil {
 				return err
 			}
-			crowd, err := c.addNodes(ctx, "n", n, 20*time.Second, 5*time.Minute)
+			crowd, err := c.addNodes(ctx, "n", n, 20*time.Second, 8*time.Minute)
 			if err != nil {
 				return err
 			}
