@@ -24,13 +24,13 @@ func PodTemplateWarnings(meta *metav1.ObjectMeta, s *corev1.PodSpec, at *field.P
 	}
 	ips, secrets := sets.Set[string]{}, sets.Set[string]{}
 	for i, a := range s.HostAliases {
-		w.when(ips.Has(a.IP), w.spec.Child("hostAliases").Index(i).Child("ip"), fmt.Sprintf("duplicate ip %q", a.IP))
+		w.when(ips.Has(a.IP), w.spec.Child("hostAliases").Index(i).Child("ip"), "duplicate ip %q", a.IP)
 		ips.Insert(a.IP)
 	}
 	for i, r := range s.ImagePullSecrets {
 		p := w.spec.Child("imagePullSecrets").Index(i).Child("name")
-		w.when(secrets.Has(r.Name), p, fmt.Sprintf("duplicate name %q", r.Name))
-		w.when(r.Name == "", p, fmt.Sprintf("invalid empty name %q", r.Name))
+		w.when(secrets.Has(r.Name), p, "duplicate name %q", r.Name)
+		w.when(r.Name == "", p, "invalid empty name %q", r.Name)
 		secrets.Insert(r.Name)
 	}
 	w.fractions(w.spec.Child("overhead"), s.Overhead)
@@ -50,28 +50,36 @@ type warner struct {
 	out  []string
 }
 
-func (w *warner) when(cond bool, p *field.Path, text string) {
+// when warns about what is at p; the text is made only if there is reason to.
+func (w *warner) when(cond bool, p *field.Path, format string, args ...any) {
 	if cond {
-		w.out = append(w.out, p.String()+": "+text)
+		w.out = append(w.out, p.String()+": "+fmt.Sprintf(format, args...))
+	}
+}
+
+// whenHas warns about a field of what is at p.
+func (w *warner) whenHas(cond bool, p *field.Path, name, text string) {
+	if cond {
+		w.when(true, p.Child(name), "%s", text)
 	}
 }
 
 func (w *warner) volume(p *field.Path, v *corev1.Volume) {
-	w.when(v.PhotonPersistentDisk != nil, p.Child("photonPersistentDisk"), "deprecated in v1.11, non-functional in v1.16+")
-	w.when(v.GitRepo != nil, p.Child("gitRepo"), "deprecated in v1.11")
-	w.when(v.ScaleIO != nil, p.Child("scaleIO"), "deprecated in v1.16, non-functional in v1.22+")
-	w.when(v.Flocker != nil, p.Child("flocker"), "deprecated in v1.22, non-functional in v1.25+")
-	w.when(v.StorageOS != nil, p.Child("storageOS"), "deprecated in v1.22, non-functional in v1.25+")
-	w.when(v.Quobyte != nil, p.Child("quobyte"), "deprecated in v1.22, non-functional in v1.25+")
-	w.when(v.Glusterfs != nil, p.Child("glusterfs"), "deprecated in v1.25, non-functional in v1.26+")
-	w.when(v.CephFS != nil, p.Child("cephfs"), "deprecated in v1.28, non-functional in v1.31+")
-	w.when(v.RBD != nil, p.Child("rbd"), "deprecated in v1.28, non-functional in v1.31+")
+	w.whenHas(v.PhotonPersistentDisk != nil, p, "photonPersistentDisk", "deprecated in v1.11, non-functional in v1.16+")
+	w.whenHas(v.GitRepo != nil, p, "gitRepo", "deprecated in v1.11")
+	w.whenHas(v.ScaleIO != nil, p, "scaleIO", "deprecated in v1.16, non-functional in v1.22+")
+	w.whenHas(v.Flocker != nil, p, "flocker", "deprecated in v1.22, non-functional in v1.25+")
+	w.whenHas(v.StorageOS != nil, p, "storageOS", "deprecated in v1.22, non-functional in v1.25+")
+	w.whenHas(v.Quobyte != nil, p, "quobyte", "deprecated in v1.22, non-functional in v1.25+")
+	w.whenHas(v.Glusterfs != nil, p, "glusterfs", "deprecated in v1.25, non-functional in v1.26+")
+	w.whenHas(v.CephFS != nil, p, "cephfs", "deprecated in v1.28, non-functional in v1.31+")
+	w.whenHas(v.RBD != nil, p, "rbd", "deprecated in v1.28, non-functional in v1.31+")
 }
 
 func (w *warner) fractions(p *field.Path, list corev1.ResourceList) {
 	for name, q := range check.Sorted(list) {
 		bytes := name == corev1.ResourceMemory || name == corev1.ResourceEphemeralStorage
-		w.when(bytes && q.MilliValue()%1000 != 0, p.Key(string(name)), fmt.Sprintf("fractional byte value %q is invalid, must be an integer", q.String()))
+		w.when(bytes && q.MilliValue()%1000 != 0, p.Key(string(name)), "fractional byte value %q is invalid, must be an integer", &q)
 	}
 }
 
@@ -81,7 +89,7 @@ func (w *warner) env(p *field.Path, vars []corev1.EnvVar) {
 		ref := "$(" + v.Name + ")"
 		// Extending the former value is fine; replacing it is not.
 		hides := seen.Has(v.Name) && (v.ValueFrom != nil || v.Value == ref || !strings.Contains(v.Value, ref))
-		w.when(hides, p.Index(i), fmt.Sprintf("hides previous definition of %q, which may be dropped when using apply", v.Name))
+		w.when(hides, p.Index(i), "hides previous definition of %q, which may be dropped when using apply", v.Name)
 		seen.Insert(v.Name)
 	}
 }
@@ -96,16 +104,16 @@ func (w *warner) ports(s *corev1.PodSpec) {
 	eachContainerPath(s, w.spec, func(c *corev1.Container, p *field.Path) {
 		for i, port := range c.Ports {
 			at := p.Child("ports").Index(i)
-			w.when(port.HostIP != "" && port.HostPort == 0, at, fmt.Sprintf("hostIP set without hostPort: %+v", port))
+			w.when(port.HostIP != "" && port.HostPort == 0, at, "hostIP set without hostPort: %+v", port)
 			key := fmt.Sprintf("%d/%s", port.ContainerPort, port.Protocol)
 			for _, o := range byPort[key] {
 				switch {
 				case port.HostIP == o.port.HostIP && port.HostPort == o.port.HostPort:
-					w.when(true, at, "duplicate port definition with "+o.at.String())
+					w.when(true, at, "duplicate port definition with %s", o.at)
 				case port.HostPort == 0 || o.port.HostPort == 0:
-					w.when(true, at, "overlapping port definition with "+o.at.String())
+					w.when(true, at, "overlapping port definition with %s", o.at)
 				case port.HostPort == o.port.HostPort && (port.HostIP == "") != (o.port.HostIP == ""):
-					w.when(true, at, "dangerously ambiguous port definition with "+o.at.String())
+					w.when(true, at, "dangerously ambiguous port definition with %s", o.at)
 				}
 			}
 			byPort[key] = append(byPort[key], block{at, port})
@@ -114,7 +122,7 @@ func (w *warner) ports(s *corev1.PodSpec) {
 			}
 			if other := byName[port.Name]; other != nil {
 				names = append(names, func() {
-					w.when(true, at, fmt.Sprintf("duplicate port name %q with %s, services and probes that select ports by name will use %s", port.Name, other, other))
+					w.when(true, at, "duplicate port name %q with %s, services and probes that select ports by name will use %s", port.Name, other, other)
 				})
 			} else {
 				byName[port.Name] = at
