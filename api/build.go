@@ -1,6 +1,7 @@
 package api
 
 import (
+	"bytes"
 	"context"
 
 	apiequality "k8s.io/apimachinery/pkg/api/equality"
@@ -112,7 +113,30 @@ func BumpGeneration(obj, old Object, changed bool) {
 
 // Changed tells whether two values differ semantically: nil and empty are
 // alike, quantities and times compare by value.
-func Changed(a, b any) bool { return !apiequality.Semantic.DeepEqual(a, b) }
+func Changed[T any](a, b T) bool {
+	// Mostly nothing has, which the bytes show sooner.
+	if m, ok := any(&a).(message); ok && sameBytes(m, any(&b).(message)) {
+		return false
+	}
+	return !apiequality.Semantic.DeepEqual(a, b)
+}
+
+// message is what the types with a protobuf form have.
+type message interface {
+	Size() int
+	MarshalToSizedBuffer([]byte) (int, error)
+}
+
+func sameBytes(a, b message) bool {
+	n := a.Size()
+	if n != b.Size() {
+		return false
+	}
+	buf := make([]byte, 2*n)
+	_, errA := a.MarshalToSizedBuffer(buf[:n])
+	_, errB := b.MarshalToSizedBuffer(buf[n:])
+	return errA == nil && errB == nil && bytes.Equal(buf[:n], buf[n:])
+}
 
 // KeepMetadata copies old's client-owned metadata over obj's, as status
 // updates do that may not touch metadata.

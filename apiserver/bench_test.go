@@ -28,8 +28,12 @@ func benchPod(name string) *corev1.Pod {
 }
 
 func (r raw) fast(b *testing.B, method, path string, body []byte) int {
+	return r.send(b, method, path, codec.Protobuf, body)
+}
+
+func (r raw) send(b *testing.B, method, path, media string, body []byte) int {
 	req, _ := http.NewRequestWithContext(context.Background(), method, "http://x"+path, bytes.NewReader(body))
-	req.Header.Set("Content-Type", codec.Protobuf)
+	req.Header.Set("Content-Type", media)
 	req.Header.Set("Accept", codec.Protobuf)
 	req.Header.Set("User-Agent", "bench/1")
 	resp, err := r.rt.RoundTrip(req)
@@ -63,6 +67,14 @@ func BenchmarkPodGet(b *testing.B) {
 	c.fast(b, "POST", "/api/v1/namespaces/default/pods", body)
 	for b.Loop() {
 		c.fast(b, "GET", "/api/v1/namespaces/default/pods/p", nil)
+	}
+}
+
+func BenchmarkPodMergePatch(b *testing.B) {
+	c := newRaw(newServer(b, nil))
+	fill(b, c, 1)
+	for i := 0; b.Loop(); i++ {
+		c.send(b, "PATCH", "/api/v1/namespaces/default/pods/p-0", "application/merge-patch+json", fmt.Appendf(nil, `{"metadata":{"labels":{"turn":"%d"}}}`, i))
 	}
 }
 
