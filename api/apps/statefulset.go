@@ -15,13 +15,32 @@ import (
 	"github.com/skiff-project/skiff/api/core/podspec"
 )
 
+// statefulSetVersion shows claim templates as whole objects: their kind has no
+// place in protobuf, and upstream's server stores them without a phase.
+func statefulSetVersion() api.Version {
+	v := api.Versioned[appsv1.StatefulSet, appsv1.StatefulSetList]("v1", defaultStatefulSet)
+	v.FromStorage = func(o api.Object) (api.Object, error) {
+		nameClaims(&o.(*appsv1.StatefulSet).Spec)
+		return o, nil
+	}
+	return v
+}
+
+func nameClaims(s *appsv1.StatefulSetSpec) {
+	for i := range s.VolumeClaimTemplates {
+		c := &s.VolumeClaimTemplates[i]
+		c.APIVersion, c.Kind = "v1", "PersistentVolumeClaim"
+		api.SetIfEmpty(&c.Status.Phase, corev1.ClaimPending)
+	}
+}
+
 func statefulSetResource() *api.Resource {
 	return &api.Resource{
 		Group: Group, Name: "statefulsets", Singular: "statefulset", Kind: "StatefulSet",
 		ShortNames:    []string{"sts"},
 		Categories:    []string{"all"},
 		Namespaced:    true,
-		Versions:      []api.Version{api.Versioned[appsv1.StatefulSet, appsv1.StatefulSetList]("v1", defaultStatefulSet)},
+		Versions:      []api.Version{statefulSetVersion()},
 		StoragePrefix: "statefulsets",
 		Strategy: api.Strategy{
 			PrepareForCreate: api.On(func(s *appsv1.StatefulSet) {
@@ -86,12 +105,9 @@ func defaultStatefulSet(set *appsv1.StatefulSet) {
 	api.SetIfNil(&s.RevisionHistoryLimit, 10)
 	podspec.DefaultPodTemplate(&s.Template)
 	for i := range s.VolumeClaimTemplates {
-		c := &s.VolumeClaimTemplates[i]
-		core.DefaultPersistentVolumeClaim(c)
-		if c.APIVersion == "" {
-			c.APIVersion, c.Kind = "v1", "PersistentVolumeClaim"
-		}
+		core.DefaultPersistentVolumeClaim(&s.VolumeClaimTemplates[i])
 	}
+	nameClaims(s)
 }
 
 func validateStatefulSet(set *appsv1.StatefulSet) field.ErrorList {

@@ -16,12 +16,22 @@ import (
 	"github.com/skiff-project/skiff/api/core/podspec"
 )
 
+// claimVersion shows claims with a phase: upstream's server stores new ones without.
+func claimVersion() api.Version {
+	v := api.Versioned[corev1.PersistentVolumeClaim, corev1.PersistentVolumeClaimList]("v1", DefaultPersistentVolumeClaim)
+	v.FromStorage = func(o api.Object) (api.Object, error) {
+		api.SetIfEmpty(&o.(*corev1.PersistentVolumeClaim).Status.Phase, corev1.ClaimPending)
+		return o, nil
+	}
+	return v
+}
+
 func persistentVolumeClaimResource() *api.Resource {
 	return &api.Resource{
 		Name: "persistentvolumeclaims", Singular: "persistentvolumeclaim", Kind: "PersistentVolumeClaim",
 		ShortNames:    []string{"pvc"},
 		Namespaced:    true,
-		Versions:      []api.Version{api.Versioned[corev1.PersistentVolumeClaim, corev1.PersistentVolumeClaimList]("v1", DefaultPersistentVolumeClaim)},
+		Versions:      []api.Version{claimVersion()},
 		StoragePrefix: "persistentvolumeclaims",
 		Strategy: api.Strategy{
 			PrepareForCreate: api.On(func(c *corev1.PersistentVolumeClaim) {

@@ -21,7 +21,7 @@ import (
 // touch notes an update that changes no ownership. It reports false, having
 // changed nothing, when the library must do it.
 func (f *Fields) touch(typ *Type, sub string, old, obj api.Object, manager string) bool {
-	if typ.Version.FromStorage != nil || typ.Version.ToStorage != nil || sub != "" && sub != "status" {
+	if typ.Kind != typ.Stored || sub != "" && sub != "status" {
 		return false
 	}
 	entries := old.GetManagedFields()
