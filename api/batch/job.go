@@ -20,12 +20,24 @@ import (
 
 var specPath = field.NewPath("spec")
 
+// jobVersion shows a Job without labels with its pods': upstream's server stores it without.
+func jobVersion() api.Version {
+	v := api.Versioned[batchv1.Job, batchv1.JobList]("v1", defaultJob)
+	v.FromStorage = func(o api.Object) (api.Object, error) {
+		if j := o.(*batchv1.Job); len(j.Labels) == 0 {
+			j.Labels = j.Spec.Template.Labels
+		}
+		return o, nil
+	}
+	return v
+}
+
 func jobResource() *api.Resource {
 	return &api.Resource{
 		Group: Group, Name: "jobs", Singular: "job", Kind: "Job",
 		Categories:    []string{"all"},
 		Namespaced:    true,
-		Versions:      []api.Version{api.Versioned[batchv1.Job, batchv1.JobList]("v1", defaultJob)},
+		Versions:      []api.Version{jobVersion()},
 		StoragePrefix: "jobs",
 		Strategy: api.Strategy{
 			PrepareForCreate: api.On(func(j *batchv1.Job) {
