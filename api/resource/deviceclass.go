@@ -1,12 +1,14 @@
 package resource
 
 import (
+	corev1 "k8s.io/api/core/v1"
 	resourcev1 "k8s.io/api/resource/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/util/validation/field"
 
 	"github.com/skiff-project/skiff/api"
 	"github.com/skiff-project/skiff/api/check"
+	"github.com/skiff-project/skiff/api/core/podspec"
 )
 
 func deviceClassResource() *api.Resource {
@@ -15,6 +17,9 @@ func deviceClassResource() *api.Resource {
 		checkSelectors(l, specPath.Child("selectors"), c.Spec.Selectors)
 		for i := range c.Spec.Config {
 			checkConfig(l, specPath.Child("config").Index(i), &c.Spec.Config[i].DeviceConfiguration)
+		}
+		if n := c.Spec.ExtendedResourceName; n != nil && !podspec.IsExtended(corev1.ResourceName(*n)) {
+			l.Invalid(specPath.Child("extendedResourceName"), *n, "must be a valid extended resource name")
 		}
 		return l.Errors
 	}

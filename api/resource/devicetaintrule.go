@@ -10,12 +10,24 @@ import (
 
 	"github.com/skiff-project/skiff/api"
 	"github.com/skiff-project/skiff/api/check"
+	"github.com/skiff-project/skiff/api/core/podspec"
 )
 
 func deviceTaintRuleResource() *api.Resource {
 	doc := resourcev1.DeviceTaint{}.SwaggerDoc()
 	validate := func(r *resourcev1.DeviceTaintRule) field.ErrorList {
 		l := &check.List{}
+		if s, at := r.Spec.DeviceSelector, specPath.Child("deviceSelector"); s != nil {
+			if s.Driver != nil {
+				podspec.CheckCSIDriverName(l, at.Child("driver"), *s.Driver)
+			}
+			if s.Pool != nil {
+				checkPoolName(l, at.Child("pool"), *s.Pool)
+			}
+			if s.Device != nil {
+				l.Label(at.Child("device"), *s.Device)
+			}
+		}
 		checkTaint(l, specPath.Child("taint"), &r.Spec.Taint)
 		return l.Errors
 	}

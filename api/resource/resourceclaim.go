@@ -1,6 +1,7 @@
 package resource
 
 import (
+	"slices"
 	"strings"
 
 	resourcev1 "k8s.io/api/resource/v1"
@@ -11,6 +12,7 @@ import (
 
 	"github.com/skiff-project/skiff/api"
 	"github.com/skiff-project/skiff/api/check"
+	"github.com/skiff-project/skiff/api/core/podspec"
 )
 
 func resourceClaimResource() *api.Resource {
@@ -71,6 +73,12 @@ func state(c *resourcev1.ResourceClaim) string {
 	return strings.Join(s, ",")
 }
 
+func allocates(a *resourcev1.AllocationResult, d resourcev1.AllocatedDeviceStatus) bool {
+	return a != nil && slices.ContainsFunc(a.Devices.Results, func(r resourcev1.DeviceRequestAllocationResult) bool {
+		return r.Driver == d.Driver && r.Pool == d.Pool && r.Device == d.Device && (d.ShareID == nil || r.ShareID != nil && string(*r.ShareID) == *d.ShareID)
+	})
+}
+
 func validateClaimStatus(c, old *resourcev1.ResourceClaim) field.ErrorList {
 	l, s, p := &check.List{}, &c.Status, field.NewPath("status")
 	at := p.Child("reservedFor")
@@ -91,6 +99,15 @@ func validateClaimStatus(c, old *resourcev1.ResourceClaim) field.ErrorList {
 			l.Duplicate(at.Index(i).Child("uid"), r.UID)
 		}
 		seen.Insert(r.UID)
+	}
+	for i, d := range s.Devices {
+		at := p.Child("devices").Index(i)
+		podspec.CheckCSIDriverName(l, at.Child("driver"), d.Driver)
+		checkPoolName(l, at.Child("pool"), d.Pool)
+		l.Label(at.Child("device"), d.Device)
+		if !allocates(s.Allocation, d) {
+			l.Invalid(at, strings.Join([]string{d.Driver, d.Pool, d.Device}, "/"), "must be an allocated device in the claim")
+		}
 	}
 	if len(s.ReservedFor) > 0 && s.Allocation == nil {
 		l.Forbidden(at, "may not be specified when `allocated` is not set")

@@ -56,24 +56,20 @@ func resourceSliceResource() *api.Resource {
 	}
 }
 
-func nodeName(s *resourcev1.ResourceSlice) string {
-	if s.Spec.NodeName == nil {
+func nodeName(s *resourcev1.ResourceSlice) string { return nodeNameOf(&s.Spec) }
+
+func nodeNameOf(s *resourcev1.ResourceSliceSpec) string {
+	if s.NodeName == nil {
 		return ""
 	}
-	return *s.Spec.NodeName
+	return *s.NodeName
 }
 
 func validateSlice(r *resourcev1.ResourceSlice) field.ErrorList {
 	l, s := &check.List{}, &r.Spec
 	podspec.CheckCSIDriverName(l, specPath.Child("driver"), s.Driver)
 	pool := specPath.Child("pool")
-	if s.Pool.Name == "" {
-		l.Required(pool.Child("name"), "")
-	} else {
-		for _, part := range strings.Split(s.Pool.Name, "/") {
-			l.Subdomain(pool.Child("name"), part)
-		}
-	}
+	checkPoolName(l, pool.Child("name"), s.Pool.Name)
 	if s.Pool.ResourceSliceCount <= 0 {
 		l.Invalid(pool.Child("resourceSliceCount"), s.Pool.ResourceSliceCount, "must be greater than zero")
 	}
@@ -87,18 +83,11 @@ func validateSlice(r *resourcev1.ResourceSlice) field.ErrorList {
 	names := sets.Set[string]{}
 	for i := range s.Devices {
 		d, at := &s.Devices[i], specPath.Child("devices").Index(i)
-		if d.Name == "" {
-			l.Required(at.Child("name"), "")
-		} else {
-			l.Label(at.Child("name"), d.Name)
-		}
+		checkDevice(l, at, d)
 		if names.Has(d.Name) {
 			l.Duplicate(at.Child("name"), d.Name)
 		}
 		names.Insert(d.Name)
-		for j := range d.Taints {
-			checkTaint(l, at.Child("taints").Index(j), &d.Taints[j])
-		}
 	}
 	return l.Errors
 }
@@ -111,7 +100,12 @@ func checkPlace(l *check.List, s *resourcev1.ResourceSliceSpec) {
 			set = append(set, "`"+name+"`")
 		}
 	}
-	note("nodeName", s.NodeName != nil)
+	if s.NodeName != nil && *s.NodeName == "" {
+		l.Invalid(specPath.Child("nodeName"), "", "must be either unset or set to a non-empty string")
+	} else if s.NodeName != nil {
+		l.Subdomain(specPath.Child("nodeName"), *s.NodeName)
+	}
+	note("nodeName", nodeNameOf(s) != "")
 	note("nodeSelector", s.NodeSelector != nil)
 	note("allNodes", s.AllNodes != nil && *s.AllNodes)
 	note("perDeviceNodeSelection", s.PerDeviceNodeSelection != nil && *s.PerDeviceNodeSelection)

@@ -7,6 +7,7 @@ import (
 	resourcev1 "k8s.io/api/resource/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/util/sets"
+	"k8s.io/apimachinery/pkg/util/validation"
 	"k8s.io/apimachinery/pkg/util/validation/field"
 
 	"github.com/skiff-project/skiff/api"
@@ -96,8 +97,13 @@ func checkClaimSpec(l *check.List, p *field.Path, s *resourcev1.ResourceClaimSpe
 	for i, c := range s.Devices.Constraints {
 		p := at.Child("constraints").Index(i)
 		known(p.Child("requests"), c.Requests)
-		if c.MatchAttribute == nil && c.DistinctAttribute == nil {
-			l.Required(p.Child("matchAttribute"), "")
+		switch {
+		case c.MatchAttribute != nil:
+			checkQualified(l, p.Child("matchAttribute"), string(*c.MatchAttribute), true)
+		case c.DistinctAttribute != nil:
+			checkQualified(l, p.Child("distinctAttribute"), string(*c.DistinctAttribute), true)
+		default:
+			l.Required(p, `exactly one of "matchAttribute" or "distinctAttribute" is required, but multiple fields are set`)
 		}
 	}
 	for i, c := range s.Devices.Config {
@@ -134,6 +140,9 @@ func checkRequest(l *check.List, p *field.Path, r *resourcev1.DeviceRequest) {
 		checkClassName(l, p.Child("deviceClassName"), e.DeviceClassName)
 		checkSelectors(l, p.Child("selectors"), e.Selectors)
 		checkAllocation(l, p, e.AllocationMode, e.Count)
+		for i := range e.Tolerations {
+			checkToleration(l, p.Child("tolerations").Index(i), &e.Tolerations[i])
+		}
 	default:
 		at := p.Child("firstAvailable")
 		if n := len(r.FirstAvailable); n > maxFirst {
@@ -149,6 +158,9 @@ func checkRequest(l *check.List, p *field.Path, r *resourcev1.DeviceRequest) {
 			checkClassName(l, p.Child("deviceClassName"), sub.DeviceClassName)
 			checkSelectors(l, p.Child("selectors"), sub.Selectors)
 			checkAllocation(l, p, sub.AllocationMode, sub.Count)
+			for i := range sub.Tolerations {
+				checkToleration(l, p.Child("tolerations").Index(i), &sub.Tolerations[i])
+			}
 		}
 	}
 }
@@ -194,5 +206,6 @@ func checkSelectors(l *check.List, p *field.Path, list []resourcev1.DeviceSelect
 
 func checkTaint(l *check.List, p *field.Path, t *resourcev1.DeviceTaint) {
 	l.LabelName(p.Child("key"), t.Key)
-	check.Choice(l, p.Child("effect"), t.Effect, resourcev1.DeviceTaintEffectNoExecute, resourcev1.DeviceTaintEffectNoSchedule, resourcev1.DeviceTaintEffectNone)
+	l.Messages(p.Child("value"), t.Value, validation.IsValidLabelValue(t.Value))
+	checkEffect(l, p.Child("effect"), t.Effect)
 }
