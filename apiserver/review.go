@@ -7,12 +7,15 @@ import (
 
 	authenticationv1 "k8s.io/api/authentication/v1"
 	authorizationv1 "k8s.io/api/authorization/v1"
+	apiequality "k8s.io/apimachinery/pkg/api/equality"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	metavalidation "k8s.io/apimachinery/pkg/apis/meta/v1/validation"
+	"k8s.io/apimachinery/pkg/runtime/schema"
 	"k8s.io/apimachinery/pkg/util/validation/field"
 
 	"github.com/skiff-project/skiff/api"
+	"github.com/skiff-project/skiff/api/authorization"
 	"github.com/skiff-project/skiff/apiserver/admission"
 	"github.com/skiff-project/skiff/apiserver/request"
 	"github.com/skiff-project/skiff/auth"
@@ -63,7 +66,6 @@ func (s *Server) serveReview(c *call) {
 		s.fail(c, err)
 		return
 	}
-	obj.SetManagedFields(nil)
 	obj.GetObjectKind().SetGroupVersionKind(c.ep.kind)
 	s.writeObject(c, out, http.StatusCreated, obj)
 }
@@ -130,7 +132,7 @@ func (s *Server) selfReview(c *call, obj api.Object) error {
 
 func (s *Server) accessReview(c *call, obj api.Object) error {
 	r := obj.(*authorizationv1.SubjectAccessReview)
-	if err := checkAccessSpec(c, r.Name, &r.Spec, true); err != nil {
+	if err := checkAccessSpec(c, &r.ObjectMeta, &r.Spec, true); err != nil {
 		return err
 	}
 	r.Status = s.decide(c, specUser(&r.Spec), r.Spec.ResourceAttributes, r.Spec.NonResourceAttributes)
@@ -142,7 +144,7 @@ func (s *Server) localAccessReview(c *call, obj api.Object) error {
 	if err := checkNamespace(c, r); err != nil {
 		return err
 	}
-	if err := checkAccessSpec(c, r.Name, &r.Spec, true); err != nil {
+	if err := checkAccessSpec(c, &r.ObjectMeta, &r.Spec, true); err != nil {
 		return err
 	}
 	var errs field.ErrorList
@@ -153,7 +155,7 @@ func (s *Server) localAccessReview(c *call, obj api.Object) error {
 		errs = append(errs, field.Invalid(field.NewPath("spec", "resourceAttributes", "namespace"), r.Spec.ResourceAttributes.Namespace, "must match metadata.namespace"))
 	}
 	if len(errs) > 0 {
-		return apierrors.NewInvalid(c.ep.kind.GroupKind(), "", errs)
+		return apierrors.NewInvalid(schema.GroupKind{Group: c.ep.kind.Group}, "", errs)
 	}
 	r.Status = s.decide(c, specUser(&r.Spec), r.Spec.ResourceAttributes, nil)
 	return nil
@@ -162,30 +164,35 @@ func (s *Server) localAccessReview(c *call, obj api.Object) error {
 func (s *Server) selfAccessReview(c *call, obj api.Object) error {
 	r := obj.(*authorizationv1.SelfSubjectAccessReview)
 	spec := authorizationv1.SubjectAccessReviewSpec{ResourceAttributes: r.Spec.ResourceAttributes, NonResourceAttributes: r.Spec.NonResourceAttributes}
-	if err := checkAccessSpec(c, r.Name, &spec, false); err != nil {
+	if err := checkAccessSpec(c, &r.ObjectMeta, &spec, false); err != nil {
 		return err
 	}
 	r.Status = s.decide(c, c.user.User, r.Spec.ResourceAttributes, r.Spec.NonResourceAttributes)
 	return nil
 }
 
-func checkAccessSpec(c *call, name string, spec *authorizationv1.SubjectAccessReviewSpec, user bool) error {
+func checkAccessSpec(c *call, meta *metav1.ObjectMeta, spec *authorizationv1.SubjectAccessReviewSpec, user bool) error {
 	var errs field.ErrorList
 	path := field.NewPath("spec")
-	if spec.ResourceAttributes != nil && spec.NonResourceAttributes != nil {
-		errs = append(errs, field.Invalid(path.Child("nonResourceAttributes"), spec.NonResourceAttributes, "cannot be specified in combination with resourceAttributes"))
-	}
-	if spec.ResourceAttributes == nil && spec.NonResourceAttributes == nil {
-		errs = append(errs, field.Invalid(path.Child("resourceAttributes"), spec.NonResourceAttributes, "exactly one of nonResourceAttributes or resourceAttributes must be specified"))
+	if (spec.ResourceAttributes == nil) == (spec.NonResourceAttributes == nil) {
+		errs = append(errs, field.Invalid(path, spec.NonResourceAttributes, "exactly one of nonResourceAttributes or resourceAttributes must be specified"))
 	}
 	if user && spec.User == "" && len(spec.Groups) == 0 {
 		errs = append(errs, field.Invalid(path.Child("user"), spec.User, "at least one of user or group must be specified"))
 	}
-	if name != "" {
-		errs = append(errs, field.Invalid(field.NewPath("metadata"), name, "must be empty"))
+	errs = append(errs, authorization.ValidateAttributes(spec.ResourceAttributes)...)
+	bare := *meta
+	bare.ManagedFields = nil
+	text := "must be empty"
+	if c.ep.res.Namespaced {
+		bare.Namespace = ""
+		text = "must be empty except for namespace"
+	}
+	if !apiequality.Semantic.DeepEqual(metav1.ObjectMeta{}, bare) {
+		errs = append(errs, field.Invalid(field.NewPath("metadata"), meta, text))
 	}
 	if len(errs) > 0 {
-		return apierrors.NewInvalid(c.ep.kind.GroupKind(), "", errs)
+		return apierrors.NewInvalid(schema.GroupKind{Group: c.ep.kind.Group}, "", errs)
 	}
 	return nil
 }
