@@ -9,6 +9,7 @@ import (
 	"k8s.io/apimachinery/pkg/util/validation/field"
 
 	"github.com/skiff-project/skiff/api/check"
+	"github.com/skiff-project/skiff/api/core/podspec"
 )
 
 const (
@@ -102,6 +103,11 @@ func metricSources(l *check.List, m *autoscalingv2.MetricSpec) map[autoscalingv2
 		autoscalingv2.ContainerResourceMetricSourceType: {"containerResource", m.ContainerResource != nil, func(p *field.Path) {
 			if m.ContainerResource.Container == "" {
 				l.Required(p.Child("container"), "must specify a container")
+			} else {
+				l.Label(p.Child("container"), m.ContainerResource.Container)
+			}
+			if name := m.ContainerResource.Name; name != "" {
+				podspec.CheckContainerResourceName(l, p.Child("name"), name)
 			}
 			checkResource(l, p, string(m.ContainerResource.Name), &m.ContainerResource.Target)
 		}},

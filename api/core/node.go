@@ -120,9 +120,6 @@ func validateNodeUpdate(n, old *corev1.Node) field.ErrorList {
 
 func nodeWarnings(n, _ *corev1.Node) []string {
 	var out []string
-	if n.Spec.ConfigSource != nil {
-		out = append(out, "spec.configSource: the feature is no longer supported")
-	}
 	if n.Spec.DoNotUseExternalID != "" {
 		out = append(out, "spec.externalID: this field is deprecated, and is unused by Kubernetes")
 	}

@@ -33,9 +33,14 @@ func podTemplateResource() *api.Resource {
 				DropTemplateFields(&t.Template, &old.Template)
 				api.BumpGeneration(t, old, api.Changed(t.Template, old.Template))
 			}),
-			Validate:            api.Check(validate),
-			ValidateUpdate:      api.CheckUpdate(func(t, _ *corev1.PodTemplate) field.ErrorList { return validate(t) }),
-			AllowCreateOnUpdate: true,
+			Validate:       api.Check(validate),
+			ValidateUpdate: api.CheckUpdate(func(t, _ *corev1.PodTemplate) field.ErrorList { return validate(t) }),
+			Warnings: api.Warn(func(t, old *corev1.PodTemplate) []string {
+				if old != nil && old.Generation == t.Generation {
+					return nil
+				}
+				return podspec.PodTemplateWarnings(&t.Template.ObjectMeta, &t.Template.Spec, field.NewPath("template"))
+			}),
 		},
 		Columns: []metav1.TableColumnDefinition{
 			api.Column("Containers", "string", "Names of each container in the template."),

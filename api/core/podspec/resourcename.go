@@ -33,7 +33,8 @@ func isNative(name corev1.ResourceName) bool {
 	return !strings.Contains(string(name), "/") || strings.Contains(string(name), corev1.ResourceDefaultNamespacePrefix)
 }
 
-func isExtended(name corev1.ResourceName) bool {
+// IsExtended tells the names of resources that are not Kubernetes's own.
+func IsExtended(name corev1.ResourceName) bool {
 	return !isNative(name) && !strings.HasPrefix(string(name), requestsPrefix) &&
 		len(validation.IsQualifiedName(requestsPrefix+string(name))) == 0
 }
@@ -75,7 +76,7 @@ func CheckContainerResourceName(l *check.List, p *field.Path, name corev1.Resour
 		if !isStandardContainer(name) {
 			l.Invalid(p, name, "must be a standard resource for containers")
 		}
-	case !isNative(name) && !isExtended(name):
+	case !isNative(name) && !IsExtended(name):
 		l.Invalid(p, name, "doesn't follow extended resource name standard")
 	}
 }
@@ -84,7 +85,7 @@ func CheckContainerResourceName(l *check.List, p *field.Path, name corev1.Resour
 // the resource is counted.
 func CheckQuantity(l *check.List, p *field.Path, name corev1.ResourceName, q resource.Quantity) {
 	l.NonnegativeQuantity(p, q)
-	if (countedObjects[name] || isExtended(name)) && q.MilliValue()%1000 != 0 {
+	if (countedObjects[name] || IsExtended(name)) && q.MilliValue()%1000 != 0 {
 		l.Invalid(p, q, "must be an integer")
 	}
 }

@@ -17,7 +17,7 @@ import (
 func PodTemplateWarnings(meta *metav1.ObjectMeta, s *corev1.PodSpec, at *field.Path) []string {
 	w := &warner{spec: at.Child("spec")}
 	for i, c := range s.TopologySpreadConstraints {
-		w.when(c.LabelSelector == nil, w.spec.Child("topologySpreadConstraints").Index(i).Child("labelSelector"), "a null labelSelector results in matching no pod")
+		w.when(c.LabelSelector == nil, w.spec.Child("topologySpreadConstraints").Index(i).Child("labelSelector"), nullSelector)
 	}
 	for i := range s.Volumes {
 		w.volume(w.spec.Child("volumes").Index(i), &s.Volumes[i])
@@ -42,8 +42,27 @@ func PodTemplateWarnings(meta *metav1.ObjectMeta, s *corev1.PodSpec, at *field.P
 	})
 	t := s.TerminationGracePeriodSeconds
 	w.when(t != nil && *t < 0, w.spec.Child("terminationGracePeriodSeconds"), "must be >= 0; negative values are invalid and will be treated as 1")
+	if a := s.Affinity; a != nil {
+		if a.PodAffinity != nil {
+			w.affinity(w.spec.Child("affinity", "podAffinity"), a.PodAffinity.RequiredDuringSchedulingIgnoredDuringExecution, a.PodAffinity.PreferredDuringSchedulingIgnoredDuringExecution)
+		}
+		if a.PodAntiAffinity != nil {
+			w.affinity(w.spec.Child("affinity", "podAntiAffinity"), a.PodAntiAffinity.RequiredDuringSchedulingIgnoredDuringExecution, a.PodAntiAffinity.PreferredDuringSchedulingIgnoredDuringExecution)
+		}
+	}
 	return w.out
 }
+
+func (w *warner) affinity(p *field.Path, required []corev1.PodAffinityTerm, preferred []corev1.WeightedPodAffinityTerm) {
+	for i, t := range required {
+		w.when(t.LabelSelector == nil, p.Child("requiredDuringSchedulingIgnoredDuringExecution").Index(i).Child("labelSelector"), nullSelector)
+	}
+	for i, t := range preferred {
+		w.when(t.PodAffinityTerm.LabelSelector == nil, p.Child("preferredDuringSchedulingIgnoredDuringExecution").Index(i).Child("podAffinityTerm", "labelSelector"), nullSelector)
+	}
+}
+
+const nullSelector = "a null labelSelector results in matching no pod"
 
 type warner struct {
 	spec *field.Path
@@ -66,7 +85,7 @@ func (w *warner) whenHas(cond bool, p *field.Path, name, text string) {
 
 func (w *warner) volume(p *field.Path, v *corev1.Volume) {
 	w.whenHas(v.PhotonPersistentDisk != nil, p, "photonPersistentDisk", "deprecated in v1.11, non-functional in v1.16+")
-	w.whenHas(v.GitRepo != nil, p, "gitRepo", "deprecated in v1.11")
+	w.whenHas(v.GitRepo != nil, p, "gitRepo", "deprecated in v1.11, and disabled by default in v1.33+")
 	w.whenHas(v.ScaleIO != nil, p, "scaleIO", "deprecated in v1.16, non-functional in v1.22+")
 	w.whenHas(v.Flocker != nil, p, "flocker", "deprecated in v1.22, non-functional in v1.25+")
 	w.whenHas(v.StorageOS != nil, p, "storageOS", "deprecated in v1.22, non-functional in v1.25+")
