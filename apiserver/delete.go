@@ -2,6 +2,8 @@ package apiserver
 
 import (
 	"context"
+	"encoding/json"
+	"errors"
 	"fmt"
 	"net/http"
 
@@ -36,6 +38,11 @@ func (s *Server) deleteOptions(c *call) (*metav1.DeleteOptions, error) {
 			return nil, err
 		}
 		obj, _, err := s.codec.Decode(codec.Request{Media: media, Body: body, Want: want}, opts)
+		if err != nil && media == codec.JSON {
+			if bad := json.Unmarshal(body, opts); bad != nil {
+				err = bad
+			}
+		}
 		if err != nil {
 			return nil, apierrors.NewBadRequest(err.Error())
 		}
@@ -47,6 +54,12 @@ func (s *Server) deleteOptions(c *call) (*metav1.DeleteOptions, error) {
 	}
 	if errs := metavalidation.ValidateDeleteOptions(opts); len(errs) > 0 {
 		return nil, apierrors.NewInvalid(schema.GroupKind{Group: metav1.GroupName, Kind: "DeleteOptions"}, "", errs)
+	}
+	if c.info.Resource == "jobs" && c.info.Group == "batch" && opts.PropagationPolicy == nil && opts.OrphanDependents == nil { //nolint:staticcheck // still part of the API
+		c.warn("child pods are preserved by default when jobs are deleted; set propagationPolicy=Background to remove them or set propagationPolicy=Orphan to suppress this warning")
+	}
+	if v := opts.IgnoreStoreReadErrorWithClusterBreakingPotential; v != nil && *v {
+		return nil, apierrors.NewConflict(c.ep.gr, c.info.Name, errors.New("unsafe deletion is not allowed because the object is decodable from storage"))
 	}
 	opts.TypeMeta = optionsMeta("DeleteOptions")
 	c.audited(opts)
@@ -63,7 +76,7 @@ func deleteOptionsKind(media string, body []byte, want schema.GroupVersionKind) 
 	case gvk.Kind == "" && gvk.Version == "":
 		return want, nil
 	case gvk.Kind != "DeleteOptions" && gvk.Kind != "":
-		return want, apierrors.NewBadRequest(fmt.Sprintf("no kind %q is registered for the internal version of group %q", gvk.Kind, metav1.GroupName))
+		return want, apierrors.NewBadRequest(fmt.Sprintf("no kind %q is registered for version %q in scheme %q", gvk.Kind, metav1.GroupName+"/v1", "pkg/runtime/scheme.go:111"))
 	}
 	gvk.Kind = "DeleteOptions"
 	return gvk, nil

@@ -10,7 +10,6 @@ import (
 	"time"
 
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
-	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/util/uuid"
 
 	"github.com/skiff-project/skiff/api"
@@ -241,7 +240,7 @@ func (s *Server) route(c *call) {
 		return
 	}
 	if i.BadFields != nil {
-		s.fail(c, apierrors.NewBadRequest(fmt.Sprintf("unable to parse requirement: %v", i.BadFields)))
+		s.fail(c, apierrors.NewBadRequest(i.BadFields.Error()))
 		return
 	}
 	if d := c.ep.ver.Deprecated; d != "" {
@@ -252,7 +251,7 @@ func (s *Server) route(c *call) {
 		s.serveSubresource(c)
 		return
 	}
-	if !c.ep.serves(i.Verb) {
+	if !c.ep.serves(i.Verb) || !c.ep.custom() && (c.req.Method == http.MethodHead || i.Name == "" && (i.Verb == "update" || i.Verb == "patch")) {
 		s.fail(c, methodNotAllowed(c))
 		return
 	}
@@ -287,7 +286,7 @@ func (s *Server) serveVerb(c *call) {
 }
 
 func methodNotAllowed(c *call) error {
-	return statusError(http.StatusMethodNotAllowed, metav1.StatusReasonMethodNotAllowed, "the server does not allow this method on the requested resource")
+	return generic(http.StatusMethodNotAllowed, "")
 }
 
 // notFoundPath is the answer to a path nothing is served at.

@@ -1,6 +1,7 @@
 package apiserver
 
 import (
+	"fmt"
 	"mime"
 	"net/http"
 	"net/url"
@@ -8,7 +9,9 @@ import (
 	"strings"
 
 	"github.com/munnerz/goautoneg"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/runtime/schema"
 
 	"github.com/skiff-project/skiff/object/codec"
 )
@@ -26,6 +29,7 @@ const (
 type output struct {
 	media   string
 	shape   shape
+	list    bool   // PartialObjectMetadataList was asked for
 	version string // of the meta.k8s.io group, for Table and Partial
 	pretty  bool
 }
@@ -33,16 +37,16 @@ type output struct {
 // negotiate picks the response format of a request on a resource: custom
 // resources have no protobuf form, only their metadata has.
 func (c *call) negotiate(transforms bool) (output, error) {
-	return negotiateFor(c.req, c.query, transforms, c.ep != nil && c.ep.custom())
+	return negotiateFor(c.req, c.query, transforms, c.ep != nil && c.ep.custom(), c.info.Verb == "list" || c.info.Verb == "watch")
 }
 
 // negotiate picks the response format from the Accept header. transforms
 // tells whether Table and PartialObjectMetadata can be made here.
 func negotiate(req *http.Request, query url.Values, transforms bool) (output, error) {
-	return negotiateFor(req, query, transforms, false)
+	return negotiateFor(req, query, transforms, false, false)
 }
 
-func negotiateFor(req *http.Request, query url.Values, transforms, custom bool) (output, error) {
+func negotiateFor(req *http.Request, query url.Values, transforms, custom, streams bool) (output, error) {
 	header := req.Header.Get("Accept")
 	switch {
 	case header == "":
@@ -53,11 +57,13 @@ func negotiateFor(req *http.Request, query url.Values, transforms, custom bool) 
 	if len(header) > 4096 {
 		return output{}, notAcceptable(acceptedMedia...)
 	}
+	known := custom
 	for _, clause := range goautoneg.ParseAccept(header) {
 		media := acceptMedia(clause.Type, clause.SubType)
 		if media == "" {
 			continue
 		}
+		known = true
 		o, ok := acceptParams(media, clause.Params, transforms)
 		if !ok || custom && o.media == codec.Protobuf && o.shape == shapePlain {
 			continue
@@ -65,7 +71,33 @@ func negotiateFor(req *http.Request, query url.Values, transforms, custom bool) 
 		o.pretty = o.pretty || o.media == codec.JSON && wantsPretty(req, query)
 		return o, nil
 	}
+	if !known {
+		available := strings.Join(acceptedMedia, ", ")
+		if streams {
+			available += ", " + codec.JSON + ";stream=watch, " + codec.Protobuf + ";stream=watch"
+		}
+		return output{}, generic(http.StatusNotAcceptable, "406: Not Acceptable\n\nAvailable representations: "+available)
+	}
 	return output{}, notAcceptable(acceptedMedia...)
+}
+
+// generic is an answer that names no object: what a path, a method or an
+// Accept header comes to before anybody looks for one.
+func generic(code int, message string) error {
+	return apierrors.NewGenericServerResponse(code, "", schema.GroupResource{}, "", message, 0, false)
+}
+
+// notShaped refuses to make a list of an object, and the reverse. The type is
+// told as upstream calls it inside.
+func notShaped(c *call, what, kind string) error {
+	pkg, _, _ := strings.Cut(c.ep.kind.Group, ".")
+	switch {
+	case c.ep.custom():
+		pkg, kind = "unstructured", map[bool]string{true: "Unstructured", false: "UnstructuredList"}[kind == c.ep.kind.Kind]
+	case pkg == "" || pkg == "events":
+		pkg = "core"
+	}
+	return statusError(http.StatusNotAcceptable, metav1.StatusReasonNotAcceptable, fmt.Sprintf("you requested %s (*%s.%s)", what, pkg, kind))
 }
 
 func acceptMedia(typ, sub string) string {
@@ -93,7 +125,7 @@ func acceptParams(media string, params map[string]string, transforms bool) (outp
 		o.shape = shapeTable
 		return o, media != codec.Protobuf
 	case "PartialObjectMetadata", "PartialObjectMetadataList":
-		o.shape = shapePartial
+		o.shape, o.list = shapePartial, as == "PartialObjectMetadataList"
 		return o, true
 	}
 	return o, false

@@ -56,6 +56,9 @@ func (s *Server) parsePatch(c *call) (*patchRequest, error) {
 	if c.ep.custom() { // no strategy is known for the fields of a custom resource
 		accepted = slices.DeleteFunc(slices.Clone(patchTypes), func(t string) bool { return t == string(types.StrategicMergePatchType) })
 	}
+	if c.req.Header.Get("Content-Type") == "" && !c.ep.custom() {
+		return nil, generic(http.StatusUnsupportedMediaType, "415: Unsupported Media Type")
+	}
 	if !slices.Contains(accepted, string(p.kind)) {
 		return nil, statusError(http.StatusUnsupportedMediaType, metav1.StatusReasonUnsupportedMediaType,
 			"the body of the request was in an unknown format - accepted media types include: "+strings.Join(accepted, ", "))
@@ -128,7 +131,7 @@ func (s *Server) patchObject(c *call, view *api.View, sub string) (registry.Item
 	if err != nil {
 		return registry.Item{}, false, err
 	}
-	u := registry.Update{Write: s.writeOf(c, p.admitted, p.isDryRun()), View: view, AllowCreate: p.kind == types.ApplyYAMLPatchType && view == nil}
+	u := registry.Update{Write: s.writeOf(c, p.admitted, p.isDryRun()), View: view, Patched: true, AllowCreate: p.kind == types.ApplyYAMLPatchType && view == nil}
 	u.Change = func(ctx context.Context, old api.Object) (api.Object, error) {
 		obj, err := s.patched(c, p, sub, old)
 		if err != nil {

@@ -59,9 +59,9 @@ func (s *Server) encodeItem(c *call, out output, it registry.Item) ([]byte, erro
 				return append(codec.JSONWithKind(c.ep.kind.Kind, c.ep.apiV, bare), '\n'), nil
 			}
 		case out.media != codec.Protobuf:
-		case out.shape == shapePartial:
+		case out.shape == shapePartial && !out.list:
 			return wire.AppendObject(nil, partial.APIVersion(out.version), "PartialObjectMetadata", wire.MetadataOnly(raw), it.ResourceVersion), nil
-		case c.ep.verbatim:
+		case out.shape == shapePlain && c.ep.verbatim:
 			return wire.AppendObject(nil, c.ep.apiV, c.ep.kind.Kind, raw, it.ResourceVersion), nil
 		}
 	}
@@ -78,6 +78,9 @@ func (s *Server) encodeItem(c *call, out output, it registry.Item) ([]byte, erro
 		t.ResourceVersion = obj.GetResourceVersion()
 		return encodeObject(out, t)
 	case shapePartial:
+		if out.list {
+			return nil, notShaped(c, "PartialObjectMetadataList, but the requested object is not a list", c.ep.kind.Kind)
+		}
 		return encodeObject(out, partial.Of(out.version, obj))
 	}
 	if obj, err = c.ep.served(obj); err != nil {
@@ -105,7 +108,7 @@ func parseListOptions(c *call) (listOptions, error) {
 	o.Continue = q.Get("continue")
 	var err error
 	if o.Labels, err = labels.Parse(q.Get("labelSelector")); err != nil {
-		return o, apierrors.NewBadRequest("unable to parse requirement: " + err.Error())
+		return o, apierrors.NewBadRequest(err.Error())
 	}
 	if err := c.ep.reg.CheckFields(o.Fields); err != nil {
 		return o, err
@@ -135,6 +138,7 @@ func (o *listOptions) validate() error {
 	in := &internalversion.ListOptions{
 		Watch: o.watch, ResourceVersion: o.ResourceVersion, ResourceVersionMatch: o.Match, Continue: o.Continue, SendInitialEvents: o.sendInitial,
 	}
+	internalversion.SetListOptionsDefaults(in, true)
 	if errs := internalvalidation.ValidateListOptions(in, true); len(errs) > 0 {
 		return apierrors.NewInvalid(schema.GroupKind{Group: metav1.GroupName, Kind: "ListOptions"}, "", errs)
 	}
@@ -169,9 +173,9 @@ func (s *Server) encodePage(c *call, out output, page registry.Page) ([]byte, er
 	lmeta := wire.ListMeta{ResourceVersion: strconv.FormatInt(page.Revision, 10), Continue: page.Continue, Remaining: page.Remaining}
 	stored := out.media == codec.Protobuf && !slices.ContainsFunc(page.Items, func(kv *store.KV) bool { return !wire.IsProtobuf(kv.Value) })
 	switch {
-	case stored && out.shape == shapePartial:
+	case stored && out.shape == shapePartial && out.list:
 		return wire.AppendList(nil, partial.APIVersion(out.version), "PartialObjectMetadataList", lmeta, stamped(page.Items, wire.MetadataOnly)), nil
-	case stored && c.ep.verbatim:
+	case stored && out.shape == shapePlain && c.ep.verbatim:
 		return wire.AppendList(nil, c.ep.apiV, c.ep.res.List(), lmeta, stamped(page.Items, nil)), nil
 	case out.media == codec.JSON && !out.pretty && out.shape == shapePlain:
 		return s.listJSON(c, lmeta, page.Items)
@@ -190,6 +194,9 @@ func (s *Server) encodePage(c *call, out output, page registry.Page) ([]byte, er
 		t.ListMeta = lm
 		return encodeObject(out, t)
 	case shapePartial:
+		if !out.list {
+			return nil, notShaped(c, "PartialObjectMetadata, but the requested object is a list", c.ep.res.List())
+		}
 		return encodeObject(out, partial.List(out.version, objs, lm))
 	}
 	l, err := typedList(c.ep, objs, lm)
@@ -255,6 +262,9 @@ func (s *Server) listJSON(c *call, meta wire.ListMeta, items []*store.KV) ([]byt
 	lm, err := codec.AppendJSON(nil, metav1.ListMeta{ResourceVersion: meta.ResourceVersion, Continue: meta.Continue, RemainingItemCount: meta.Remaining})
 	if err != nil {
 		return nil, err
+	}
+	if c.ep.custom() && meta.Continue == "" { // upstream's lists of custom resources always tell
+		lm = append([]byte(`{"continue":"",`), lm[1:]...)
 	}
 	buf := fmt.Appendf(nil, `{"kind":%q,"apiVersion":%q,"metadata":%s,"items":[`, c.ep.res.List(), c.ep.apiV, lm[:len(lm)-1])
 	size := 0

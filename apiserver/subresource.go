@@ -32,7 +32,7 @@ func (s *Server) serveSubresource(c *call) {
 		return
 	}
 	if sub == nil || c.ep.reg == nil {
-		s.notFoundPath(c)
+		s.fail(c, generic(http.StatusNotFound, ""))
 		return
 	}
 	verb := c.info.Verb

@@ -21,7 +21,7 @@ func (s *Server) table(c *call, out output, objs []api.Object) (*metav1.Table, e
 		include = metav1.IncludeMetadata
 	case metav1.IncludeMetadata, metav1.IncludeObject, metav1.IncludeNone:
 	default:
-		return nil, apierrors.NewBadRequest(fmt.Sprintf("unrecognized includeObject value: %q", include))
+		return nil, apierrors.NewBadRequest(fmt.Sprintf("Unable to convert to Table as requested: includeObject: Invalid value: %q: must be 'Metadata', 'Object', 'None', or empty", include))
 	}
 	t := &metav1.Table{ColumnDefinitions: c.ep.res.TableColumns(), Rows: make([]metav1.TableRow, 0, len(objs))}
 	t.SetGroupVersionKind(schema.GroupVersionKind{Group: metav1.GroupName, Version: out.version, Kind: "Table"})

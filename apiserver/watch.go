@@ -32,7 +32,7 @@ func streamType(media string) string {
 
 func (s *Server) watch(c *call) {
 	out, err := c.negotiate(true)
-	if err != nil || out.media == codec.YAML {
+	if err == nil && out.media == codec.YAML {
 		err = notAcceptable(codec.JSON+";stream=watch", codec.Protobuf+";stream=watch")
 	}
 	if err != nil {

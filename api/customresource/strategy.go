@@ -63,6 +63,7 @@ func (v *edition) strategy() api.Strategy {
 		PrepareForCreate: api.On(func(u *unstructured.Unstructured) {
 			if v.hasStatus() {
 				delete(u.Object, "status")
+				v.setDefaults(u) // those of the status, as every reader sees it
 			}
 			u.SetGeneration(1)
 		}),

@@ -162,6 +162,9 @@ func apiResources(r *api.Resource, version string) []metav1.APIResource {
 		Name: r.Name, SingularName: r.Singular, Namespaced: r.Namespaced, Kind: r.Kind,
 		Verbs: slices.Sorted(slices.Values(Verbs(r))), ShortNames: r.ShortNames, Categories: r.Categories,
 	}
+	if r.Codec != nil && r.Verbs == nil { // in upstream's order, which for custom resources is another
+		main.Verbs = []string{"delete", "deletecollection", "get", "list", "patch", "create", "update", "watch"}
+	}
 	if !r.Virtual {
 		main.StorageVersionHash = storageHash(r)
 	}
@@ -174,6 +177,9 @@ func apiResources(r *api.Resource, version string) []metav1.APIResource {
 			a.Group, a.Version = group, ver
 		}
 		out = append(out, a)
+	}
+	if r.Codec == nil {
+		slices.SortFunc(out[1:], func(a, b metav1.APIResource) int { return strings.Compare(a.Name, b.Name) })
 	}
 	return out
 }
@@ -278,13 +284,13 @@ func aggregatedResource(r *api.Resource, version string) apidiscoveryv2.APIResou
 	}
 	d := apidiscoveryv2.APIResourceDiscovery{
 		Resource: r.Name, SingularResource: r.Singular, Scope: scope, ShortNames: r.ShortNames, Categories: r.Categories,
-		ResponseKind: &metav1.GroupVersionKind{Group: r.Group, Version: version, Kind: r.Kind}, Verbs: slices.Sorted(slices.Values(Verbs(r))),
+		ResponseKind: &metav1.GroupVersionKind{Kind: r.Kind}, Verbs: slices.Sorted(slices.Values(Verbs(r))),
 	}
 	for i := range r.Subresources {
 		sub := &r.Subresources[i]
 		kind, group, ver := subKind(r, sub)
-		if ver == "" {
-			ver = version
+		if group == r.Group && (ver == "" || ver == version) {
+			group, ver = "", "" // as the resource's own: not told again
 		}
 		d.Subresources = append(d.Subresources, apidiscoveryv2.APISubresourceDiscovery{
 			Subresource: sub.Name, ResponseKind: &metav1.GroupVersionKind{Group: group, Version: ver, Kind: kind}, Verbs: slices.Sorted(slices.Values(SubVerbs(sub))),
@@ -309,10 +315,10 @@ func (l Groups) Resources(group, version string) *metav1.APIResourceList {
 	} else {
 		out.GroupVersion = group + "/" + version
 	}
-	for _, r := range g.Versions[i].Resources {
+	byName := slices.SortedFunc(slices.Values(g.Versions[i].Resources), func(a, b *api.Resource) int { return strings.Compare(a.Name, b.Name) })
+	for _, r := range byName {
 		out.APIResources = append(out.APIResources, apiResources(r, version)...)
 	}
-	slices.SortFunc(out.APIResources, func(a, b metav1.APIResource) int { return strings.Compare(a.Name, b.Name) })
 	return out
 }
 

@@ -211,7 +211,7 @@ func (r *Registry) listSnapshot(ctx context.Context, o ListOptions, key string) 
 	}
 	rv, err := ParseResourceVersion(o.ResourceVersion)
 	if err != nil {
-		return nil, "", err
+		return nil, "", apierrors.NewBadRequest("invalid resource version: " + err.Error())
 	}
 	exact := o.Match == metav1.ResourceVersionMatchExact || o.Match == "" && o.Limit > 0 && rv > 0
 	if rv == 0 || !exact {

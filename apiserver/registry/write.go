@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"slices"
 	"strconv"
+	"strings"
 
 	apiequality "k8s.io/apimachinery/pkg/api/equality"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
@@ -143,7 +144,7 @@ func (r *Registry) beforeCreate(ctx context.Context, w Write, obj api.Object) (f
 	}
 	if errs := r.validateCreate(ctx, obj); len(errs) > 0 {
 		finish(false)
-		return nil, apierrors.NewInvalid(r.groupKind(), obj.GetName(), errs)
+		return nil, r.invalid(obj, errs)
 	}
 	r.warn(ctx, w, obj, nil)
 	return finish, nil
@@ -154,8 +155,40 @@ func (r *Registry) validateCreate(ctx context.Context, obj api.Object) field.Err
 	s := &r.Resource.Strategy
 	meta := field.NewPath("metadata")
 	errs = append(errs, validation.ValidateObjectMetaAccessor(obj, r.Resource.Namespaced, r.nameValid(), meta)...)
+	errs = append(errs, r.finalizersNamed(obj)...)
 	if s.Validate != nil {
 		errs = append(errs, s.Validate(ctx, obj)...)
+	}
+	return errs
+}
+
+// invalid is the refusal of an object; of what validation says twice, the
+// kinds that upstream compiles in tell once.
+func (r *Registry) invalid(obj api.Object, errs field.ErrorList) error {
+	if g := r.Resource.Group; r.Resource.Codec == nil && g != "apiextensions.k8s.io" && g != "apiregistration.k8s.io" {
+		said := map[string]bool{}
+		errs = slices.DeleteFunc(errs, func(e *field.Error) bool {
+			defer func() { said[e.Error()] = true }()
+			return said[e.Error()]
+		})
+	}
+	return apierrors.NewInvalid(r.groupKind(), obj.GetName(), errs)
+}
+
+// finalizersNamed wants finalizers with a domain, or those of Kubernetes. Some
+// groups upstream never did.
+func (r *Registry) finalizersNamed(obj api.Object) (errs field.ErrorList) {
+	switch r.Resource.Group {
+	case "apiextensions.k8s.io", "apiregistration.k8s.io", "admissionregistration.k8s.io", "coordination.k8s.io", "policy", "node.k8s.io":
+		return nil
+	}
+	if r.Resource.Codec != nil {
+		return nil
+	}
+	for i, f := range obj.GetFinalizers() {
+		if f != "kubernetes" && f != metav1.FinalizerOrphanDependents && f != metav1.FinalizerDeleteDependents && !strings.Contains(f, "/") {
+			errs = append(errs, field.Invalid(field.NewPath("metadata", "finalizers").Index(i), f, "name is neither a standard finalizer name nor is it fully qualified"))
+		}
 	}
 	return errs
 }
@@ -258,6 +291,9 @@ type Update struct {
 	View *api.View
 	// AllowCreate lets the update create a missing object.
 	AllowCreate bool
+	// Patched says that Change always starts from old, so that a uid it
+	// returns is no precondition but a change of what may not change.
+	Patched bool
 	// Unconditional says that Change always starts from old, so that the
 	// resourceVersion it returns needs no check (internal writers).
 	Unconditional bool
@@ -324,7 +360,7 @@ func (r *Registry) updateOnce(ctx context.Context, u Update, key string, kv *sto
 	if err != nil {
 		return Item{}, false, err
 	}
-	if err := r.checkVersion(u, obj, old); err != nil {
+	if err := r.checkVersion(u, key, obj, old); err != nil {
 		return Item{}, false, err
 	}
 	finish, err := r.beforeUpdate(ctx, u, obj, old)
@@ -362,10 +398,11 @@ func (r *Registry) updateOnce(ctx context.Context, u Update, key string, kv *sto
 
 // checkVersion is optimistic concurrency between the client's copy and the
 // stored object.
-func (r *Registry) checkVersion(u Update, obj, old api.Object) error {
-	if obj.GetUID() != "" && obj.GetUID() != old.GetUID() {
+func (r *Registry) checkVersion(u Update, key string, obj, old api.Object) error {
+	if obj.GetUID() != "" && obj.GetUID() != old.GetUID() && !u.Patched {
 		return apierrors.NewConflict(r.gr, u.Name, fmt.Errorf(
-			"Precondition failed: UID in precondition: %v, UID in object meta: %v", obj.GetUID(), old.GetUID())) //nolint:staticcheck // upstream's text
+			"StorageError: invalid object, Code: 4, Key: %s, ResourceVersion: 0, AdditionalErrorMsg: Precondition failed: UID in precondition: %v, UID in object meta: %v",
+			key, obj.GetUID(), old.GetUID()))
 	}
 	rv, err := ParseResourceVersion(obj.GetResourceVersion())
 	switch {
@@ -411,7 +448,7 @@ func (r *Registry) beforeUpdate(ctx context.Context, u Update, obj, old api.Obje
 	}
 	if errs := r.validateUpdate(ctx, u, obj, old); len(errs) > 0 {
 		finish(false)
-		return nil, apierrors.NewInvalid(r.groupKind(), obj.GetName(), errs)
+		return nil, r.invalid(obj, errs)
 	}
 	if u.View == nil {
 		r.warn(ctx, u.Write, obj, old)
@@ -434,6 +471,7 @@ func (r *Registry) validateUpdate(ctx context.Context, u Update, obj, old api.Ob
 	meta := field.NewPath("metadata")
 	errs := validation.ValidateObjectMetaAccessor(obj, r.Resource.Namespaced, pathSegment, meta)
 	errs = append(errs, validation.ValidateObjectMetaAccessorUpdate(obj, old, meta)...)
+	errs = append(errs, r.finalizersNamed(obj)...)
 	validate := r.Resource.Strategy.ValidateUpdate
 	if u.View != nil {
 		validate = u.View.ValidateUpdate

@@ -1,7 +1,6 @@
 package request
 
 import (
-	"fmt"
 	"net/url"
 	"strconv"
 
@@ -27,7 +26,7 @@ func Int(q url.Values, name string) (*int64, error) {
 	}
 	v, err := strconv.ParseInt(text, 10, 64)
 	if err != nil {
-		return nil, apierrors.NewBadRequest(fmt.Sprintf("invalid value for %s: %v", name, err))
+		return nil, apierrors.NewBadRequest(err.Error())
 	}
 	return &v, nil
 }

@@ -121,7 +121,7 @@ func decodeFast(r Request, into runtime.Object) (_ runtime.Object, _ *schema.Gro
 func (c *Codec) decodeProtobuf(r Request, into runtime.Object) (runtime.Object, *schema.GroupVersionKind, error) {
 	env, err := wire.Open(r.Body)
 	if err != nil {
-		return nil, nil, fmt.Errorf("provided data does not appear to be a protobuf message, expected prefix [107 56 115 0]: %w", err)
+		return nil, nil, fmt.Errorf("provided data does not appear to be a protobuf message, expected prefix [107 56 115 0]")
 	}
 	gvk := r.Want
 	if env.APIVersion != "" || env.Kind != "" {

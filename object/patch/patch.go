@@ -4,6 +4,7 @@
 package patch
 
 import (
+	"encoding/json"
 	"errors"
 	"fmt"
 	"net/http"
@@ -71,6 +72,9 @@ func apply(ops jsonpatch.Patch, doc []byte) (out []byte, err error) {
 // Merge applies an RFC 7386 patch to a JSON document.
 func Merge(doc, patch []byte, strict bool) (out []byte, strictErrs []error, err error) {
 	if strict {
+		if !json.Valid(patch) {
+			return nil, nil, apierrors.NewBadRequest(mergepatch.ErrBadJSONDoc.Error())
+		}
 		if strictErrs, err = kjson.UnmarshalStrict(patch, &map[string]any{}); err != nil {
 			return nil, nil, apierrors.NewBadRequest(fmt.Sprintf("error decoding patch: %v", err))
 		}
@@ -92,6 +96,9 @@ func Strategic(original runtime.Object, patch []byte, strict bool, into runtime.
 	doc, err := runtime.DefaultUnstructuredConverter.ToUnstructured(original)
 	if err != nil {
 		return nil, err
+	}
+	if !json.Valid(patch) {
+		return nil, apierrors.NewBadRequest(mergepatch.ErrBadJSONDoc.Error())
 	}
 	m := map[string]any{}
 	if strict {
