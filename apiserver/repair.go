@@ -3,6 +3,7 @@ package apiserver
 import (
 	"context"
 	"fmt"
+	"slices"
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
@@ -87,7 +88,7 @@ func (s *Server) repair(ctx context.Context) error {
 	}
 	return alloc.Apply(ctx, s.services.Addresses, plan, func(ref *networkingv1.ParentReference, ip string) *corev1.Service {
 		svc, err := registry.As[*corev1.Service](s.reader.Get("", "services", ref.Namespace, ref.Name))
-		if err != nil || !contains(svc.Spec.ClusterIPs, ip) {
+		if err != nil || !slices.Contains(svc.Spec.ClusterIPs, ip) {
 			return nil
 		}
 		return svc

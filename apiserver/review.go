@@ -3,16 +3,14 @@ package apiserver
 import (
 	"fmt"
 	"net/http"
+	"slices"
 	"strings"
 
 	authenticationv1 "k8s.io/api/authentication/v1"
 	authorizationv1 "k8s.io/api/authorization/v1"
-	apiequality "k8s.io/apimachinery/pkg/api/equality"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	metavalidation "k8s.io/apimachinery/pkg/apis/meta/v1/validation"
-	"k8s.io/apimachinery/pkg/runtime/schema"
-	"k8s.io/apimachinery/pkg/util/validation/field"
 
 	"github.com/skiff-project/skiff/api"
 	"github.com/skiff-project/skiff/api/authorization"
@@ -96,20 +94,11 @@ func (s *Server) tokenReview(c *call, obj api.Object) error {
 		return nil
 	}
 	r.Status.User = userInfo(id.User)
-	if !contains(r.Status.User.Groups, auth.GroupAuthenticated) {
+	if !slices.Contains(r.Status.User.Groups, auth.GroupAuthenticated) {
 		r.Status.User.Groups = append(append([]string(nil), r.Status.User.Groups...), auth.GroupAuthenticated)
 	}
 	r.Status.Audiences = id.Audiences
 	return nil
-}
-
-func contains(list []string, s string) bool {
-	for _, v := range list {
-		if v == s {
-			return true
-		}
-	}
-	return false
 }
 
 func userInfo(u auth.User) authenticationv1.UserInfo {
@@ -132,7 +121,7 @@ func (s *Server) selfReview(c *call, obj api.Object) error {
 
 func (s *Server) accessReview(c *call, obj api.Object) error {
 	r := obj.(*authorizationv1.SubjectAccessReview)
-	if err := checkAccessSpec(c, &r.ObjectMeta, &r.Spec, true); err != nil {
+	if err := authorization.Validate(&r.ObjectMeta, &r.Spec, c.ep.res.Namespaced, true); err != nil {
 		return err
 	}
 	r.Status = s.decide(c, specUser(&r.Spec), r.Spec.ResourceAttributes, r.Spec.NonResourceAttributes)
@@ -144,18 +133,8 @@ func (s *Server) localAccessReview(c *call, obj api.Object) error {
 	if err := checkNamespace(c, r); err != nil {
 		return err
 	}
-	if err := checkAccessSpec(c, &r.ObjectMeta, &r.Spec, true); err != nil {
+	if err := authorization.Validate(&r.ObjectMeta, &r.Spec, c.ep.res.Namespaced, true); err != nil {
 		return err
-	}
-	var errs field.ErrorList
-	switch {
-	case r.Spec.NonResourceAttributes != nil:
-		errs = append(errs, field.Invalid(field.NewPath("spec", "nonResourceAttributes"), r.Spec.NonResourceAttributes, "disallowed on this kind of request"))
-	case r.Spec.ResourceAttributes.Namespace != c.info.Namespace:
-		errs = append(errs, field.Invalid(field.NewPath("spec", "resourceAttributes", "namespace"), r.Spec.ResourceAttributes.Namespace, "must match metadata.namespace"))
-	}
-	if len(errs) > 0 {
-		return apierrors.NewInvalid(schema.GroupKind{Group: c.ep.kind.Group}, "", errs)
 	}
 	r.Status = s.decide(c, specUser(&r.Spec), r.Spec.ResourceAttributes, nil)
 	return nil
@@ -164,36 +143,10 @@ func (s *Server) localAccessReview(c *call, obj api.Object) error {
 func (s *Server) selfAccessReview(c *call, obj api.Object) error {
 	r := obj.(*authorizationv1.SelfSubjectAccessReview)
 	spec := authorizationv1.SubjectAccessReviewSpec{ResourceAttributes: r.Spec.ResourceAttributes, NonResourceAttributes: r.Spec.NonResourceAttributes}
-	if err := checkAccessSpec(c, &r.ObjectMeta, &spec, false); err != nil {
+	if err := authorization.Validate(&r.ObjectMeta, &spec, false, false); err != nil {
 		return err
 	}
 	r.Status = s.decide(c, c.user.User, r.Spec.ResourceAttributes, r.Spec.NonResourceAttributes)
-	return nil
-}
-
-func checkAccessSpec(c *call, meta *metav1.ObjectMeta, spec *authorizationv1.SubjectAccessReviewSpec, user bool) error {
-	var errs field.ErrorList
-	path := field.NewPath("spec")
-	if (spec.ResourceAttributes == nil) == (spec.NonResourceAttributes == nil) {
-		errs = append(errs, field.Invalid(path, spec.NonResourceAttributes, "exactly one of nonResourceAttributes or resourceAttributes must be specified"))
-	}
-	if user && spec.User == "" && len(spec.Groups) == 0 {
-		errs = append(errs, field.Invalid(path.Child("user"), spec.User, "at least one of user or group must be specified"))
-	}
-	errs = append(errs, authorization.ValidateAttributes(spec.ResourceAttributes)...)
-	bare := *meta
-	bare.ManagedFields = nil
-	text := "must be empty"
-	if c.ep.res.Namespaced {
-		bare.Namespace = ""
-		text = "must be empty except for namespace"
-	}
-	if !apiequality.Semantic.DeepEqual(metav1.ObjectMeta{}, bare) {
-		errs = append(errs, field.Invalid(field.NewPath("metadata"), meta, text))
-	}
-	if len(errs) > 0 {
-		return apierrors.NewInvalid(schema.GroupKind{Group: c.ep.kind.Group}, "", errs)
-	}
 	return nil
 }
 

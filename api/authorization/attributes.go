@@ -4,13 +4,51 @@ import (
 	"fmt"
 
 	authorizationv1 "k8s.io/api/authorization/v1"
+	apiequality "k8s.io/apimachinery/pkg/api/equality"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	metavalidation "k8s.io/apimachinery/pkg/apis/meta/v1/validation"
+	"k8s.io/apimachinery/pkg/runtime/schema"
 	"k8s.io/apimachinery/pkg/util/validation/field"
 )
 
-// ValidateAttributes checks the selectors of the request that a review asks
+// Validate checks a review: its spec, who is asked about if it names a user,
+// and its metadata, which must be empty (but for the namespace of a local one).
+// Its error is the API's answer.
+func Validate(meta *metav1.ObjectMeta, spec *authorizationv1.SubjectAccessReviewSpec, local, user bool) error {
+	var errs field.ErrorList
+	path := field.NewPath("spec")
+	res, non := spec.ResourceAttributes, spec.NonResourceAttributes
+	if (res == nil) == (non == nil) {
+		errs = append(errs, field.Invalid(path, non, "exactly one of nonResourceAttributes or resourceAttributes must be specified"))
+	}
+	if user && spec.User == "" && len(spec.Groups) == 0 {
+		errs = append(errs, field.Invalid(path.Child("user"), spec.User, "at least one of user or group must be specified"))
+	}
+	errs = append(errs, validateAttributes(res)...)
+	bare, text := *meta, "must be empty"
+	bare.ManagedFields = nil
+	if local {
+		bare.Namespace, text = "", "must be empty except for namespace"
+	}
+	if !apiequality.Semantic.DeepEqual(metav1.ObjectMeta{}, bare) {
+		errs = append(errs, field.Invalid(field.NewPath("metadata"), meta, text))
+	}
+	if local && res != nil && res.Namespace != meta.Namespace {
+		errs = append(errs, field.Invalid(field.NewPath("spec.resourceAttributes.namespace"), res.Namespace, "must match metadata.namespace"))
+	}
+	if local && non != nil {
+		errs = append(errs, field.Invalid(field.NewPath("spec.nonResourceAttributes"), non, "disallowed on this kind of request"))
+	}
+	if len(errs) == 0 {
+		return nil
+	}
+	return apierrors.NewInvalid(schema.GroupKind{Group: Group}, "", errs)
+}
+
+// validateAttributes checks the selectors of the request that a review asks
 // about; nil is fine.
-func ValidateAttributes(a *authorizationv1.ResourceAttributes) (errs field.ErrorList) {
+func validateAttributes(a *authorizationv1.ResourceAttributes) (errs field.ErrorList) {
 	if a == nil {
 		return nil
 	}
