@@ -49,6 +49,10 @@ func statefulSetResource() *api.Resource {
 			}),
 			PrepareForUpdate: api.OnUpdate(func(s, old *appsv1.StatefulSet) {
 				s.Status = old.Status
+				was := old.Spec.DeepCopy()
+				if nameClaims(was); !api.Changed(s.Spec.VolumeClaimTemplates, was.VolumeClaimTemplates) {
+					s.Spec.VolumeClaimTemplates = old.Spec.VolumeClaimTemplates // they differ in what is not stored
+				}
 				core.DropTemplateFields(&s.Spec.Template, &old.Spec.Template)
 				api.BumpGeneration(s, old, api.Changed(s.Spec, old.Spec))
 			}),
