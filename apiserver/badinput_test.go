@@ -80,7 +80,7 @@ func TestBadInput(t *testing.T) {
 		{"watch in YAML", "GET", cmPath + "?watch=1", "application/yaml", nil, 406, "application/json;stream=watch"},
 		{"table in protobuf", "GET", cmPath + "", "application/vnd.kubernetes.protobuf;as=Table;v=v1;g=meta.k8s.io", nil, 406, "only the following media types are accepted: application/json, application/yaml, application/vnd.kubernetes.protobuf"},
 		{"create in text", "POST", cmPath, "text/plain", []byte("x"), 415, "the body of the request was in an unknown format - accepted media types include: application/json, application/yaml, application/vnd.kubernetes.protobuf"},
-		{"patch media type", "PATCH", cmPath + "/a", "application/json", []byte(`{}`), 415, "application/json-patch+json, application/merge-patch+json, application/strategic-merge-patch+json, application/apply-patch+yaml"},
+		{"patch media type", "PATCH", cmPath + "/a", "application/json", []byte(`{}`), 415, "415: Unsupported Media Type"},
 		{"patch not JSON", "PATCH", cmPath + "/a", "application/merge-patch+json", []byte(`{`), 400, ""},
 		{"patch copy bomb", "PATCH", cmPath + "/a", "application/json-patch+json", []byte(copies), 422, ""},
 		{"patch too many operations", "PATCH", cmPath + "/a", "application/json-patch+json", []byte(ops), 413, "The allowed maximum operations in a JSON patch is 10000, got 10001"},

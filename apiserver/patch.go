@@ -56,7 +56,7 @@ func (s *Server) parsePatch(c *call) (*patchRequest, error) {
 	if c.ep.custom() { // no strategy is known for the fields of a custom resource
 		accepted = slices.DeleteFunc(slices.Clone(patchTypes), func(t string) bool { return t == string(types.StrategicMergePatchType) })
 	}
-	if c.req.Header.Get("Content-Type") == "" && !c.ep.custom() {
+	if p.kind == "" && !c.ep.custom() {
 		return nil, generic(http.StatusUnsupportedMediaType, "415: Unsupported Media Type")
 	}
 	if !slices.Contains(accepted, string(p.kind)) {

@@ -147,23 +147,7 @@ func decodeError(err error, kind string, gvk *schema.GroupVersionKind, body []by
 	if gvk != nil && gvk.Kind != "" {
 		return apierrors.NewBadRequest(fmt.Sprintf("%s in version %q cannot be handled as a %s: %v", gvk.Kind, gvk.Version, kind, err))
 	}
-	return apierrors.NewBadRequest(fmt.Sprintf("the object provided is unrecognized (must be of type %s): %v (%s)", kind, err, summarize(body, 30)))
-}
-
-// summarize shows the beginning of a body: as text if it is JSON, else in hex.
-func summarize(data []byte, n int) string {
-	switch {
-	case len(data) == 0:
-		return "<empty>"
-	case data[0] == '{':
-		if len(data) > n {
-			return string(data[:n]) + " ..."
-		}
-		return string(data)
-	case len(data) > n:
-		return fmt.Sprintf("%x ...", data[:n])
-	}
-	return fmt.Sprintf("%x", data)
+	return apierrors.NewBadRequest(fmt.Sprintf("the object provided is unrecognized (must be of type %s): %v (%s)", kind, err, codec.Summary(body, 30)))
 }
 
 // decodeObject decodes, defaults and converts the body of a create or update.

@@ -201,6 +201,9 @@ func (r *Registry) setCollectionFinalizers(obj api.Object, opts *metav1.DeleteOp
 	want := slices.DeleteFunc(slices.Clone(had), func(f string) bool {
 		return f == metav1.FinalizerOrphanDependents || f == metav1.FinalizerDeleteDependents
 	})
+	if r.Resource.Strategy.TTLSeconds > 0 { // what ends by itself (events) has no dependents to care for
+		orphan, foreground = false, false
+	}
 	if orphan {
 		want = append(want, metav1.FinalizerOrphanDependents)
 	}

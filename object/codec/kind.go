@@ -2,6 +2,7 @@ package codec
 
 import (
 	"encoding/json"
+	"fmt"
 
 	"k8s.io/apimachinery/pkg/runtime/schema"
 	"sigs.k8s.io/yaml"
@@ -33,4 +34,20 @@ func PeekKind(media string, body []byte) (schema.GroupVersionKind, error) {
 	}
 	gv, err := schema.ParseGroupVersion(tm.APIVersion)
 	return gv.WithKind(tm.Kind), err
+}
+
+// Summary shows the first n bytes of a body: as text if it is JSON, else in hex.
+func Summary(data []byte, n int) string {
+	switch {
+	case len(data) == 0:
+		return "<empty>"
+	case data[0] == '{':
+		if len(data) > n {
+			return string(data[:n]) + " ..."
+		}
+		return string(data)
+	case len(data) > n:
+		return fmt.Sprintf("%x ...", data[:n])
+	}
+	return fmt.Sprintf("%x", data)
 }

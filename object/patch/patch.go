@@ -59,6 +59,8 @@ func JSON(doc, patch []byte, strict bool) (out []byte, strictErrs []error, err e
 	return out, strictErrs, nil
 }
 
+func badPatch() error { return apierrors.NewBadRequest("invalid JSON patch") }
+
 // apply guards against the library's panics on odd but well-formed patches.
 func apply(ops jsonpatch.Patch, doc []byte) (out []byte, err error) {
 	defer func() {
@@ -73,7 +75,7 @@ func apply(ops jsonpatch.Patch, doc []byte) (out []byte, err error) {
 func Merge(doc, patch []byte, strict bool) (out []byte, strictErrs []error, err error) {
 	if strict {
 		if !json.Valid(patch) {
-			return nil, nil, apierrors.NewBadRequest(mergepatch.ErrBadJSONDoc.Error())
+			return nil, nil, badPatch()
 		}
 		if strictErrs, err = kjson.UnmarshalStrict(patch, &map[string]any{}); err != nil {
 			return nil, nil, apierrors.NewBadRequest(fmt.Sprintf("error decoding patch: %v", err))
@@ -98,7 +100,7 @@ func Strategic(original runtime.Object, patch []byte, strict bool, into runtime.
 		return nil, err
 	}
 	if !json.Valid(patch) {
-		return nil, apierrors.NewBadRequest(mergepatch.ErrBadJSONDoc.Error())
+		return nil, badPatch()
 	}
 	m := map[string]any{}
 	if strict {
