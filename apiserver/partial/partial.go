@@ -21,11 +21,11 @@ func Of(version string, obj api.Object) *metav1.PartialObjectMetadata {
 	return p
 }
 
-// List is Of for a list, whose items have no kind of their own.
+// List is Of for a list.
 func List(version string, objs []api.Object, lm metav1.ListMeta) *metav1.PartialObjectMetadataList {
 	l := &metav1.PartialObjectMetadataList{ListMeta: lm, Items: make([]metav1.PartialObjectMetadata, len(objs))}
 	for i, o := range objs {
-		l.Items[i].ObjectMeta = *objectMeta(o)
+		l.Items[i] = *Of(version, o)
 	}
 	l.SetGroupVersionKind(schema.GroupVersionKind{Group: metav1.GroupName, Version: version, Kind: "PartialObjectMetadataList"})
 	return l
