@@ -26,11 +26,13 @@ func Validate(meta *metav1.ObjectMeta, spec *authorizationv1.SubjectAccessReview
 		errs = append(errs, field.Invalid(path.Child("user"), spec.User, "at least one of user or group must be specified"))
 	}
 	errs = append(errs, validateAttributes(res)...)
-	bare, text := *meta, "must be empty"
-	bare.ManagedFields = nil
+	text := "must be empty"
 	if local {
-		bare.Namespace, text = "", "must be empty except for namespace"
+		text = "must be empty except for namespace"
 	}
+	// What a server sets itself on what is created does not count.
+	bare := metav1.ObjectMeta{Name: meta.Name, GenerateName: meta.GenerateName, Generation: meta.Generation, Labels: meta.Labels,
+		Annotations: meta.Annotations, OwnerReferences: meta.OwnerReferences, Finalizers: meta.Finalizers}
 	if !apiequality.Semantic.DeepEqual(metav1.ObjectMeta{}, bare) {
 		errs = append(errs, field.Invalid(field.NewPath("metadata"), meta, text))
 	}

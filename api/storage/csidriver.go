@@ -29,8 +29,8 @@ func csiDriverResource() *api.Resource {
 				l.Immutable(specPath.Child("volumeLifecycleModes"), d.Spec.VolumeLifecycleModes, old.Spec.VolumeLifecycleModes)
 				return l.Errors
 			}),
-			Warnings: api.Warn(func(d, _ *storagev1.CSIDriver) []string {
-				if len(d.Spec.TokenRequests) == 0 || d.Spec.ServiceAccountTokenInSecrets != nil {
+			Warnings: api.Warn(func(d, old *storagev1.CSIDriver) []string {
+				if old != nil || len(d.Spec.TokenRequests) == 0 || d.Spec.ServiceAccountTokenInSecrets != nil {
 					return nil
 				}
 				return []string{"spec.serviceAccountTokenInSecrets is unset; if supported by this CSI driver, set to true to prevent possible logging of tokens in volume attributes"}
