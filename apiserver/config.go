@@ -28,6 +28,7 @@ import (
 	"github.com/skiff-project/skiff/apiserver/aggregator"
 	"github.com/skiff-project/skiff/apiserver/alloc"
 	"github.com/skiff-project/skiff/apiserver/audit"
+	"github.com/skiff-project/skiff/apiserver/componentstatus"
 	"github.com/skiff-project/skiff/apiserver/connect"
 	"github.com/skiff-project/skiff/apiserver/encryption"
 	"github.com/skiff-project/skiff/apiserver/fairness"
@@ -84,6 +85,8 @@ type Config struct {
 	Authorizer auth.Authorizer
 	// Rules answers SelfSubjectRulesReviews (rbac.Authorizer does); nil: they are incomplete.
 	Rules RuleReviewer
+	// OwnHealth is how components of this process are, for ComponentStatuses; nil: all are asked at upstream's ports.
+	OwnHealth func(component string) (health string, here bool)
 	// Audit records requests; nil: none. The caller closes it.
 	Audit *audit.Auditor
 	// Admission plugins in order; default none. admission.Default(NewReader(…)) is the usual list.
@@ -204,6 +207,7 @@ type Server struct {
 	routes     connect.Routes
 	metrics    *metrics.Metrics
 	servers    *peers.Servers
+	components componentstatus.Checks
 
 	gate      *fairness.Gate
 	stopping  chan struct{} // closed when watches must end
@@ -224,6 +228,7 @@ func New(cfg Config) (*Server, error) {
 	s.servers = &peers.Servers{
 		Store: cfg.Store, Own: cfg.AdvertiseAddress.Unmap(), Changed: s.ensureEndpoints, Clock: cfg.Clock, Log: cfg.Log, Grace: cfg.ShutdownGrace,
 	}
+	s.components = componentstatus.Of(cfg.OwnHealth, s.checkStore)
 	s.gate = fairness.NewGate(cfg.Limits, cfg.MaxLongRunning, cfg.Clock)
 	s.proxy = &connect.Proxy{Dial: cfg.Dial, Log: cfg.Log, Stopping: s.stopping}
 	s.managed = managed.New()

@@ -178,7 +178,7 @@ func (s *Server) authenticate(c *call, received time.Time, id string) bool {
 		return false
 	}
 	if !c.info.ReadOnly() { // for strategies and plugins
-		ctx := api.WithUser(c.ctx(), userInfo(c.user.User))
+		ctx := api.WithUser(c.ctx(), c.user.User.Info())
 		if ctx = admission.WithWarner(ctx, c.warn); c.audit != nil {
 			ctx = admission.WithAnnotator(ctx, c.audit.Admitted)
 		}

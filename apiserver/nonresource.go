@@ -1,6 +1,7 @@
 package apiserver
 
 import (
+	"context"
 	"crypto/sha512"
 	"encoding/hex"
 	"encoding/json"
@@ -135,7 +136,7 @@ func (s *Server) healthChecks(endpoint string) []healthCheck {
 	checks := []healthCheck{
 		{"ping", func() error { return nil }},
 		{"log", func() error { return nil }},
-		{"etcd", s.checkStore},
+		{"etcd", func() error { return s.checkStore(s.background()) }},
 		{"poststarthook/bootstrap", func() error {
 			if !s.poststart.Load() {
 				return fmt.Errorf("not finished")
@@ -199,7 +200,7 @@ func (s *Server) serveHealth(c *call, path string) {
 	}
 }
 
-func (s *Server) checkStore() error {
-	_, err := s.cfg.Store.Snapshot(s.background(), 0)
+func (s *Server) checkStore(ctx context.Context) error {
+	_, err := s.cfg.Store.Snapshot(ctx, 0)
 	return err
 }

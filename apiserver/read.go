@@ -69,6 +69,10 @@ func (s *Server) encodeItem(c *call, out output, it registry.Item) ([]byte, erro
 	if err != nil {
 		return nil, err
 	}
+	return s.encodeOne(c, out, obj)
+}
+
+func (s *Server) encodeOne(c *call, out output, obj api.Object) (_ []byte, err error) {
 	switch out.shape {
 	case shapeTable:
 		t, err := s.table(c, out, []api.Object{obj})
@@ -184,7 +188,10 @@ func (s *Server) encodePage(c *call, out output, page registry.Page) ([]byte, er
 	if err := c.ep.reg.Each(page.Items, func(obj api.Object) error { objs = append(objs, obj); return nil }); err != nil {
 		return nil, err
 	}
-	lm := metav1.ListMeta{ResourceVersion: lmeta.ResourceVersion, Continue: lmeta.Continue, RemainingItemCount: lmeta.Remaining}
+	return s.encodeMany(c, out, objs, metav1.ListMeta{ResourceVersion: lmeta.ResourceVersion, Continue: lmeta.Continue, RemainingItemCount: lmeta.Remaining})
+}
+
+func (s *Server) encodeMany(c *call, out output, objs []api.Object, lm metav1.ListMeta) ([]byte, error) {
 	switch out.shape {
 	case shapeTable:
 		t, err := s.table(c, out, objs)

@@ -4,7 +4,6 @@ import (
 	"fmt"
 	"net/http"
 	"slices"
-	"strings"
 
 	authenticationv1 "k8s.io/api/authentication/v1"
 	authorizationv1 "k8s.io/api/authorization/v1"
@@ -26,7 +25,7 @@ func (s *Server) serveReview(c *call) {
 		return
 	}
 	if c.info.Resource == "componentstatuses" {
-		s.notImplemented(c)
+		s.componentStatuses(c)
 		return
 	}
 	answer := map[string]func(*call, api.Object) error{
@@ -68,6 +67,28 @@ func (s *Server) serveReview(c *call) {
 	s.writeObject(c, out, http.StatusCreated, obj)
 }
 
+// componentStatuses answers how the control plane's components are.
+func (s *Server) componentStatuses(c *call) {
+	out, err := c.negotiate(true)
+	var data []byte
+	if err == nil && c.info.Verb == "get" {
+		var obj api.Object
+		if obj, err = s.components.Get(c.ctx(), c.info.Name); err == nil {
+			data, err = s.encodeOne(c, out, obj)
+		}
+	} else if err == nil {
+		var list []api.Object
+		if list, err = s.components.List(c.ctx(), c.info.Labels, c.info.Fields); err == nil {
+			data, err = s.encodeMany(c, out, list, metav1.ListMeta{})
+		}
+	}
+	if err != nil {
+		s.fail(c, err)
+		return
+	}
+	s.write(c, out.media, http.StatusOK, data)
+}
+
 func (s *Server) notImplemented(c *call) {
 	s.fail(c, statusError(http.StatusNotImplemented, metav1.StatusReasonUnknown, fmt.Sprintf("%s is not implemented", c.ep.gr)))
 }
@@ -93,7 +114,7 @@ func (s *Server) tokenReview(c *call, obj api.Object) error {
 	if !r.Status.Authenticated {
 		return nil
 	}
-	r.Status.User = userInfo(id.User)
+	r.Status.User = id.User.Info()
 	if !slices.Contains(r.Status.User.Groups, auth.GroupAuthenticated) {
 		r.Status.User.Groups = append(append([]string(nil), r.Status.User.Groups...), auth.GroupAuthenticated)
 	}
@@ -101,21 +122,10 @@ func (s *Server) tokenReview(c *call, obj api.Object) error {
 	return nil
 }
 
-func userInfo(u auth.User) authenticationv1.UserInfo {
-	out := authenticationv1.UserInfo{Username: u.Name, UID: u.UID, Groups: u.Groups}
-	if len(u.Extra) > 0 {
-		out.Extra = map[string]authenticationv1.ExtraValue{}
-		for k, v := range u.Extra {
-			out.Extra[k] = v
-		}
-	}
-	return out
-}
-
 func (s *Server) selfReview(c *call, obj api.Object) error {
 	r := obj.(*authenticationv1.SelfSubjectReview)
 	r.CreationTimestamp = metav1.NewTime(s.cfg.Clock.Now())
-	r.Status.UserInfo = userInfo(c.user.User)
+	r.Status.UserInfo = c.user.User.Info()
 	return nil
 }
 
@@ -124,7 +134,7 @@ func (s *Server) accessReview(c *call, obj api.Object) error {
 	if err := authorization.Validate(&r.ObjectMeta, &r.Spec, c.ep.res.Namespaced, true); err != nil {
 		return err
 	}
-	r.Status = s.decide(c, specUser(&r.Spec), r.Spec.ResourceAttributes, r.Spec.NonResourceAttributes)
+	r.Status = s.decide(c, request.ReviewedUser(&r.Spec), r.Spec.ResourceAttributes, r.Spec.NonResourceAttributes)
 	return nil
 }
 
@@ -136,7 +146,7 @@ func (s *Server) localAccessReview(c *call, obj api.Object) error {
 	if err := authorization.Validate(&r.ObjectMeta, &r.Spec, c.ep.res.Namespaced, true); err != nil {
 		return err
 	}
-	r.Status = s.decide(c, specUser(&r.Spec), r.Spec.ResourceAttributes, nil)
+	r.Status = s.decide(c, request.ReviewedUser(&r.Spec), r.Spec.ResourceAttributes, nil)
 	return nil
 }
 
@@ -150,35 +160,9 @@ func (s *Server) selfAccessReview(c *call, obj api.Object) error {
 	return nil
 }
 
-func specUser(spec *authorizationv1.SubjectAccessReviewSpec) auth.User {
-	u := auth.User{Name: spec.User, UID: spec.UID, Groups: spec.Groups}
-	for k, v := range spec.Extra {
-		if u.Extra == nil {
-			u.Extra = map[string][]string{}
-		}
-		u.Extra[strings.ToLower(k)] = v
-	}
-	return u
-}
-
 // decide asks the authorizer on someone's behalf.
 func (s *Server) decide(c *call, u auth.User, res *authorizationv1.ResourceAttributes, non *authorizationv1.NonResourceAttributes) authorizationv1.SubjectAccessReviewStatus {
-	a := auth.Attributes{User: u}
-	if res != nil {
-		a.ResourceRequest = true
-		a.Verb, a.Namespace, a.APIGroup, a.APIVersion = res.Verb, res.Namespace, res.Group, res.Version
-		a.Resource, a.Subresource, a.Name = res.Resource, res.Subresource, res.Name
-		if res.FieldSelector != nil {
-			a.FieldSelector = request.FieldRequirements(res.FieldSelector)
-		}
-		if res.LabelSelector != nil {
-			a.LabelSelector = request.LabelSelector(res.LabelSelector)
-		}
-	}
-	if non != nil {
-		a.Path, a.Verb = non.Path, non.Verb
-	}
-	d, reason, err := s.cfg.Authorizer.Authorize(c.ctx(), a)
+	d, reason, err := s.cfg.Authorizer.Authorize(c.ctx(), request.ReviewedAttributes(u, res, non))
 	st := authorizationv1.SubjectAccessReviewStatus{Allowed: d == auth.Allow, Denied: d == auth.Deny, Reason: reason}
 	if err != nil {
 		st.EvaluationError = err.Error()

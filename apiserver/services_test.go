@@ -1,6 +1,7 @@
 package apiserver_test
 
 import (
+	"fmt"
 	"strings"
 	"testing"
 
@@ -9,6 +10,10 @@ import (
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	"k8s.io/apimachinery/pkg/api/meta"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/client-go/kubernetes"
+
+	"github.com/skiff-project/skiff/apiserver"
+	"github.com/skiff-project/skiff/auth"
 )
 
 func service(name string, edit func(*corev1.ServiceSpec)) *corev1.Service {
@@ -126,3 +131,54 @@ func TestFlowControlIsShown(t *testing.T) {
 		t.Errorf("%d priority levels, %v", len(levels.Items), err)
 	}
 }
+
+// ComponentStatuses are asked for, not stored: here the controller manager runs and nobody schedules.
+func TestComponentStatuses(t *testing.T) {
+	var warnings warningLog
+	s := newServer(t, func(c *apiserver.Config) {
+		c.OwnHealth = func(name string) (string, bool) {
+			return map[string]string{"controllers": "ok", "scheduler": "it ended"}[name], true
+		}
+	})
+	cfg := s.InProcess(auth.User{Name: "admin", Groups: []string{auth.GroupMasters}})
+	cfg.WarningHandler = &warnings
+	c := kubernetes.NewForConfigOrDie(cfg).CoreV1().ComponentStatuses()
+	list, err := c.List(t.Context(), metav1.ListOptions{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	var got []string
+	for _, s := range list.Items {
+		got = append(got, fmt.Sprint(s.Name, s.Conditions, s.ResourceVersion))
+	}
+	if want := "controller-manager[{Healthy True ok }] etcd-0[{Healthy True ok }] scheduler[{Healthy False it ended }]"; strings.Join(got, " ") != want {
+		t.Errorf("%s\nwant %s", strings.Join(got, " "), want)
+	}
+	if want := "v1 ComponentStatus is deprecated in v1.19+"; len(warnings) != 1 || warnings[0] != want {
+		t.Errorf("warnings %q", warnings)
+	}
+	if one, err := c.Get(t.Context(), "etcd-0", metav1.GetOptions{}); err != nil || one.Conditions[0].Message != "ok" {
+		t.Error(one, err)
+	}
+	if _, err := c.Get(t.Context(), "x", metav1.GetOptions{}); !apierrors.IsNotFound(err) || err.Error() != `componentstatus "x" not found` {
+		t.Error(err)
+	}
+	if none, err := c.List(t.Context(), metav1.ListOptions{LabelSelector: "a=b"}); err != nil || len(none.Items) != 0 {
+		t.Error(none, err)
+	}
+	if one, err := c.List(t.Context(), metav1.ListOptions{FieldSelector: "metadata.name=scheduler"}); err != nil || len(one.Items) != 1 {
+		t.Error(one, err)
+	}
+	table, err := kubernetes.NewForConfigOrDie(cfg).CoreV1().RESTClient().Get().Resource("componentstatuses").
+		SetHeader("Accept", "application/json;as=Table;v=v1;g=meta.k8s.io").DoRaw(t.Context())
+	if err != nil || !strings.Contains(string(table), `"cells":["scheduler","Unhealthy","it ended",""]`) {
+		t.Error(string(table), err)
+	}
+	if err := c.Delete(t.Context(), "x", metav1.DeleteOptions{}); !apierrors.IsMethodNotSupported(err) {
+		t.Error(err)
+	}
+}
+
+type warningLog []string
+
+func (w *warningLog) HandleWarningHeader(_ int, _, text string) { *w = append(*w, text) }

@@ -32,6 +32,18 @@ func UserOf(info authenticationv1.UserInfo) User {
 	return u
 }
 
+// Info is the user as API objects tell of users.
+func (u User) Info() authenticationv1.UserInfo {
+	out := authenticationv1.UserInfo{Username: u.Name, UID: u.UID, Groups: u.Groups}
+	for k, v := range u.Extra {
+		if out.Extra == nil {
+			out.Extra = map[string]authenticationv1.ExtraValue{}
+		}
+		out.Extra[k] = v
+	}
+	return out
+}
+
 // Well-known users and groups.
 const (
 	UserAnonymous        = "system:anonymous"

@@ -193,6 +193,7 @@ func (c *Cluster) apiConfig(log *slog.Logger) (apiserver.Config, error) {
 		ServiceAccounts:    c.tokens,
 		Authorizer:         access,
 		Rules:              access,
+		OwnHealth:          c.ownHealth,
 		Admission: slices.DeleteFunc(plugins.All(admission.Config{Reader: reader, Authorizer: access}, c.clusterIPRouting, log), func(p admission.Plugin) bool {
 			return slices.Contains(c.notAdmitted, p.Name())
 		}),

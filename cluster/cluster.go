@@ -65,10 +65,8 @@ type Cluster struct {
 	// remote leads to an API server of another process; nil: api is it.
 	remote        *rest.Config
 	accountTokens *accountTokens // remote: what controllers show there; nil: remote's own credentials
-	// notAdmitted names the admission plugins this cluster leaves out.
-	notAdmitted []string
-	// frontNames are front proxies' common names; empty: any the front-proxy CA signed.
-	frontNames []string
+	notAdmitted   []string       // admission plugins this cluster leaves out
+	frontNames    []string       // front proxies' common names; empty: any the front-proxy CA signed
 	// clusterIPRouting sends what the API server has for a Service to its cluster IP.
 	clusterIPRouting bool
 	minTLS           uint16      // of the API's port; 0: TLS 1.2
@@ -273,6 +271,13 @@ func (c *Cluster) setHealth(name, health string) {
 		c.order = append(c.order, name)
 	}
 	c.health[name] = health
+}
+
+func (c *Cluster) ownHealth(name string) (health string, here bool) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	health, here = c.health[name]
+	return health, here
 }
 
 // status is the cluster as `skiff status` shows it.

@@ -1,16 +1,52 @@
 package request
 
 import (
+	"strings"
+
 	authorizationv1 "k8s.io/api/authorization/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/fields"
 	"k8s.io/apimachinery/pkg/labels"
 	"k8s.io/apimachinery/pkg/selection"
+
+	"github.com/skiff-project/skiff/auth"
 )
 
-// FieldRequirements reads the field selector of an access review. What it
+// ReviewedUser is whom an access review asks about.
+func ReviewedUser(spec *authorizationv1.SubjectAccessReviewSpec) auth.User {
+	u := auth.User{Name: spec.User, UID: spec.UID, Groups: spec.Groups}
+	for k, v := range spec.Extra {
+		if u.Extra == nil {
+			u.Extra = map[string][]string{}
+		}
+		u.Extra[strings.ToLower(k)] = v
+	}
+	return u
+}
+
+// ReviewedAttributes are what an access review asks about a user; one of res and non is not nil.
+func ReviewedAttributes(u auth.User, res *authorizationv1.ResourceAttributes, non *authorizationv1.NonResourceAttributes) auth.Attributes {
+	a := auth.Attributes{User: u}
+	if res != nil {
+		a.ResourceRequest = true
+		a.Verb, a.Namespace, a.APIGroup, a.APIVersion = res.Verb, res.Namespace, res.Group, res.Version
+		a.Resource, a.Subresource, a.Name = res.Resource, res.Subresource, res.Name
+		if res.FieldSelector != nil {
+			a.FieldSelector = fieldRequirements(res.FieldSelector)
+		}
+		if res.LabelSelector != nil {
+			a.LabelSelector = labelSelector(res.LabelSelector)
+		}
+	}
+	if non != nil {
+		a.Path, a.Verb = non.Path, non.Verb
+	}
+	return a
+}
+
+// fieldRequirements reads the field selector of an access review. What it
 // cannot read is left out, which can only make a decision stricter.
-func FieldRequirements(in *authorizationv1.FieldSelectorAttributes) fields.Requirements {
+func fieldRequirements(in *authorizationv1.FieldSelectorAttributes) fields.Requirements {
 	if in.RawSelector != "" {
 		if sel, err := fields.ParseSelector(in.RawSelector); err == nil {
 			return sel.Requirements()
@@ -32,9 +68,9 @@ func FieldRequirements(in *authorizationv1.FieldSelectorAttributes) fields.Requi
 	return out
 }
 
-// LabelSelector is that of an access review as text. What it cannot read is
+// labelSelector is that of an access review as text. What it cannot read is
 // left out, which can only make a decision stricter.
-func LabelSelector(in *authorizationv1.LabelSelectorAttributes) string {
+func labelSelector(in *authorizationv1.LabelSelectorAttributes) string {
 	if in.RawSelector != "" {
 		return in.RawSelector
 	}
