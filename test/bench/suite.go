@@ -19,5 +19,5 @@ type suite struct {
 
 // allSuites is a function, as suites use what uses it.
 func allSuites() []suite {
-	return []suite{startSuite, sizeSuite, apiSuite, storeSuite, schedSuite, nodeSuite, scaleSuite}
+	return []suite{startSuite, sizeSuite, apiSuite, extendSuite, storeSuite, schedSuite, nodeSuite, scaleSuite}
 }
