@@ -2,9 +2,7 @@ package apiserver
 
 import (
 	"fmt"
-	"reflect"
 	"slices"
-	"sync"
 	"time"
 
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -14,11 +12,11 @@ import (
 	"github.com/skiff-project/skiff/api"
 	"github.com/skiff-project/skiff/api/apiextensions"
 	"github.com/skiff-project/skiff/api/apiregistration"
+	"github.com/skiff-project/skiff/apiserver/asjson"
 	"github.com/skiff-project/skiff/apiserver/discovery"
 	"github.com/skiff-project/skiff/apiserver/managed"
 	"github.com/skiff-project/skiff/apiserver/registry"
 	"github.com/skiff-project/skiff/object/codec"
-	"github.com/skiff-project/skiff/object/transcode"
 )
 
 // endpoint is one resource in one served version.
@@ -31,8 +29,8 @@ type endpoint struct {
 	apiV string // "v1", "apps/v1"
 	// verbatim: the stored bytes are this version's own, so protobuf responses copy them.
 	verbatim bool
-	plan     func() *transcode.Plan // of verbatim ones: how they become JSON; nil if not without decoding
-	storedV  string                 // apiVersion of stored bytes
+	asJSON   asjson.Writer
+	storedV  string // apiVersion of stored bytes
 	subs     map[string]*api.Subresource
 	// formNames name this endpoint's encodings among those shared per version; true is protobuf.
 	formNames map[bool]string
@@ -63,10 +61,9 @@ func (s *Server) buildEndpoints() error {
 		}
 		for i := range res.Versions {
 			e := newEndpoint(res, &res.Versions[i], reg)
-			e.plan = sync.OnceValue(func() *transcode.Plan {
-				p, _ := s.plans.For(reflect.TypeOf(e.ver.New()).Elem()) // without one it is decoded
-				return p
-			})
+			if e.verbatim {
+				e.asJSON = asjson.FromProtobuf(&s.plans, e.ver.New)
+			}
 			k := key3(res.Group, e.ver.Name, res.Name)
 			if s.endpoints[k] != nil {
 				return fmt.Errorf("resource %s is listed twice", k)
@@ -100,13 +97,16 @@ func newEndpoint(res *api.Resource, ver *api.Version, reg *registry.Registry) *e
 		res: res, ver: ver, reg: reg,
 		kind: schema.GroupVersionKind{Group: res.Group, Version: ver.Name, Kind: res.Kind},
 		gr:   schema.GroupResource{Group: res.Group, Resource: res.Name},
-		subs: map[string]*api.Subresource{},
+		subs: map[string]*api.Subresource{}, asJSON: asjson.Never,
 	}
 	e.apiV = e.kind.GroupVersion().String()
 	e.formNames = map[bool]string{false: e.apiV + ";json" + res.Revision, true: e.apiV + ";protobuf"}
 	if reg != nil {
 		e.storedV = reg.Kind().GroupVersion().String()
 		e.verbatim = ver.FromStorage == nil && res.Codec == nil
+		if res.Codec != nil {
+			e.asJSON = asjson.Stored(res.Codec, e.apiV)
+		}
 		e.fields = &managed.Type{Resource: res, Version: ver, Kind: e.kind, Stored: reg.Kind(), New: reg.New}
 	}
 	for i := range res.Subresources {

@@ -50,15 +50,17 @@ func (s *Server) writeItem(c *call, out output, code int, it registry.Item) {
 
 // encodeItem encodes one stored object as the client wants it.
 func (s *Server) encodeItem(c *call, out output, it registry.Item) ([]byte, error) {
-	if it.KV != nil {
+	if it.KV != nil && out.media == codec.JSON && !out.pretty && out.shape == shapePlain {
+		if data, ok := c.ep.asJSON(nil, it.KV, it.ResourceVersion); ok && c.ep.custom() {
+			return append(data, '\n'), nil
+		} else if ok {
+			return append(codec.JSONWithKind(c.ep.kind.Kind, c.ep.apiV, data), '\n'), nil
+		}
+	}
+	if it.KV != nil && out.media == codec.Protobuf {
 		raw := wire.Raw(it.KV.Value)
 		switch {
 		case raw == nil:
-		case out.media == codec.JSON && !out.pretty && out.shape == shapePlain && c.ep.verbatim:
-			if bare, ok := c.ep.transcode(nil, it.KV, it.ResourceVersion); ok {
-				return append(codec.JSONWithKind(c.ep.kind.Kind, c.ep.apiV, bare), '\n'), nil
-			}
-		case out.media != codec.Protobuf:
 		case out.shape == shapePartial && !out.list:
 			return wire.AppendObject(nil, partial.APIVersion(out.version), "PartialObjectMetadata", wire.MetadataOnly(raw), it.ResourceVersion), nil
 		case out.shape == shapePlain && c.ep.verbatim:
@@ -251,19 +253,6 @@ func stamped(items []*store.KV, shape func([]byte) []byte) []wire.Stamped {
 	return l
 }
 
-// transcode appends the JSON of a version, without kind and apiVersion, if that can be had without decoding it.
-func (e *endpoint) transcode(dst []byte, kv *store.KV, resourceVersion int64) (_ []byte, ok bool) {
-	raw := wire.Raw(kv.Value)
-	if raw == nil || !e.verbatim || e.plan() == nil {
-		return dst, false
-	}
-	out, err := e.plan().AppendJSON(dst, raw, resourceVersion)
-	if err != nil { // decoding says better what is wrong
-		return dst, false
-	}
-	return out, true
-}
-
 // listJSON assembles a JSON list; what must be decoded is, one object at a time.
 func (s *Server) listJSON(c *call, meta wire.ListMeta, items []*store.KV) ([]byte, error) {
 	lm, err := codec.AppendJSON(nil, metav1.ListMeta{ResourceVersion: meta.ResourceVersion, Continue: meta.Continue, RemainingItemCount: meta.Remaining})
@@ -286,7 +275,7 @@ func (s *Server) listJSON(c *call, meta wire.ListMeta, items []*store.KV) ([]byt
 	}
 	for len(items) > 0 && err == nil {
 		var ok bool
-		if buf, ok = c.ep.transcode(buf, items[0], items[0].ModRevision); ok {
+		if buf, ok = c.ep.asJSON(buf, items[0], items[0].ModRevision); ok {
 			buf, items = append(buf, ','), items[1:]
 			continue
 		}

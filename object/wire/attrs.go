@@ -16,6 +16,28 @@ type Attrs struct {
 	labels atomic.Pointer[[]Pair]
 	fields atomic.Pointer[fieldSet]
 	shared atomic.Pointer[weak.Pointer[Shared]]
+	answer atomic.Pointer[byte] // of the Question asked last
+}
+
+// Question is something that is true or false of each version.
+type Question struct{ yes, no byte }
+
+// Answer returns the answer to q, calling find the first time. One answer is
+// kept: of the question asked last.
+func (a *Attrs) Answer(q *Question, find func() bool) bool {
+	switch a.answer.Load() {
+	case &q.yes:
+		return true
+	case &q.no:
+		return false
+	}
+	is := find()
+	if is {
+		a.answer.Store(&q.yes)
+	} else {
+		a.answer.Store(&q.no)
+	}
+	return is
 }
 
 // Decorate is the store's hook: it makes empty Attrs.

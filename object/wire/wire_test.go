@@ -150,3 +150,19 @@ func FuzzOpen(f *testing.F) {
 		}
 	})
 }
+
+func TestStampJSON(t *testing.T) {
+	for in, want := range map[string]string{
+		`{"apiVersion":"g/v1","kind":"metadata","metadata":{"annotations":{"uid":"no"},"name":"a\"uid\":","uid":"u-1"},"spec":{"uid":"x"}}` + "\n": `{"apiVersion":"g/v1","kind":"metadata","metadata":{"annotations":{"uid":"no"},"name":"a\"uid\":","resourceVersion":"7","uid":"u-1"},"spec":{"uid":"x"}}`,
+		`{"a":{"metadata":{"uid":"no"}},"data":["metadata",{"uid":"no"}],"metadata":{"uid":"u"}}`:                                                  `{"a":{"metadata":{"uid":"no"}},"data":["metadata",{"uid":"no"}],"metadata":{"resourceVersion":"7","uid":"u"}}`,
+		`{"metadata":{"name":"n"},"spec":{"uid":"x"}}`:                                                                                             "",
+		`{"metadata":"uid","uid":"x"}`: "",
+		`{"metadata":{"uid`:            "",
+		``:                             "",
+	} {
+		got, ok := StampJSON([]byte("-"), []byte(in), 7)
+		if ok != (want != "") || string(got) != "-"+want {
+			t.Errorf("%s\n got %v %s\nwant %s", in, ok, got, want)
+		}
+	}
+}

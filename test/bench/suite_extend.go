@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"golang.org/x/sync/errgroup"
+	"k8s.io/client-go/rest"
 )
 
 var extendSuite = suite{
@@ -78,10 +79,16 @@ func (r *round) definitions(ctx context.Context, c *cluster, wires []*wire) erro
 	return nil
 }
 
-// established waits until n definitions are, and the last one is served.
+// established waits until the last of n definitions is served, and then for all to be established.
 func (c *cluster) established(ctx context.Context, n int) error {
+	get := func(path string) *rest.Request {
+		return c.client.RESTClient().Get().AbsPath(path).SetHeader("Accept", jsonType)
+	}
 	return within(ctx, 5*time.Minute, fmt.Sprintf("%d definitions", n), func(ctx context.Context) error {
-		data, err := c.client.RESTClient().Get().AbsPath(definitionsPath).SetHeader("Accept", jsonType).Do(ctx).Raw()
+		if err := get(fmt.Sprintf("/apis/bench.example.com/v1/things%d", n-1)).Do(ctx).Error(); err != nil {
+			return err
+		}
+		data, err := get(definitionsPath).Do(ctx).Raw()
 		if err != nil {
 			return err
 		}
@@ -106,7 +113,7 @@ func (c *cluster) established(ctx context.Context, n int) error {
 		if have < n {
 			return fmt.Errorf("%d are established", have)
 		}
-		return c.client.RESTClient().Get().AbsPath(fmt.Sprintf("/apis/bench.example.com/v1/things%d", n-1)).SetHeader("Accept", jsonType).Do(ctx).Error()
+		return nil
 	})
 }
 
