@@ -210,6 +210,7 @@ func (b backend) Summary(ctx context.Context, only bool) (*statsapi.Summary, err
 		return nil, fmt.Errorf("the runtime's container stats: %w", err)
 	}
 	pods := map[string]*statsapi.PodStats{}
+	started := map[string]metav1.Time{} // by the pod's UID and the container's name
 	for _, w := range k.allWorkers() {
 		p := w.current()
 		st := w.status()
@@ -218,11 +219,17 @@ func (b backend) Summary(ctx context.Context, only bool) (*statsapi.Summary, err
 			ps.StartTime = *st.StartTime
 		}
 		pods[string(p.UID)] = ps
+		for i := range st.ContainerStatuses {
+			if c := &st.ContainerStatuses[i]; c.State.Running != nil {
+				started[string(p.UID)+c.Name] = c.State.Running.StartedAt
+			}
+		}
 	}
 	for _, c := range list {
 		l := c.GetAttributes().GetLabels()
 		if p := pods[l[cri.LabelPodUID]]; p != nil {
-			addContainerStats(p, c, l[cri.LabelContainerName])
+			name := l[cri.LabelContainerName]
+			addContainerStats(p, c, name, started[p.PodRef.UID+name])
 		}
 	}
 	for _, p := range pods {
@@ -238,8 +245,8 @@ func value(v *runtimeapi.UInt64Value) *uint64 {
 	return &v.Value
 }
 
-func addContainerStats(p *statsapi.PodStats, c *runtimeapi.ContainerStats, name string) {
-	cs := statsapi.ContainerStats{Name: name}
+func addContainerStats(p *statsapi.PodStats, c *runtimeapi.ContainerStats, name string, started metav1.Time) {
+	cs := statsapi.ContainerStats{Name: name, StartTime: started}
 	at := func(ns int64) metav1.Time { return metav1.NewTime(time.Unix(0, ns)) }
 	if x := c.GetCpu(); x != nil {
 		cs.CPU = &statsapi.CPUStats{Time: at(x.Timestamp), UsageCoreNanoSeconds: value(x.UsageCoreNanoSeconds), UsageNanoCores: value(x.UsageNanoCores)}

@@ -54,7 +54,7 @@ func (s *Server) resourceMetrics(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	w.Header().Set("Content-Type", "text/plain; version=0.0.4; charset=utf-8")
-	var nodeCPU, nodeMem, podCPU, podMem, cCPU, cMem []string
+	var nodeCPU, nodeMem, podCPU, podMem, cCPU, cMem, started []string
 	add := func(cpu, mem *[]string, base, labels string, c *statsapi.CPUStats, m *statsapi.MemoryStats) {
 		brace := ""
 		if labels != "" {
@@ -74,7 +74,11 @@ func (s *Server) resourceMetrics(w http.ResponseWriter, r *http.Request) {
 		add(&podCPU, &podMem, "pod", labels, p.CPU, p.Memory)
 		for j := range p.Containers {
 			c := &p.Containers[j]
-			add(&cCPU, &cMem, "container", fmt.Sprintf("container=%q,", c.Name)+labels, c.CPU, c.Memory)
+			labels := fmt.Sprintf("container=%q,", c.Name) + labels
+			add(&cCPU, &cMem, "container", labels, c.CPU, c.Memory)
+			if c.StartTime.Unix() > 0 {
+				started = append(started, fmt.Sprintf("container_start_time_seconds{%s} %g", labels, float64(c.StartTime.UnixNano())/float64(time.Second)))
+			}
 		}
 	}
 	const cpuHelp, memHelp = "[STABLE] Cumulative cpu time consumed by the %s in core-seconds", "[STABLE] Current working set of the %s in bytes"
@@ -85,4 +89,8 @@ func (s *Server) resourceMetrics(w http.ResponseWriter, r *http.Request) {
 		metric(w, f.what+"_cpu_usage_seconds_total", "counter", strings.ReplaceAll(cpuHelp, "%s", f.what), f.cpu)
 		metric(w, f.what+"_memory_working_set_bytes", "gauge", strings.ReplaceAll(memHelp, "%s", f.what), f.mem)
 	}
+	metric(w, "container_start_time_seconds", "gauge", "[STABLE] Start time of the container since unix epoch in seconds", started)
+	const scrapeHelp = "] 1 if there was an error while getting container metrics, 0 otherwise"
+	metric(w, "resource_scrape_error", "gauge", "[STABLE"+scrapeHelp, []string{"resource_scrape_error 0"})
+	metric(w, "scrape_error", "gauge", "[ALPHA"+scrapeHelp, []string{"scrape_error 0"})
 }

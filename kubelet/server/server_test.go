@@ -69,7 +69,9 @@ func (f *fakeBackend) PortForward(_ context.Context, r *runtimeapi.PortForwardRe
 }
 func (f *fakeBackend) Summary(context.Context, bool) (*statsapi.Summary, error) {
 	n := uint64(5e9)
-	return &statsapi.Summary{Node: statsapi.NodeStats{NodeName: "n1", CPU: &statsapi.CPUStats{Time: metav1.NewTime(time.UnixMilli(7)), UsageCoreNanoSeconds: &n}}}, nil
+	return &statsapi.Summary{Node: statsapi.NodeStats{NodeName: "n1", CPU: &statsapi.CPUStats{Time: metav1.NewTime(time.UnixMilli(7)), UsageCoreNanoSeconds: &n}},
+		Pods: []statsapi.PodStats{{PodRef: statsapi.PodReference{Namespace: "ns", Name: "p"},
+			Containers: []statsapi.ContainerStats{{Name: "main", StartTime: metav1.NewTime(time.Unix(9, 5e8))}}}}}, nil
 }
 func (f *fakeBackend) ExecSync(_ context.Context, id string, cmd []string, _ time.Duration) ([]byte, error) {
 	return []byte(id + strings.Join(cmd, " ")), nil
@@ -146,6 +148,8 @@ func TestRequests(t *testing.T) {
 		{"admin", "POST", "/exec/ns/p/main?command=x", 400, "at least 1 of stdin, stdout, stderr"},
 		{"admin", "POST", "/portForward/ns/p?port=99999", 400, "unable to parse"},
 		{"admin", "GET", "/metrics/resource", 200, "node_cpu_usage_seconds_total 5 7"},
+		{"admin", "GET", "/metrics/resource", 200, `container_start_time_seconds{container="main",namespace="ns",pod="p"} 9.5`},
+		{"admin", "GET", "/metrics/resource", 200, "\nresource_scrape_error 0\n"},
 		{"admin", "GET", "/metrics", 200, `kubelet_node_name{node="n1"} 1`},
 		{"admin", "GET", "/nope", 404, ""},
 	} {
