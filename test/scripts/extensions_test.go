@@ -61,6 +61,10 @@ var extensions = map[string]extension{
 			{"quay.io/jetstack/cert-manager-webhook:v1.21.2", []string{"webhook"}},
 			{"quay.io/jetstack/cert-manager-cainjector:v1.21.2", []string{"cainjector"}},
 		}},
+	"metrics-server": {module: "../extensions/metrics", pkg: "sigs.k8s.io/metrics-server/cmd/metrics-server",
+		sources: []string{"sigs.k8s.io/metrics-server@v0.9.0"}, images: []image{{name: "registry.k8s.io/metrics-server/metrics-server:v0.9.0"}}},
+	"test-adapter": {module: "../extensions/metrics", pkg: "sigs.k8s.io/custom-metrics-apiserver/test-adapter",
+		sources: []string{"sigs.k8s.io/custom-metrics-apiserver@v1.37.0"}, images: []image{{name: "localhost/k8s-test-metrics-adapter-amd64:latest"}}},
 }
 
 // haveExtension builds it, or says that it cannot be built; where the extensions are what is asked for that is an error.

@@ -6,8 +6,10 @@ package scripts
 
 import (
 	"fmt"
+	"io"
 	"math/rand/v2"
 	"net"
+	"net/http"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -41,6 +43,7 @@ func run(t *testing.T, dir string) {
 			"kill9":     kill9,
 			"same":      same,
 			"capture":   capture,
+			"post":      post,
 			"contains":  contains,
 			"leftovers": leftovers,
 		},
@@ -234,6 +237,22 @@ func exists(path string) bool { _, err := os.Stat(path); return err == nil }
 func capture(ts *testscript.TestScript, neg bool, args []string) {
 	ts.Check(ts.Exec(args[1], args[2:]...))
 	ts.Setenv(args[0], strings.TrimSpace(ts.ReadFile("stdout")))
+}
+
+// post URL JSON posts a document, half a minute long until someone answers; the answer must be a 200.
+func post(ts *testscript.TestScript, neg bool, args []string) {
+	for end := time.Now().Add(30 * time.Second); ; time.Sleep(200 * time.Millisecond) {
+		resp, err := http.Post(args[0], "application/json", strings.NewReader(args[1]))
+		if err != nil && time.Now().Before(end) {
+			continue
+		}
+		ts.Check(err)
+		body, _ := io.ReadAll(io.LimitReader(resp.Body, 4096))
+		if resp.Body.Close(); resp.StatusCode != http.StatusOK {
+			ts.Fatalf("POST %s: %s\n%s", args[0], resp.Status, body)
+		}
+		return
+	}
 }
 
 // same A B: the two texts are equal (with !: differ).
