@@ -7,7 +7,14 @@ VERSION    := $(shell cat VERSION)
 # Reproducible: no paths, no build id, no VCS stamp, no cgo.
 # cli/slim says what the overlay is for; it makes the binary a quarter smaller.
 SLIM        = $(shell GO="$(GO)" sh cli/slim/overlay.sh bin/.slim)
-BUILD       = CGO_ENABLED=0 $(GO) build -trimpath -buildvcs=false $(SLIM)
+# What only commands use is compiled without inlining, which takes 2.3 MB less and is not felt there.
+COLD       := k8s.io/kubectl/... k8s.io/cli-runtime/... k8s.io/metrics/... sigs.k8s.io/kustomize/... go.etcd.io/etcd/... \
+	go.uber.org/zap/... github.com/olekukonko/... github.com/cheggaaa/... github.com/spf13/... github.com/russross/... \
+	github.com/godbus/... github.com/google/gnostic-models/... github.com/google/go-containerregistry/... \
+	github.com/vishvananda/... mvdan.cc/sh/... k8s.io/client-go/applyconfigurations/... k8s.io/client-go/informers/... \
+	k8s.io/client-go/kubernetes/... k8s.io/client-go/tools/clientcmd/... k8s.io/api/extensions/... \
+	k8s.io/api/.../v1alpha... k8s.io/api/.../v1beta...
+BUILD       = CGO_ENABLED=0 $(GO) build -trimpath -buildvcs=false $(SLIM) $(COLD:%=-gcflags=%=-l)
 KUBEVERSION := k8s.io/component-base/version
 # Code off the 2 MB grid: else the kernel maps it by huge pages, and an idle
 # cluster holds 24 MB more of it than it uses.

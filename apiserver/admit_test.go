@@ -31,7 +31,7 @@ func admitted(t *testing.T, more ...admission.Plugin) *apiserver.Server {
 		if err != nil {
 			t.Fatal(err)
 		}
-		c.Admission = append(admission.Default(reader), more...)
+		c.Admission = append(admission.New(admission.Config{Reader: reader}), more...)
 	})
 }
 

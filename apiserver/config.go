@@ -89,7 +89,7 @@ type Config struct {
 	OwnHealth func(component string) (health string, here bool)
 	// Audit records requests; nil: none. The caller closes it.
 	Audit *audit.Auditor
-	// Admission plugins in order; default none. admission.Default(NewReader(…)) is the usual list.
+	// Admission plugins in order; default none. plugins.All is the usual list.
 	Admission []admission.Plugin
 	// Policy is the RBAC bootstrap policy reconciled after start; nil: none. policy.Bootstrap() is the usual one.
 	Policy *policy.Policy
@@ -97,8 +97,6 @@ type Config struct {
 	// KubeletTLS is the client TLS the server speaks to kubelets with; nil:
 	// log, exec, attach and portforward fail with an explanation.
 	KubeletTLS *tls.Config
-	// ProxyTLS is the client TLS for the proxy subresource's https targets; default: certificates unchecked, as upstream.
-	ProxyTLS *tls.Config
 	// FrontProxy is the client certificate aggregated servers believe who the user is by; nil: none is shown.
 	FrontProxy func() *tls.Certificate
 	// ClusterIPRouting sends what is for a Service to its cluster IP, which the machine must route. Else one of its endpoints gets it.
@@ -114,8 +112,6 @@ type Config struct {
 	// Service; invalid address: the Service has no endpoints.
 	AdvertiseAddress netip.Addr
 	AdvertisePort    int
-	// ExternalAddress (host:port) is used for the OpenID document; default AdvertiseAddress:AdvertisePort.
-	ExternalAddress string
 
 	// Version is what /version says; default v1.37.2.
 	Version version.Info

@@ -108,9 +108,6 @@ func (s *Server) endpointAddress() string {
 }
 
 func (s *Server) externalAddress() string {
-	if s.cfg.ExternalAddress != "" {
-		return s.cfg.ExternalAddress
-	}
 	if s.cfg.AdvertiseAddress.IsValid() {
 		return s.endpointAddress()
 	}

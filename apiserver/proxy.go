@@ -219,7 +219,7 @@ func (s *Server) nodeTarget(scheme, name, port string) (connect.Target, error) {
 	if ip, err := netip.ParseAddr(host); err != nil || !connect.Proxyable(ip) {
 		return t, apierrors.NewBadRequest("address not allowed")
 	}
-	return connect.Target{URL: &url.URL{Scheme: scheme, Host: net.JoinHostPort(host, port)}, TLS: s.cfg.ProxyTLS}, nil
+	return connect.Target{URL: &url.URL{Scheme: scheme, Host: net.JoinHostPort(host, port)}}, nil
 }
 
 func (s *Server) podTarget(c *call, scheme, name, port string) (connect.Target, error) {
@@ -244,7 +244,7 @@ func (s *Server) podTarget(c *call, scheme, name, port string) (connect.Target, 
 	if port != "" {
 		host = net.JoinHostPort(ip.String(), port)
 	}
-	return connect.Target{URL: &url.URL{Scheme: scheme, Host: host}, TLS: s.cfg.ProxyTLS}, nil
+	return connect.Target{URL: &url.URL{Scheme: scheme, Host: host}}, nil
 }
 
 // serviceTarget picks one ready endpoint of a service port, by name or number.
@@ -253,5 +253,5 @@ func (s *Server) serviceTarget(c *call, scheme, name, port string) (connect.Targ
 	if err != nil {
 		return connect.Target{}, err
 	}
-	return connect.Target{URL: &url.URL{Scheme: scheme, Host: host}, TLS: s.cfg.ProxyTLS}, nil
+	return connect.Target{URL: &url.URL{Scheme: scheme, Host: host}}, nil
 }

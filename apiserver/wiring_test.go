@@ -92,7 +92,7 @@ func fullServer(t testing.TB) (*apiserver.Server, *rest.Config) {
 		c.ServiceAccounts, c.Tokens, c.Rules = tokens, tokens, roles
 		c.Authenticator = auth.Server(auth.HealthPaths, auth.Bearer(auth.Tokens(tokens, oneToken{})))
 		c.Authorizer = auth.Authorizers(auth.Masters(), roles)
-		c.Admission = admission.Default(reader)
+		c.Admission = admission.New(admission.Config{Reader: reader})
 		c.Policy = policy.Bootstrap()
 	})
 }

@@ -12,7 +12,6 @@ import (
 	"slices"
 	"strings"
 	"sync"
-	"time"
 
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/client-go/discovery"
@@ -55,7 +54,6 @@ type Config struct {
 
 	Node               nodelifecycle.Config // timings; zero values are upstream's
 	TerminatedPodLimit int                  // finished Pods that are kept; default 12500, negative: all
-	NamespaceDelay     time.Duration        // default 0; 5 s where several API servers cache admission
 
 	Log   *slog.Logger     // default: discard
 	Clock clock.WithTicker // default: the real clock

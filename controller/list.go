@@ -113,7 +113,7 @@ var list = []entry{
 		build: func(env engine.Env, cfg Config) (*engine.Controller, error) {
 			return namespace.New(env, cfg.metadataFor("namespace-controller"), func() ([]*metav1.APIResourceList, error) {
 				return cfg.Discovery.ServerPreferredNamespacedResources()
-			}, cfg.NamespaceDelay)
+			})
 		}},
 	{name: "storage-version-migrator-controller", alias: "svm", account: "storage-version-migrator-controller",
 		build: func(env engine.Env, cfg Config) (*engine.Controller, error) {

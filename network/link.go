@@ -174,11 +174,9 @@ func (n *Network) routeServices(br netlink.Link, cidrs []netip.Prefix) error {
 	return nil
 }
 
-// mtu is the configured MTU, or what fits all the host's links.
+// mtu is that of bridge and pod interfaces, in bytes: the smallest of the host's other
+// interfaces that are up, 1500 if there is none.
 func (n *Network) mtu() (int, error) {
-	if n.cfg.MTU > 0 {
-		return n.cfg.MTU, nil
-	}
 	links, err := n.nl.LinkList()
 	if err != nil {
 		return 0, fmt.Errorf("list interfaces: %w", err)

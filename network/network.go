@@ -42,9 +42,6 @@ type Config struct {
 	// ServiceCIDRs are routed to the bridge, so that programs on the host reach Service
 	// addresses even without a default route. Default none.
 	ServiceCIDRs []netip.Prefix
-	// MTU of bridge and pod interfaces, in bytes. Default: the smallest of the host's
-	// other interfaces that are up, 1500 if there is none.
-	MTU int
 	// Table is the name of the nftables tables. Default "skiff-network".
 	Table string
 	// Netns is the path of the network namespace to work in. Default: the process's own.

@@ -507,7 +507,7 @@ func TestTakeOverAndPurge(t *testing.T) {
 	w.done <- err
 	w.want(w.pods["c"], "tcp", clusterIP+":80", "", "a", "c")
 	for range 2 {
-		if err := w.proxy.Purge(); err != nil {
+		if err := Purge(w.proxy.cfg.Table, w.proxy.cfg.Netns); err != nil {
 			t.Error(err)
 		}
 	}

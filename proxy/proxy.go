@@ -404,12 +404,6 @@ func (p *Proxy) lookup(key string) (*corev1.Service, []*discoveryv1.EndpointSlic
 	return svc, eps
 }
 
-// Purge removes the proxy's tables. Call it when Run has ended.
-func (p *Proxy) Purge() error {
-	p.fresh = true
-	return Purge(p.cfg.Table, p.cfg.Netns)
-}
-
 // Purge removes the tables of a proxy that does not run: its Config.Table ("" for the
 // default) and Config.Netns. Tables that are not there are no error.
 func Purge(table, netnsPath string) error {

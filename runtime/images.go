@@ -10,10 +10,11 @@ import (
 	"time"
 
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
-	"github.com/skiff-project/skiff/runtime/image"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"github.com/skiff-project/skiff/runtime/image"
 )
 
 // File is one file of an image made from local files; see ImportImage.
@@ -107,9 +108,9 @@ func (r *Runtime) PullImage(ctx context.Context, spec *runtimeapi.ImageSpec, aut
 	if _, err := image.Parse(spec.GetImage()); err != nil {
 		return "", status.Error(codes.InvalidArgument, err.Error())
 	}
-	img, err := r.images.Pull(ctx, spec.GetImage(), image.PullOptions{PlainHTTP: r.cfg.PlainHTTPRegistries, Auth: image.Auth{
+	img, err := r.images.Pull(ctx, spec.GetImage(), image.Auth{
 		Username: auth.GetUsername(), Password: auth.GetPassword(), Basic: auth.GetAuth(),
-		IdentityToken: auth.GetIdentityToken(), RegistryToken: auth.GetRegistryToken()}})
+		IdentityToken: auth.GetIdentityToken(), RegistryToken: auth.GetRegistryToken()})
 	if err != nil {
 		return "", err
 	}

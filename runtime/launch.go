@@ -8,12 +8,13 @@ import (
 	"strconv"
 	"strings"
 
-	"github.com/skiff-project/skiff/runtime/cgroup"
-	"github.com/skiff-project/skiff/runtime/wire"
 	"golang.org/x/sys/unix"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"github.com/skiff-project/skiff/runtime/cgroup"
+	"github.com/skiff-project/skiff/runtime/wire"
 )
 
 // launch collects what one helper process is given.
@@ -106,7 +107,7 @@ func access(p string) string {
 }
 
 func (r *Runtime) resources(res *runtimeapi.LinuxContainerResources) cgroup.Resources {
-	out := cgroup.Resources{Pids: r.cfg.PidsLimit}
+	out := cgroup.Resources{}
 	if res == nil {
 		return out
 	}

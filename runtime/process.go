@@ -11,12 +11,13 @@ import (
 	"github.com/moby/sys/capability"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 	specs "github.com/opencontainers/runtime-spec/specs-go"
-	"github.com/skiff-project/skiff/runtime/seccomp"
-	"github.com/skiff-project/skiff/runtime/wire"
 	"golang.org/x/sys/unix"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"github.com/skiff-project/skiff/runtime/seccomp"
+	"github.com/skiff-project/skiff/runtime/wire"
 )
 
 // processSpec is a container's process as resolved at creation; execs inherit it.
@@ -275,10 +276,7 @@ func (r *Runtime) seccompProfile(sec *runtimeapi.LinuxContainerSecurityContext) 
 		return "", status.Error(codes.InvalidArgument, "seccomp profile of type Localhost names no file") // CVE-2023-2431
 	}
 	if !filepath.IsAbs(ref) {
-		if r.cfg.SeccompDir == "" || !filepath.IsLocal(ref) {
-			return "", status.Errorf(codes.InvalidArgument, "seccomp profile %q must be an absolute path", ref)
-		}
-		ref = filepath.Join(r.cfg.SeccompDir, ref)
+		return "", status.Errorf(codes.InvalidArgument, "seccomp profile %q must be an absolute path", ref)
 	}
 	b, err := os.ReadFile(ref)
 	if err != nil {

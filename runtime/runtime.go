@@ -43,15 +43,16 @@ import (
 	"sync/atomic"
 	"time"
 
-	"github.com/skiff-project/skiff/runtime/cgroup"
-	"github.com/skiff-project/skiff/runtime/embedded"
-	"github.com/skiff-project/skiff/runtime/image"
 	"golang.org/x/sys/unix"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 	"k8s.io/cri-streaming/pkg/streaming"
 	"k8s.io/utils/clock"
+
+	"github.com/skiff-project/skiff/runtime/cgroup"
+	"github.com/skiff-project/skiff/runtime/embedded"
+	"github.com/skiff-project/skiff/runtime/image"
 )
 
 // Config is what New needs.
@@ -71,19 +72,11 @@ type Config struct {
 	Clock clock.Clock
 	// HelperPath is a helper binary to use instead of the embedded one, for tests.
 	HelperPath string
-	// SeccompDir is where relative Localhost profiles lie. Default: none; paths must be
-	// absolute.
-	SeccompDir string
-	// PidsLimit bounds the processes of one container. Default: no bound (the kubelet
-	// bounds the pod's group).
-	PidsLimit int64
 	// ExecSyncLimit bounds each output stream of ExecSync, in bytes. Default: 16 MiB
 	// (CRI's own bound).
 	ExecSyncLimit int
 	// OnPodCIDR is told the node's pod range when the kubelet learns it. Default: none.
 	OnPodCIDR func(cidr string)
-	// PlainHTTPRegistries are registries (host[:port]) reached without TLS.
-	PlainHTTPRegistries []string
 	// Registries is a file that names mirrors of registries, in k3s' form. Default: none.
 	Registries string
 	// Version is reported to the kubelet. Default: "dev".

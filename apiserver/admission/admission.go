@@ -9,7 +9,6 @@ import (
 	"errors"
 	"fmt"
 
-	rbacv1 "k8s.io/api/rbac/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime"
@@ -19,7 +18,6 @@ import (
 
 	"github.com/skiff-project/skiff/api"
 	"github.com/skiff-project/skiff/auth"
-	"github.com/skiff-project/skiff/auth/rbac"
 )
 
 // Operation is what a request does, as admission sees it.
@@ -198,11 +196,9 @@ type Config struct {
 	Reader Reader // required
 	// Authorizer, the server's whole chain, answers the extra permissions some
 	// plugins ask for. Nil: those plugins are left out (CertificateApproval,
-	// CertificateSigning, the audiences of NodeRestriction, RBAC escalation).
+	// CertificateSigning, the audiences of NodeRestriction).
 	Authorizer auth.Authorizer
-	// Policy is where RBAC escalation checks find roles; nil: none are made.
-	Policy rbac.Source
-	Clock  clock.WithTicker // default the real one
+	Clock      clock.WithTicker // default the real one
 	// Last run after all others but ResourceQuota, which counts what they leave:
 	// policies and webhooks.
 	Last []Plugin
@@ -233,15 +229,9 @@ func New(cfg Config) []Plugin {
 			podCertificateSigning{authorizer: cfg.Authorizer})
 	}
 	plugins = append(plugins, certificateSubjectRestriction{}, defaultIngressClass{read: read}, podTopologyLabels{read: read})
-	if cfg.Policy != nil {
-		plugins = append(plugins, rbacEscalation{guard: rbac.Guard{Source: cfg.Policy, Authorizer: cfg.Authorizer}})
-	}
 	plugins = append(plugins, cfg.Last...)
 	return append(plugins, &resourceQuota{read: read, clock: cfg.Clock})
 }
-
-// Default is New with just a Reader.
-func Default(r Reader) []Plugin { return New(Config{Reader: r}) }
 
 // name is the object's name: from the URL, else from the object itself.
 func (r *Request) name() string {
@@ -289,24 +279,4 @@ func list[T any](r reader, group, resource, namespace string) ([]T, error) {
 		}
 	}
 	return out, nil
-}
-
-// rbacEscalation keeps users from granting what they do not have. Upstream
-// does this in the storage of roles and bindings.
-type rbacEscalation struct {
-	noAdmit
-	guard rbac.Guard
-}
-
-func (rbacEscalation) Name() string { return "RBACEscalation" }
-
-func (p rbacEscalation) Validate(ctx context.Context, r *Request) error {
-	if r.APIGroup != rbacv1.GroupName || r.Subresource != "" || r.Object == nil {
-		return nil
-	}
-	var old runtime.Object
-	if r.Old != nil {
-		old = r.Old
-	}
-	return p.guard.Check(ctx, r.Attributes, r.Object, old)
 }

@@ -18,7 +18,6 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	networkingv1 "k8s.io/api/networking/v1"
 	nodev1 "k8s.io/api/node/v1"
-	rbacv1 "k8s.io/api/rbac/v1"
 	schedulingv1 "k8s.io/api/scheduling/v1"
 	storagev1 "k8s.io/api/storage/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
@@ -113,7 +112,7 @@ func asNode(r *Request) *Request { return as(r, "system:node:n1", auth.GroupNode
 // admit runs the plugins as the server does and returns the error's text.
 func admit(w world, r *Request, plugins ...Plugin) string {
 	if plugins == nil {
-		plugins = Default(w)
+		plugins = New(Config{Reader: w})
 	}
 	ctx := context.Background()
 	err := Admit(ctx, plugins, r)
@@ -221,7 +220,7 @@ func TestNamespaceLifecycle(t *testing.T) {
 			t.Errorf("%s: %q", c.name, got)
 		}
 	}
-	err := Admit(context.Background(), Default(w), create("configmaps", cm("going")))
+	err := Admit(context.Background(), New(Config{Reader: w}), create("configmaps", cm("going")))
 	if !apierrors.HasStatusCause(err, corev1.NamespaceTerminatingCause) {
 		t.Errorf("no cause in %v", err)
 	}
@@ -542,7 +541,7 @@ func TestPodSecurity(t *testing.T) {
 	} {
 		var warnings []string
 		ctx := WithWarner(context.Background(), func(s string) { warnings = append(warnings, s) })
-		plugins := Default(w)
+		plugins := New(Config{Reader: w})
 		r := create("pods", c.p)
 		err := Admit(ctx, plugins, r)
 		if err == nil {
@@ -568,7 +567,7 @@ func TestPodSecurity(t *testing.T) {
 	var warnings []string
 	ctx := WithWarner(context.Background(), func(s string) { warnings = append(warnings, s) })
 	stricter := namespace("a", map[string]string{"pod-security.kubernetes.io/enforce": "baseline"})
-	if err := Validate(ctx, Default(w), update("namespaces", stricter, namespace("a", nil))); err != nil {
+	if err := Validate(ctx, New(Config{Reader: w}), update("namespaces", stricter, namespace("a", nil))); err != nil {
 		t.Fatal(err)
 	}
 	want := []string{`existing pods in namespace "a" violate the new PodSecurity enforce level "baseline:latest"`, "web: host namespaces"}
@@ -671,26 +670,3 @@ func TestCertificates(t *testing.T) {
 		}
 	}
 }
-
-func TestRBACEscalation(t *testing.T) {
-	w := newWorld()
-	plugins := New(Config{Reader: w, Policy: noPolicy{}, Authorizer: allowing{}})
-	role := &rbacv1.Role{ObjectMeta: meta("a", "r"), Rules: []rbacv1.PolicyRule{{Verbs: []string{"get"}, APIGroups: []string{""}, Resources: []string{"pods"}}}}
-	if got := admit(w, create("rbac.authorization.k8s.io/roles", role), plugins...); !strings.Contains(got, "attempting to grant RBAC permissions not currently held") {
-		t.Errorf("granting what one has not: %q", got)
-	}
-	if got := admit(w, as(create("rbac.authorization.k8s.io/roles", role), "root", auth.GroupMasters), plugins...); got != "" {
-		t.Error(got)
-	}
-}
-
-type noPolicy struct{}
-
-func (noPolicy) Role(_, name string) (*rbacv1.Role, error) {
-	return nil, apierrors.NewNotFound(schema.GroupResource{Resource: "roles"}, name)
-}
-func (noPolicy) ClusterRole(name string) (*rbacv1.ClusterRole, error) {
-	return nil, apierrors.NewNotFound(schema.GroupResource{Resource: "clusterroles"}, name)
-}
-func (noPolicy) RoleBindings(string) ([]*rbacv1.RoleBinding, error)         { return nil, nil }
-func (noPolicy) ClusterRoleBindings() ([]*rbacv1.ClusterRoleBinding, error) { return nil, nil }

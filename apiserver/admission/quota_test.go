@@ -113,7 +113,7 @@ func BenchmarkPodAdmission(b *testing.B) {
 	for i := range 20 {
 		w["serviceaccounts"] = append(w["serviceaccounts"], &corev1.ServiceAccount{ObjectMeta: metav1.ObjectMeta{Namespace: "a", Name: fmt.Sprint("s", i)}})
 	}
-	plugins := Default(w)
+	plugins := New(Config{Reader: w})
 	for b.Loop() {
 		if got := admit(w, create("pods", pod()), plugins...); got != "" {
 			b.Fatal(got)

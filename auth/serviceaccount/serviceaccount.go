@@ -57,9 +57,6 @@ type Config struct {
 	// MaxExpirationSeconds shortens longer requests; default 0, no limit.
 	MaxExpirationSeconds int64
 	Clock                clock.PassiveClock // default the real one
-	// OnLegacyUse, when set, is told of each use of a Secret-based token, so
-	// that its last-used label can be kept.
-	OnLegacyUse func(ctx context.Context, secret *corev1.Secret)
 }
 
 // Tokens issues and validates tokens. It implements auth.TokenAuthenticator.

@@ -277,9 +277,6 @@ func (t *Tokens) validateLegacy(ctx context.Context, token string, c *claims) (a
 	if string(sa.UID) != c.LegacyUID {
 		return auth.User{}, fmt.Errorf("ServiceAccount UID (%s) does not match claim (%s)", sa.UID, c.LegacyUID)
 	}
-	if t.cfg.OnLegacyUse != nil {
-		t.cfg.OnLegacyUse(ctx, secret)
-	}
 	if secret.Labels[invalidSinceLabel] != "" {
 		return auth.User{}, fmt.Errorf("the token in secret %s/%s for service account %s/%s has been marked invalid. Use tokens from the TokenRequest API or manually created secret-based tokens, or remove the '%s' label from the secret to temporarily allow use of this token",
 			c.LegacyNamespace, c.LegacySecret, c.LegacyNamespace, c.LegacyName, invalidSinceLabel)

@@ -33,19 +33,6 @@ type plan struct {
 	create, update, remove []*discoveryv1.EndpointSlice
 }
 
-func (p plan) String() string {
-	var b strings.Builder
-	show := func(verb string, list []*discoveryv1.EndpointSlice) {
-		for _, s := range list {
-			fmt.Fprintf(&b, "%s %s %s ports %s endpoints %d\n", verb, s.Name, s.AddressType, portKey(s.Ports), len(s.Endpoints))
-		}
-	}
-	show("create", p.create)
-	show("update", p.update)
-	show("remove", p.remove)
-	return b.String()
-}
-
 // group is the endpoints of one address family that offer the same ports.
 type group struct {
 	family corev1.IPFamily

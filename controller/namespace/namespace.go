@@ -39,9 +39,8 @@ type controller struct {
 	podCache   cache.SharedIndexInformer
 }
 
-// New returns the namespace controller. delay is how long a deletion rests before work begins:
-// 0 with one API server, 5 s with several, whose admission caches must first see it.
-func New(env engine.Env, md metadata.Interface, discover Discover, delay time.Duration) (*engine.Controller, error) {
+// New returns the namespace controller.
+func New(env engine.Env, md metadata.Interface, discover Discover) (*engine.Controller, error) {
 	if md == nil || discover == nil {
 		return nil, errors.New("namespace controller: needs a metadata client and discovery")
 	}
@@ -56,7 +55,7 @@ func New(env engine.Env, md metadata.Interface, discover Discover, delay time.Du
 		Sources: []engine.Source{
 			engine.On("namespaces", core.Namespaces().Informer(), func(q engine.Queue, old, new *corev1.Namespace) {
 				if new != nil && new.DeletionTimestamp != nil && (old == nil || old.DeletionTimestamp == nil) {
-					q.AddAfter(new.Name, delay)
+					q.Add(new.Name)
 				}
 			}),
 			engine.On("pods", c.podCache, c.podChanged),

@@ -38,7 +38,7 @@ func object(name string, finalizers ...string) *metav1.PartialObjectMetadata {
 
 func world(t *testing.T, md *enginetest.Metadata, d Discover) *enginetest.World {
 	w := enginetest.New(t, dying())
-	return w.Build(New(w.Env, md, d, 0))
+	return w.Build(New(w.Env, md, d))
 }
 
 func show(w *enginetest.World) (conditions string, finalizers int) {
@@ -151,7 +151,7 @@ func TestLivingNamespaceIsLeftAlone(t *testing.T) {
 	md := enginetest.NewMetadata()
 	md.Add(widgets, object("w"))
 	w := enginetest.New(t, &corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: "ns"}})
-	w.Build(New(w.Env, md, discovered, 0)).Observe()
+	w.Build(New(w.Env, md, discovered)).Observe()
 	if err := w.Reconcile("ns"); err != nil || len(md.Names(widgets)) != 1 {
 		t.Errorf("error %v, widgets %v", err, md.Names(widgets))
 	}

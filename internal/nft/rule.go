@@ -223,10 +223,7 @@ func prefixMatch(field Field, p netip.Prefix, invert bool) Part {
 	return Part{field.text + sign + p.String(), exprs}
 }
 
-// InIface and OutIface match the interface by name; a trailing * matches any ending.
-func InIface(name string) Part { return iface("iifname", expr.MetaKeyIIFNAME, name) }
-
-// OutIface matches the outgoing interface.
+// OutIface matches the outgoing interface by name; a trailing * matches any ending.
 func OutIface(name string) Part { return iface("oifname", expr.MetaKeyOIFNAME, name) }
 
 // NotOutIface matches any other outgoing interface.
@@ -258,11 +255,6 @@ func DstLocal() Part {
 
 func fibType(e *expr.Fib) []expr.Any {
 	return []expr.Any{e, &expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: native32(unix.RTN_LOCAL)}}
-}
-
-// StatusDNAT matches packets of connections whose destination was rewritten.
-func StatusDNAT() Part {
-	return Part{"ct status dnat", ctBits(expr.CtKeySTATUS, 1<<5)}
 }
 
 // StateNew matches the packets that open a connection.

@@ -27,7 +27,6 @@ type SandboxOptions struct {
 	LogRoot      string
 	DNS          *runtimeapi.DNSConfig
 	CgroupParent string
-	ExtraGroups  []int64 // supplemental groups required by volumes
 }
 
 // SandboxConfig is the pod's sandbox as the runtime wants it.
@@ -37,7 +36,7 @@ func SandboxConfig(pod *v1.Pod, o SandboxOptions) *runtimeapi.PodSandboxConfig {
 		Privileged:       anyPrivileged(pod),
 		Seccomp:          &runtimeapi.SecurityProfile{ProfileType: runtimeapi.SecurityProfile_RuntimeDefault},
 	}
-	sc.SupplementalGroups, sc.SupplementalGroupsPolicy = supplemental(pod, o.ExtraGroups)
+	sc.SupplementalGroups, sc.SupplementalGroupsPolicy = supplemental(pod)
 	sysctls := map[string]string{}
 	if p := pod.Spec.SecurityContext; p != nil {
 		for _, s := range p.Sysctls {
@@ -108,7 +107,6 @@ type ContainerOptions struct {
 	Mounts      []*runtimeapi.Mount
 	TargetID    string // container whose process namespace an ephemeral container joins
 	SeccompRoot string
-	ExtraGroups []int64
 	MemoryBytes int64 // of the node
 }
 

@@ -91,7 +91,7 @@ func namespaces(pod *v1.Pod) *runtimeapi.NamespaceOption {
 }
 
 // supplemental are the groups every process of the pod gets: fsGroup, then supplementalGroups.
-func supplemental(pod *v1.Pod, extra []int64) ([]int64, runtimeapi.SupplementalGroupsPolicy) {
+func supplemental(pod *v1.Pod) ([]int64, runtimeapi.SupplementalGroupsPolicy) {
 	var groups []int64
 	policy := runtimeapi.SupplementalGroupsPolicy_Merge
 	if sc := pod.Spec.SecurityContext; sc != nil {
@@ -103,7 +103,7 @@ func supplemental(pod *v1.Pod, extra []int64) ([]int64, runtimeapi.SupplementalG
 			policy = runtimeapi.SupplementalGroupsPolicy_Strict
 		}
 	}
-	return append(groups, extra...), policy
+	return groups, policy
 }
 
 // securityContext is the runtime's view of a container's security settings.
@@ -133,7 +133,7 @@ func securityContext(pod *v1.Pod, c *v1.Container, o *ContainerOptions) (*runtim
 	if sc.RunAsGroup != nil {
 		out.RunAsGroup = &runtimeapi.Int64Value{Value: *sc.RunAsGroup}
 	}
-	out.SupplementalGroups, out.SupplementalGroupsPolicy = supplemental(pod, o.ExtraGroups)
+	out.SupplementalGroups, out.SupplementalGroupsPolicy = supplemental(pod)
 	if sc.ProcMount == nil || *sc.ProcMount == v1.DefaultProcMount {
 		out.MaskedPaths = append([]string(nil), maskedPaths...)
 		out.ReadonlyPaths = append([]string(nil), readonlyPaths...)

@@ -28,8 +28,6 @@ type Source struct {
 	Path     string // folder, or one file
 	NodeName string
 	Log      *slog.Logger
-	// Poll is how often the folder is read when inotify does not work. Default 20 s.
-	Poll time.Duration
 	// Update gets the whole set of pods whenever it changed.
 	Update func([]*v1.Pod)
 	// Defaults fills in a decoded pod as the API server would. Required.
@@ -38,15 +36,14 @@ type Source struct {
 
 const maxManifest = 4 << 20
 
+// poll is how often the folder is read though nothing was seen to change.
+const poll = 20 * time.Second
+
 // unreadable is the fingerprint of a folder that is there but cannot be read.
 const unreadable = "unreadable"
 
 // Run reads and watches until ctx ends.
 func (s *Source) Run(ctx context.Context) error {
-	poll := s.Poll
-	if poll <= 0 {
-		poll = 20 * time.Second
-	}
 	last := ""
 	for {
 		w := filewatch.Folder(s.Path) // before reading: nothing that happens meanwhile is missed

@@ -133,11 +133,6 @@ func AppendObject(dst []byte, apiVersion, kind string, raw []byte, rv int64) []b
 	return appendEnvelopeEnd(dst)
 }
 
-// ObjectSize is the number of bytes AppendObject appends.
-func ObjectSize(apiVersion, kind string, raw []byte, rv int64) int {
-	return envelopeSize(apiVersion, kind, len(raw)+stampSize(rv))
-}
-
 // Stamped is one object of a list: its raw message and its resource version.
 type Stamped struct {
 	Raw             []byte

@@ -343,7 +343,7 @@ func TestPull(t *testing.T) {
 		t.Fatal(err)
 	}
 	s := newStore(t)
-	got, err := s.Pull(context.Background(), host+"/team/app:v1", PullOptions{})
+	got, err := s.Pull(context.Background(), host+"/team/app:v1", Auth{})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -351,14 +351,14 @@ func TestPull(t *testing.T) {
 	if len(got.Tags) != 1 || got.Tags[0] != host+"/team/app:v1" || got.Digests[0] != host+"/team/app@"+digest.String() {
 		t.Errorf("%+v", got)
 	}
-	again, err := s.Pull(context.Background(), host+"/team/app@"+digest.String(), PullOptions{})
+	again, err := s.Pull(context.Background(), host+"/team/app@"+digest.String(), Auth{})
 	if err != nil || again.ID != got.ID {
 		t.Errorf("by digest: %+v %v", again, err)
 	}
 	if _, err := s.Resolve(host + "/team/app@" + digest.String()); err != nil {
 		t.Error(err)
 	}
-	if _, err := s.Pull(context.Background(), host+"/team/none:v1", PullOptions{}); err == nil {
+	if _, err := s.Pull(context.Background(), host+"/team/none:v1", Auth{}); err == nil {
 		t.Error("an image that does not exist was pulled")
 	}
 	// It survives a restart.
@@ -400,7 +400,7 @@ func TestPullFromMirrors(t *testing.T) {
 			t.Fatal(err)
 		}
 		asked = nil
-		return s.Pull(context.Background(), host+"/app:v1", PullOptions{Auth: Auth{Username: "u", Password: "p"}})
+		return s.Pull(context.Background(), host+"/app:v1", Auth{Username: "u", Password: "p"})
 	}
 	got, err := pull(fmt.Sprintf("mirrors: {%q: {endpoint: [%q, %q]}}", host, nothing.URL, mirror.URL+"/v2/copies/"))
 	if err != nil || got.Tags[0] != host+"/app:v1" {

@@ -48,7 +48,7 @@ func endpoints(file, registry string) ([]string, error) {
 
 // fetch finds what is to be pulled: on the first mirror that has it, else on the registry itself. A
 // mirror never sees the credentials, which are the registry's.
-func (s *Store) fetch(ctx context.Context, r Reference, o PullOptions, ro []remote.Option, auth remote.Option) (*remote.Descriptor, error) {
+func (s *Store) fetch(ctx context.Context, r Reference, ro []remote.Option, auth remote.Option) (*remote.Descriptor, error) {
 	host, repository, _ := strings.Cut(r.Name, "/")
 	version := ":" + r.Tag
 	if r.Digest != "" {
@@ -74,13 +74,7 @@ func (s *Store) fetch(ctx context.Context, r Reference, o PullOptions, ro []remo
 		}
 		errs = append(errs, fmt.Errorf("mirror %s: %w", m, err))
 	}
-	var opts []name.Option
-	for _, h := range o.PlainHTTP {
-		if h == host {
-			opts = append(opts, name.Insecure)
-		}
-	}
-	desc, err := get(r.Name+version, opts, append(ro[:len(ro):len(ro)], auth))
+	desc, err := get(r.Name+version, nil, append(ro[:len(ro):len(ro)], auth))
 	if err != nil {
 		return nil, errors.Join(append(errs, err)...)
 	}

@@ -6,7 +6,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"net/http"
 	"runtime"
 	"strings"
 
@@ -18,16 +17,6 @@ import (
 // Auth is what a registry may ask for; all empty means anonymous.
 type Auth struct {
 	Username, Password, Basic, IdentityToken, RegistryToken string
-}
-
-// PullOptions change how Pull reaches a registry.
-type PullOptions struct {
-	Auth Auth
-	// Transport is the HTTP transport. Default: go-containerregistry's.
-	Transport http.RoundTripper
-	// PlainHTTP names registries (host or host:port) reached without TLS. Loopback
-	// registries always are tried so.
-	PlainHTTP []string
 }
 
 func (a Auth) authenticator() (authn.Authenticator, error) {
@@ -50,7 +39,8 @@ func (a Auth) authenticator() (authn.Authenticator, error) {
 }
 
 // Pull fetches an image and returns it. Two pulls of one name at once share the work.
-func (s *Store) Pull(ctx context.Context, ref string, o PullOptions) (Image, error) {
+// Loopback registries are reached without TLS.
+func (s *Store) Pull(ctx context.Context, ref string, auth Auth) (Image, error) {
 	r, err := Parse(ref)
 	if err != nil {
 		return Image{}, err
@@ -80,24 +70,21 @@ func (s *Store) Pull(ctx context.Context, ref string, o PullOptions) (Image, err
 		close(s.making[key])
 		delete(s.making, key)
 	}()
-	img, err := s.pull(ctx, r, o)
+	img, err := s.pull(ctx, r, auth)
 	if err != nil {
 		return Image{}, fmt.Errorf("failed to pull image %q: %w", ref, err)
 	}
 	return img, nil
 }
 
-func (s *Store) pull(ctx context.Context, r Reference, o PullOptions) (Image, error) {
-	auth, err := o.Auth.authenticator()
+func (s *Store) pull(ctx context.Context, r Reference, as Auth) (Image, error) {
+	auth, err := as.authenticator()
 	if err != nil {
 		return Image{}, err
 	}
 	ro := []remote.Option{remote.WithContext(ctx), remote.WithUserAgent("skiff"),
 		remote.WithPlatform(v1.Platform{OS: "linux", Architecture: runtime.GOARCH}), remote.WithJobs(s.cfg.Concurrency)}
-	if o.Transport != nil {
-		ro = append(ro, remote.WithTransport(o.Transport))
-	}
-	desc, err := s.fetch(ctx, r, o, ro, remote.WithAuth(auth))
+	desc, err := s.fetch(ctx, r, ro, remote.WithAuth(auth))
 	if err != nil {
 		return Image{}, err
 	}
