@@ -98,7 +98,7 @@ func checkSchedule(l *check.List, p *field.Path, c, old *batchv1.CronJob) {
 		l.Required(p, "")
 		return
 	}
-	if err := checkCron(schedule); err != nil {
+	if _, err := ParseSchedule(schedule); err != nil {
 		l.Invalid(p, schedule, err.Error())
 	}
 	if !strings.Contains(schedule, "TZ") {

@@ -9,6 +9,7 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/fields"
 	"k8s.io/apimachinery/pkg/util/validation"
+	"k8s.io/kubectl/pkg/util/qos"
 
 	"github.com/skiff-project/skiff/api"
 	"github.com/skiff-project/skiff/api/core/podspec"
@@ -100,7 +101,7 @@ func prepareNewPod(p *corev1.Pod) {
 	}
 	mergeLabelKeys(p)
 	defaultPodLevelResources(p)
-	p.Status.QOSClass = PodQOS(p)
+	p.Status.QOSClass = qos.ComputePodQOS(p)
 }
 
 func preparePodUpdate(p, old *corev1.Pod) {

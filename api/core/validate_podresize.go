@@ -5,6 +5,7 @@ import (
 	apivalidation "k8s.io/apimachinery/pkg/api/validation"
 	"k8s.io/apimachinery/pkg/util/sets"
 	"k8s.io/apimachinery/pkg/util/validation/field"
+	"k8s.io/kubectl/pkg/util/qos"
 
 	"github.com/skiff-project/skiff/api"
 	"github.com/skiff-project/skiff/api/check"
@@ -25,9 +26,9 @@ func validatePodResize(p, old *corev1.Pod) field.ErrorList {
 	podspec.CheckPod(l, p)
 	was := old.Status.QOSClass
 	if was == "" {
-		was = PodQOS(old)
+		was = qos.ComputePodQOS(old)
 	}
-	if was != PodQOS(p) {
+	if was != qos.ComputePodQOS(p) {
 		l.Invalid(specPath, p.Status.QOSClass, "Pod QOS Class may not change as a result of resizing")
 	}
 	for _, c := range old.Status.ContainerStatuses {

@@ -9,6 +9,7 @@ import (
 	"slices"
 	"time"
 
+	robfig "github.com/robfig/cron/v3"
 	batchv1 "k8s.io/api/batch/v1"
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/api/equality"
@@ -17,6 +18,7 @@ import (
 	listers "k8s.io/client-go/listers/batch/v1"
 	"k8s.io/client-go/tools/cache"
 
+	"github.com/skiff-project/skiff/api/batch"
 	"github.com/skiff-project/skiff/controller/engine"
 	"github.com/skiff-project/skiff/controller/workload"
 )
@@ -34,8 +36,8 @@ type controller struct {
 
 // New returns the CronJob controller.
 func New(env engine.Env) (*engine.Controller, error) {
-	batch := env.Informers.Batch().V1()
-	c := &controller{env: env, crons: batch.CronJobs().Lister(), jobs: batch.Jobs().Informer()}
+	inf := env.Informers.Batch().V1()
+	c := &controller{env: env, crons: inf.CronJobs().Lister(), jobs: inf.Jobs().Informer()}
 	if err := workload.IndexByOwner(c.jobs); err != nil {
 		return nil, fmt.Errorf("cronjob controller: index jobs: %w", err)
 	}
@@ -44,7 +46,7 @@ func New(env engine.Env) (*engine.Controller, error) {
 		Inputs:  []engine.Resource{"cronjobs.batch", "jobs.batch"},
 		Outputs: []engine.Resource{"jobs.batch", "cronjobs.batch/status"},
 		Sources: []engine.Source{
-			{Resource: "cronjobs.batch", Informer: batch.CronJobs().Informer(), On: engine.Each},
+			{Resource: "cronjobs.batch", Informer: inf.CronJobs().Informer(), On: engine.Each},
 			engine.On("jobs.batch", c.jobs, func(q engine.Queue, old, new *batchv1.Job) {
 				for _, j := range []*batchv1.Job{old, new} {
 					if j == nil {
@@ -168,15 +170,15 @@ func planCron(cj *batchv1.CronJob, jobs []*batchv1.Job, now time.Time) plan {
 		}
 		now = now.In(loc)
 	}
-	s, err := parse(cj.Spec.Schedule)
+	s, err := batch.ParseSchedule(cj.Spec.Schedule)
 	if err != nil {
 		p.tell(corev1.EventTypeWarning, "UnparseableSchedule", "unparseable schedule: %q : %s", cj.Spec.Schedule, err)
 		return p
 	}
 	due, missed := lastDue(cj, s, now)
-	next := s.next(now)
-	if s.every > 0 && due.IsZero() {
-		next = s.next(origin(cj))
+	next := s.Next(now)
+	if _, every := s.(robfig.ConstantDelaySchedule); every && due.IsZero() {
+		next = s.Next(origin(cj))
 	}
 	if !next.IsZero() {
 		p.again = next.Sub(now) + slack
@@ -201,20 +203,20 @@ func origin(cj *batchv1.CronJob) time.Time {
 
 // lastDue returns the last scheduled time up to now that was not started, and about how many were
 // missed; the count stops a little over 100.
-func lastDue(cj *batchv1.CronJob, s *schedule, now time.Time) (due time.Time, missed int) {
+func lastDue(cj *batchv1.CronJob, s robfig.Schedule, now time.Time) (due time.Time, missed int) {
 	from := origin(cj).In(now.Location())
 	if d := cj.Spec.StartingDeadlineSeconds; d != nil {
 		if oldest := now.Add(-time.Duration(*d) * time.Second); oldest.After(from) {
 			from = oldest
 		}
 	}
-	for t := s.next(from); !t.IsZero() && !t.After(now); t = s.next(t) {
+	for t := s.Next(from); !t.IsZero() && !t.After(now); t = s.Next(t) {
 		due = t
 		if missed++; missed > 100 {
 			// far behind: jump near the end instead of walking through years
 			for back := time.Minute; back < now.Sub(from); back *= 2 {
-				if t := s.next(now.Add(-back)); !t.IsZero() && !t.After(now) {
-					for n := s.next(t); !n.IsZero() && !n.After(now); n = s.next(n) {
+				if t := s.Next(now.Add(-back)); !t.IsZero() && !t.After(now) {
+					for n := s.Next(t); !n.IsZero() && !n.After(now); n = s.Next(n) {
 						t = n
 					}
 					return t, missed

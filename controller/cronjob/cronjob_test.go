@@ -11,6 +11,7 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
+	"github.com/skiff-project/skiff/api/batch"
 	"github.com/skiff-project/skiff/controller/enginetest"
 )
 
@@ -28,14 +29,14 @@ func TestSchedule(t *testing.T) {
 		{"@every 90m", "2026-11-23T00:00:00Z", "2026-11-23T01:30:00Z"},
 		{"0 9-17/4 * * 1-5", "2026-11-20T18:00:00Z", "2026-11-23T09:00:00Z"},
 	} {
-		s, err := parse(c.expr)
+		s, err := batch.ParseSchedule(c.expr)
 		if err != nil {
 			t.Errorf("%s: %v", c.expr, err)
 			continue
 		}
 		from, _ := time.Parse(time.RFC3339, c.from)
 		got := "never"
-		if n := s.next(from); !n.IsZero() {
+		if n := s.Next(from); !n.IsZero() {
 			got = n.Format(time.RFC3339)
 		}
 		if got != c.want {
@@ -43,7 +44,7 @@ func TestSchedule(t *testing.T) {
 		}
 	}
 	for _, bad := range []string{"", "* * * *", "60 * * * *", "* * 0 * *", "x * * * *", "*/0 * * * *", "5-1 * * * *", "* * * * 7", "@never", "@every x", "* * * * * *"} {
-		if _, err := parse(bad); err == nil {
+		if _, err := batch.ParseSchedule(bad); err == nil {
 			t.Errorf("%q accepted", bad)
 		}
 	}
@@ -54,9 +55,9 @@ func TestScheduleAcrossClockChange(t *testing.T) {
 	if err != nil {
 		t.Skip("no time zone data on this machine: ", err)
 	}
-	s, _ := parse("30 2 * * *")
+	s, _ := batch.ParseSchedule("30 2 * * *")
 	at := time.Date(2026, 3, 28, 12, 0, 0, 0, berlin) // 02:30 does not exist on the 29th
-	if got := s.next(at).Format(time.RFC3339); got != "2026-03-30T02:30:00+02:00" {
+	if got := s.Next(at).Format(time.RFC3339); got != "2026-03-30T02:30:00+02:00" {
 		t.Errorf("skipped hour: %s", got)
 	}
 }

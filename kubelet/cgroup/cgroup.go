@@ -16,9 +16,9 @@ import (
 	v1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/types"
 	resourcehelper "k8s.io/component-helpers/resource"
+	"k8s.io/kubectl/pkg/util/qos"
 
 	"github.com/skiff-project/skiff/kubelet/cri"
-	"github.com/skiff-project/skiff/kubelet/podstate"
 )
 
 // Tree makes and removes pod cgroups under one root. Without write access to cgroups it degrades:
@@ -80,7 +80,7 @@ func (t *Tree) Parent(pod *v1.Pod) string {
 	if t == nil || t.problem != nil {
 		return ""
 	}
-	switch podstate.QOS(pod) {
+	switch qos.GetPodQOS(pod) {
 	case v1.PodQOSBurstable:
 		return path.Join(t.root, "burstable", "pod"+string(pod.UID))
 	case v1.PodQOSBestEffort:
@@ -108,10 +108,10 @@ func Resources(pod *v1.Pod) *cgroups.Resources {
 		cpuAll = cpuAll || !l.Limits.Cpu().IsZero()
 		memAll = memAll || !l.Limits.Memory().IsZero()
 	}
-	if cpuAll && podstate.QOS(pod) != v1.PodQOSBestEffort {
+	if cpuAll && qos.GetPodQOS(pod) != v1.PodQOSBestEffort {
 		r.CpuPeriod, r.CpuQuota = cri.QuotaPeriod, cri.Quota(limits.Cpu().MilliValue())
 	}
-	if memAll && podstate.QOS(pod) != v1.PodQOSBestEffort {
+	if memAll && qos.GetPodQOS(pod) != v1.PodQOSBestEffort {
 		r.Memory = limits.Memory().Value()
 	}
 	return r

@@ -5,6 +5,7 @@ import (
 
 	v1 "k8s.io/api/core/v1"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+	"k8s.io/kubectl/pkg/util/qos"
 
 	"github.com/skiff-project/skiff/kubelet/podstate"
 )
@@ -66,7 +67,7 @@ func OOMScore(pod *v1.Pod, c *v1.Container, memoryBytes int64) int64 {
 	if p := pod.Spec.Priority; (p != nil && *p >= systemCritical) || podstate.IsStatic(pod) || podstate.IsMirror(pod) {
 		return oomCritical
 	}
-	switch podstate.QOS(pod) {
+	switch qos.GetPodQOS(pod) {
 	case v1.PodQOSGuaranteed:
 		return oomGuaranteed
 	case v1.PodQOSBestEffort:

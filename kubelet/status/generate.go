@@ -9,6 +9,7 @@ import (
 
 	v1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/kubectl/pkg/util/qos"
 
 	"github.com/skiff-project/skiff/kubelet/allocation"
 	"github.com/skiff-project/skiff/kubelet/podstate"
@@ -67,7 +68,7 @@ func Generate(in Input) v1.PodStatus {
 	pod := in.Pod
 	old := in.Old.DeepCopy()
 	s := v1.PodStatus{
-		StartTime: old.StartTime, QOSClass: podstate.QOS(pod), ObservedGeneration: pod.Generation,
+		StartTime: old.StartTime, QOSClass: qos.GetPodQOS(pod), ObservedGeneration: pod.Generation,
 		ResourceClaimStatuses: old.ResourceClaimStatuses, NominatedNodeName: old.NominatedNodeName,
 		ExtendedResourceClaimStatus: old.ExtendedResourceClaimStatus,
 	}
