@@ -172,15 +172,6 @@ func Names() []string {
 	return out
 }
 
-// Graph prints what each enabled controller reads and writes, one line each.
-func (c *Controllers) Graph() string {
-	var cs []*engine.Controller
-	for _, r := range c.list {
-		cs = append(cs, r.Controller)
-	}
-	return engine.Graph(cs)
-}
-
 // Run starts the informers and runs every controller until ctx ends. It returns the first error of
 // a controller that could not run at all; failures of single objects are retried, not returned.
 func (c *Controllers) Run(ctx context.Context) error {

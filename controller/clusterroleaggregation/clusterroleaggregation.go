@@ -36,14 +36,10 @@ func New(env engine.Env) (*engine.Controller, error) {
 		role = role.DeepCopy()
 		role.Rules = rules
 		_, err = env.Client.RbacV1().ClusterRoles().Update(ctx, role, metav1.UpdateOptions{})
-		if apierrors.IsNotFound(err) {
-			return nil
-		}
-		return err
+		return engine.IgnoreNotFound(err)
 	}
 	return &engine.Controller{
 		Name:    "clusterrole-aggregation-controller",
-		Inputs:  []engine.Resource{"clusterroles.rbac.authorization.k8s.io"},
 		Outputs: []engine.Resource{"clusterroles.rbac.authorization.k8s.io"},
 		Sources: []engine.Source{engine.On("clusterroles.rbac.authorization.k8s.io", inf.Informer(),
 			func(q engine.Queue, old, new *rbacv1.ClusterRole) { wake(q, roles, old, new) })},

@@ -43,19 +43,11 @@ func New(env engine.Env) (*engine.Controller, error) {
 	}
 	return &engine.Controller{
 		Name:    "cronjob-controller",
-		Inputs:  []engine.Resource{"cronjobs.batch", "jobs.batch"},
 		Outputs: []engine.Resource{"jobs.batch", "cronjobs.batch/status"},
 		Sources: []engine.Source{
 			{Resource: "cronjobs.batch", Informer: inf.CronJobs().Informer(), On: engine.Each},
 			engine.On("jobs.batch", c.jobs, func(q engine.Queue, old, new *batchv1.Job) {
-				for _, j := range []*batchv1.Job{old, new} {
-					if j == nil {
-						continue
-					}
-					if ref := metav1.GetControllerOfNoCopy(j); ref != nil && ref.Kind == kind.Kind {
-						q.Add(j.Namespace + "/" + ref.Name)
-					}
-				}
+				workload.WakeOwners(q, kind.Kind, old, new, nil)
 			}),
 		},
 		Reconcile: c.reconcile,
@@ -81,11 +73,8 @@ func (p *plan) tell(kind, reason, format string, args ...any) {
 func (c *controller) reconcile(ctx context.Context, key string) error {
 	ns, name := engine.SplitKey(key)
 	cj, err := c.crons.CronJobs(ns).Get(name)
-	if apierrors.IsNotFound(err) {
-		return nil
-	}
 	if err != nil {
-		return err
+		return engine.IgnoreNotFound(err)
 	}
 	jobs, err := workload.Owned[batchv1.Job](c.jobs, cj, false)
 	if err != nil {

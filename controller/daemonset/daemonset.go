@@ -52,7 +52,6 @@ func New(env engine.Env) (*engine.Controller, error) {
 	}
 	return &engine.Controller{
 		Name:    "daemonset-controller",
-		Inputs:  []engine.Resource{"daemonsets.apps", "nodes", "pods", "controllerrevisions.apps"},
 		Outputs: []engine.Resource{"pods", "controllerrevisions.apps", "daemonsets.apps/status"},
 		Sources: []engine.Source{
 			{Resource: "daemonsets.apps", Informer: apps.DaemonSets().Informer(), On: engine.Each},
@@ -88,31 +87,12 @@ func (c *controller) nodeChanged(q engine.Queue, old, new *corev1.Node) {
 }
 
 func (c *controller) podChanged(q engine.Queue, old, new *corev1.Pod) {
-	for _, p := range []*corev1.Pod{old, new} {
-		if p == nil {
-			continue
-		}
-		if ref := metav1.GetControllerOfNoCopy(p); ref != nil && ref.Kind == kind.Kind {
-			key := p.Namespace + "/" + ref.Name
-			if new == nil {
-				c.expect.Gone(key, p.UID)
-			}
-			q.Add(key)
-		}
-	}
-	if new == nil || new.DeletionTimestamp != nil || metav1.GetControllerOfNoCopy(new) != nil ||
-		old != nil && metav1.GetControllerOfNoCopy(old) == nil && maps.Equal(old.Labels, new.Labels) {
+	workload.WakeOwners(q, kind.Kind, old, new, c.expect)
+	if !workload.Orphaned(old, new) || new.DeletionTimestamp != nil {
 		return
 	}
-	all, err := c.sets.DaemonSets(new.Namespace).List(labels.Everything())
-	if err != nil {
-		return
-	}
-	for _, ds := range all {
-		sel, err := metav1.LabelSelectorAsSelector(ds.Spec.Selector)
-		if err == nil && !sel.Empty() && sel.Matches(labels.Set(new.Labels)) {
-			q.Add(ds.Namespace + "/" + ds.Name)
-		}
+	if all, err := c.sets.DaemonSets(new.Namespace).List(labels.Everything()); err == nil {
+		workload.WakeSelecting(q, new, all, func(ds *appsv1.DaemonSet) *metav1.LabelSelector { return ds.Spec.Selector })
 	}
 }
 
@@ -329,8 +309,5 @@ func (c *controller) setStatus(ctx context.Context, ds *appsv1.DaemonSet, s apps
 	ds = ds.DeepCopy()
 	ds.Status = s
 	_, err := c.env.Client.AppsV1().DaemonSets(ds.Namespace).UpdateStatus(ctx, ds, metav1.UpdateOptions{})
-	if apierrors.IsNotFound(err) {
-		return nil
-	}
-	return err
+	return engine.IgnoreNotFound(err)
 }

@@ -9,7 +9,6 @@ package deployment
 import (
 	"context"
 	"fmt"
-	"maps"
 	"time"
 
 	appsv1 "k8s.io/api/apps/v1"
@@ -56,7 +55,6 @@ func New(env engine.Env) (*engine.Controller, error) {
 	}
 	return &engine.Controller{
 		Name:    "deployment-controller",
-		Inputs:  []engine.Resource{"deployments.apps", "replicasets.apps", "pods"},
 		Outputs: []engine.Resource{"replicasets.apps", "deployments.apps", "deployments.apps/status"},
 		Sources: []engine.Source{
 			{Resource: "deployments.apps", Informer: apps.Deployments().Informer(), On: engine.Each},
@@ -68,29 +66,12 @@ func New(env engine.Env) (*engine.Controller, error) {
 }
 
 func (c *controller) setChanged(q engine.Queue, old, new *appsv1.ReplicaSet) {
-	for _, rs := range []*appsv1.ReplicaSet{old, new} {
-		if rs == nil {
-			continue
-		}
-		if ref := metav1.GetControllerOfNoCopy(rs); ref != nil && ref.Kind == "Deployment" {
-			q.Add(rs.Namespace + "/" + ref.Name)
-		}
-	}
-	if new == nil || new.DeletionTimestamp != nil || metav1.GetControllerOfNoCopy(new) != nil {
+	workload.WakeOwners(q, "Deployment", old, new, nil)
+	if !workload.Orphaned(old, new) || new.DeletionTimestamp != nil {
 		return
 	}
-	if old != nil && metav1.GetControllerOfNoCopy(old) == nil && maps.Equal(old.Labels, new.Labels) {
-		return
-	}
-	all, err := c.deployments.Deployments(new.Namespace).List(labels.Everything())
-	if err != nil {
-		return
-	}
-	for _, d := range all {
-		sel, err := metav1.LabelSelectorAsSelector(d.Spec.Selector)
-		if err == nil && !sel.Empty() && sel.Matches(labels.Set(new.Labels)) {
-			q.Add(d.Namespace + "/" + d.Name)
-		}
+	if all, err := c.deployments.Deployments(new.Namespace).List(labels.Everything()); err == nil {
+		workload.WakeSelecting(q, new, all, func(d *appsv1.Deployment) *metav1.LabelSelector { return d.Spec.Selector })
 	}
 }
 
@@ -120,11 +101,8 @@ func (c *controller) podChanged(q engine.Queue, old, new *corev1.Pod) {
 func (c *controller) reconcile(ctx context.Context, key string) error {
 	ns, name := engine.SplitKey(key)
 	d, err := c.deployments.Deployments(ns).Get(name)
-	if apierrors.IsNotFound(err) {
-		return nil
-	}
 	if err != nil {
-		return err
+		return engine.IgnoreNotFound(err)
 	}
 	if equality.Semantic.DeepEqual(d.Spec.Selector, &metav1.LabelSelector{}) {
 		return c.refuse(ctx, d)
@@ -243,10 +221,7 @@ func (c *controller) apply(ctx context.Context, d *appsv1.Deployment, p plan) er
 	}
 	// the status sub-resource carries annotations: the revision travels with it, as upstream's does
 	_, err := api.UpdateStatus(ctx, p.deployment, metav1.UpdateOptions{})
-	if apierrors.IsNotFound(err) {
-		return nil
-	}
-	return err
+	return engine.IgnoreNotFound(err)
 }
 
 func (c *controller) write(ctx context.Context, p plan, ch change) error {
@@ -256,12 +231,8 @@ func (c *controller) write(ctx context.Context, p plan, ch change) error {
 		_, err := api.Update(ctx, ch.set, metav1.UpdateOptions{})
 		return err
 	case remove:
-		err := api.Delete(ctx, ch.set.Name, metav1.DeleteOptions{
-			Preconditions: metav1.NewUIDPreconditions(string(ch.set.UID))})
-		if apierrors.IsNotFound(err) {
-			return nil
-		}
-		return err
+		return engine.IgnoreNotFound(api.Delete(ctx, ch.set.Name, metav1.DeleteOptions{
+			Preconditions: metav1.NewUIDPreconditions(string(ch.set.UID))}))
 	}
 	_, err := api.Create(ctx, ch.set, metav1.CreateOptions{})
 	switch {

@@ -13,7 +13,6 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	policyv1 "k8s.io/api/policy/v1"
 	"k8s.io/apimachinery/pkg/api/equality"
-	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/labels"
 	"k8s.io/apimachinery/pkg/types"
@@ -42,9 +41,7 @@ func New(env engine.Env) (*engine.Controller, error) {
 		deployments: apps.Deployments().Lister(), replicas: apps.ReplicaSets().Lister(),
 		stateful: apps.StatefulSets().Lister(), controllers: core.ReplicationControllers().Lister()}
 	return &engine.Controller{
-		Name: "disruption-controller",
-		Inputs: []engine.Resource{"poddisruptionbudgets.policy", "pods", "deployments.apps", "replicasets.apps",
-			"statefulsets.apps", "replicationcontrollers"},
+		Name:    "disruption-controller",
 		Outputs: []engine.Resource{"poddisruptionbudgets.policy/status"},
 		Workers: 2,
 		Sources: []engine.Source{
@@ -83,11 +80,8 @@ func (c *controller) podChanged(q engine.Queue, old, new *corev1.Pod) {
 func (c *controller) reconcile(ctx context.Context, key string) error {
 	ns, name := engine.SplitKey(key)
 	b, err := c.budgets.PodDisruptionBudgets(ns).Get(name)
-	if apierrors.IsNotFound(err) {
-		return nil
-	}
 	if err != nil {
-		return err
+		return engine.IgnoreNotFound(err)
 	}
 	o := observed{budget: b, now: c.env.Clock.Now()}
 	sel, err := metav1.LabelSelectorAsSelector(b.Spec.Selector)
@@ -115,10 +109,7 @@ func (c *controller) reconcile(ctx context.Context, key string) error {
 		next.Status = p.status
 		// an update, not a patch: the resource version keeps an eviction admitted meanwhile from being lost
 		if _, err := c.env.Client.PolicyV1().PodDisruptionBudgets(ns).UpdateStatus(ctx, next, metav1.UpdateOptions{}); err != nil {
-			if apierrors.IsNotFound(err) {
-				return nil
-			}
-			return err
+			return engine.IgnoreNotFound(err)
 		}
 	}
 	if p.again > 0 {

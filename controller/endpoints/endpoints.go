@@ -43,7 +43,6 @@ func New(env engine.Env) (*engine.Controller, error) {
 		endpoints: core.Endpoints().Lister(), triggers: NewTriggers()}
 	return &engine.Controller{
 		Name:    "endpoints-controller",
-		Inputs:  []engine.Resource{"services", "pods", "endpoints"},
 		Outputs: []engine.Resource{"endpoints"},
 		Sources: []engine.Source{
 			{Resource: "services", Informer: core.Services().Informer(), On: engine.Each},
@@ -86,11 +85,7 @@ func (c *controller) reconcile(ctx context.Context, key string) error {
 		if _, err := c.endpoints.Endpoints(ns).Get(name); apierrors.IsNotFound(err) {
 			return nil
 		}
-		err := api.Delete(ctx, name, metav1.DeleteOptions{})
-		if apierrors.IsNotFound(err) {
-			return nil
-		}
-		return err
+		return engine.IgnoreNotFound(api.Delete(ctx, name, metav1.DeleteOptions{}))
 	}
 	if err != nil || !Selects(svc) {
 		return err

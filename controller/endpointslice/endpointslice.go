@@ -48,7 +48,6 @@ func New(env engine.Env) (*engine.Controller, error) {
 	}
 	return &engine.Controller{
 		Name:    "endpointslice-controller",
-		Inputs:  []engine.Resource{"services", "pods", "nodes", "endpointslices.discovery.k8s.io"},
 		Outputs: []engine.Resource{"endpointslices.discovery.k8s.io"},
 		Sources: []engine.Source{
 			{Resource: "services", Informer: core.Services().Informer(), On: engine.Each},

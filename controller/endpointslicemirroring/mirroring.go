@@ -46,7 +46,6 @@ func New(env engine.Env) (*engine.Controller, error) {
 		slices: disc.Lister(), store: disc.Informer().GetIndexer(), expect: workload.NewExpectations(env.Clock)}
 	return &engine.Controller{
 		Name:    "endpointslice-mirroring-controller",
-		Inputs:  []engine.Resource{"services", "endpoints", "endpointslices.discovery.k8s.io"},
 		Outputs: []engine.Resource{"endpointslices.discovery.k8s.io"},
 		Sources: []engine.Source{
 			{Resource: "services", Informer: core.Services().Informer(), On: engine.Each},

@@ -1,6 +1,6 @@
 // Package engine runs level-triggered controllers.
 //
-// Vocabulary. A controller observes its Inputs through shared informers and writes its Outputs
+// Vocabulary. A controller observes its Sources through shared informers and writes its Outputs
 // through client-go. A Source turns one informer's changes into keys; a key names what must be
 // looked at again, never what happened. Reconcile(ctx, key) reads the caches, computes the wanted
 // writes with a pure function and makes them. Everything that has to do with goroutines, queues,
@@ -30,7 +30,7 @@ import (
 )
 
 // Resource names an API resource as kubectl does: "pods", "replicasets.apps",
-// "deployments.apps/status". Outputs name sub-resources separately; Inputs never do.
+// "deployments.apps/status". Outputs name sub-resources separately; Sources never do.
 type Resource string
 
 // Queue accepts keys to reconcile. Safe for concurrent use.
@@ -53,7 +53,6 @@ type Source struct {
 // Controller is one level-triggered loop as a value.
 type Controller struct {
 	Name    string     // upstream's --controllers name
-	Inputs  []Resource // what it reads (from caches or directly)
 	Outputs []Resource // what it writes; events are implied
 	Workers int        // concurrent reconciliations; default 5
 	Sources []Source
@@ -125,6 +124,14 @@ func Each(q Queue, old, new any) {
 	}
 }
 
+// IgnoreNotFound is err, or nil where it says that the object is not there (any more).
+func IgnoreNotFound(err error) error {
+	if apierrors.IsNotFound(err) {
+		return nil
+	}
+	return err
+}
+
 // SplitKey splits "namespace/name" or "name".
 func SplitKey(key string) (namespace, name string) {
 	if ns, n, ok := strings.Cut(key, "/"); ok {
@@ -140,19 +147,20 @@ func (c *Controller) Validate() error {
 		return errors.New("a controller needs a name")
 	case c.Reconcile == nil:
 		return fmt.Errorf("controller %s: no Reconcile function", c.Name)
-	case len(c.Inputs) == 0:
-		return fmt.Errorf("controller %s: declares no inputs", c.Name)
-	}
-	declared := map[Resource]bool{}
-	for _, r := range c.Inputs {
-		declared[r] = true
-	}
-	for _, s := range c.Sources {
-		if !declared[s.Resource] {
-			return fmt.Errorf("controller %s: source %s is not among its inputs", c.Name, s.Resource)
-		}
 	}
 	return nil
+}
+
+// Writes reports whether c declared r among its outputs. "*" declares any resource.
+func (c *Controller) Writes(r Resource) bool {
+	base, sub, _ := strings.Cut(string(r), "/")
+	for _, o := range c.Outputs {
+		ob, os, _ := strings.Cut(string(o), "/")
+		if (ob == "*" || ob == base) && os == sub {
+			return true
+		}
+	}
+	return false
 }
 
 // Run registers the handlers, waits for the caches, then works until ctx ends. start is called

@@ -53,7 +53,6 @@ func New(env engine.Env, md metadata.Interface, discover Discover) (*engine.Cont
 	c := newController(env, md, discover)
 	return &engine.Controller{
 		Name:      "garbage-collector-controller",
-		Inputs:    []engine.Resource{"*"},
 		Outputs:   []engine.Resource{"*"},
 		Workers:   20,
 		Reconcile: c.reconcile,
@@ -159,11 +158,7 @@ func (c *controller) carryOut(ctx context.Context, n *node, latest *metav1.Parti
 	if rv != "" {
 		pre.ResourceVersion = &rv
 	}
-	err := c.api(n.identity).Delete(ctx, n.name, metav1.DeleteOptions{Preconditions: pre, PropagationPolicy: &d.policy})
-	if apierrors.IsNotFound(err) {
-		return nil
-	}
-	return err
+	return engine.IgnoreNotFound(c.api(n.identity).Delete(ctx, n.name, metav1.DeleteOptions{Preconditions: pre, PropagationPolicy: &d.policy}))
 }
 
 // judge asks, for each reference, whether its owner exists and stays.
@@ -304,10 +299,7 @@ func (c *controller) patch(ctx context.Context, n *node, meta map[string]any) er
 		return err
 	}
 	_, err = c.api(n.identity).Patch(ctx, n.name, types.MergePatchType, b, metav1.PatchOptions{})
-	if apierrors.IsNotFound(err) {
-		return nil
-	}
-	return err
+	return engine.IgnoreNotFound(err)
 }
 
 func (c *controller) api(id identity) metadata.ResourceInterface {

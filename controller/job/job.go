@@ -7,7 +7,6 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
-	"maps"
 	"strings"
 	"sync"
 
@@ -54,7 +53,6 @@ func New(env engine.Env) (*engine.Controller, error) {
 	}
 	return &engine.Controller{
 		Name:    "job-controller",
-		Inputs:  []engine.Resource{"jobs.batch", "pods"},
 		Outputs: []engine.Resource{"pods", "jobs.batch/status"},
 		Sources: []engine.Source{
 			engine.On("jobs.batch", jobs.Informer(), c.jobChanged),
@@ -82,41 +80,23 @@ func (c *controller) jobChanged(q engine.Queue, old, new *batchv1.Job) {
 }
 
 func (c *controller) podChanged(q engine.Queue, old, new *corev1.Pod) {
-	for _, p := range []*corev1.Pod{old, new} {
-		if p == nil {
-			continue
+	workload.WakeOwners(q, kind.Kind, old, new, c.expect)
+	if new != nil && tracked(new) {
+		ref := metav1.GetControllerOfNoCopy(new)
+		alone := ref == nil
+		if ref != nil && ref.Kind == kind.Kind {
+			j, err := c.jobs.Jobs(new.Namespace).Get(ref.Name)
+			alone = err != nil || j.UID != ref.UID
 		}
-		ref := metav1.GetControllerOfNoCopy(p)
-		if ref == nil || ref.Kind != kind.Kind {
-			if ref == nil && tracked(p) && p == new {
-				q.Add(orphanPrefix + p.Namespace + "/" + p.Name)
-			}
-			continue
-		}
-		key := p.Namespace + "/" + ref.Name
-		if new == nil {
-			c.expect.Gone(key, p.UID)
-		}
-		q.Add(key)
-		if new == p && tracked(p) {
-			if j, err := c.jobs.Jobs(p.Namespace).Get(ref.Name); err != nil || j.UID != ref.UID {
-				q.Add(orphanPrefix + p.Namespace + "/" + p.Name)
-			}
+		if alone {
+			q.Add(orphanPrefix + new.Namespace + "/" + new.Name)
 		}
 	}
-	if new == nil || metav1.GetControllerOfNoCopy(new) != nil ||
-		old != nil && metav1.GetControllerOfNoCopy(old) == nil && maps.Equal(old.Labels, new.Labels) {
+	if !workload.Orphaned(old, new) {
 		return
 	}
-	all, err := c.jobs.Jobs(new.Namespace).List(labels.Everything())
-	if err != nil {
-		return
-	}
-	for _, j := range all {
-		sel, err := metav1.LabelSelectorAsSelector(j.Spec.Selector)
-		if err == nil && !sel.Empty() && sel.Matches(labels.Set(new.Labels)) {
-			q.Add(j.Namespace + "/" + j.Name)
-		}
+	if all, err := c.jobs.Jobs(new.Namespace).List(labels.Everything()); err == nil {
+		workload.WakeSelecting(q, new, all, func(j *batchv1.Job) *metav1.LabelSelector { return j.Spec.Selector })
 	}
 }
 
@@ -188,10 +168,7 @@ func (c *controller) apply(ctx context.Context, key string, j *batchv1.Job, p pl
 		if err == nil {
 			c.expect.Deleted(key, p.remove[i])
 		}
-		if apierrors.IsNotFound(err) {
-			return nil
-		}
-		return err
+		return engine.IgnoreNotFound(err)
 	})
 	if err != nil {
 		return err

@@ -49,7 +49,6 @@ func New(env engine.Env, md metadata.Interface, discover Discover) (*engine.Cont
 		podCache: core.Pods().Informer()}
 	return &engine.Controller{
 		Name:    "namespace-controller",
-		Inputs:  []engine.Resource{"namespaces", "pods", "*"},
 		Outputs: []engine.Resource{"namespaces/status", "namespaces/finalize", "*"},
 		Workers: 10,
 		Sources: []engine.Source{
@@ -91,14 +90,14 @@ func (c *controller) reconcile(ctx context.Context, name string) error {
 	if ns.Status.Phase != corev1.NamespaceTerminating {
 		ns.Status.Phase = corev1.NamespaceTerminating
 		if ns, err = api.UpdateStatus(ctx, ns, metav1.UpdateOptions{}); err != nil {
-			return ignoreGone(err)
+			return engine.IgnoreNotFound(err)
 		}
 	}
 	o := c.empty(ctx, ns)
 	if conds, changed := conditions(ns.Status.Conditions, o, c.env.Clock.Now()); changed {
 		ns.Status.Conditions = conds
 		if ns, err = api.UpdateStatus(ctx, ns, metav1.UpdateOptions{}); err != nil {
-			return ignoreGone(err)
+			return engine.IgnoreNotFound(err)
 		}
 	}
 	if errs := slices.Concat([]error{o.discovery, o.parsing}, o.deletion); errors.Join(errs...) != nil {
@@ -110,14 +109,7 @@ func (c *controller) reconcile(ctx context.Context, name string) error {
 	ns.Spec.Finalizers = slices.DeleteFunc(slices.Clone(ns.Spec.Finalizers),
 		func(f corev1.FinalizerName) bool { return f == corev1.FinalizerKubernetes })
 	_, err = api.Finalize(ctx, ns, metav1.UpdateOptions{})
-	return ignoreGone(err)
-}
-
-func ignoreGone(err error) error {
-	if apierrors.IsNotFound(err) {
-		return nil
-	}
-	return err
+	return engine.IgnoreNotFound(err)
 }
 
 // empty deletes what it can and tells what is left.

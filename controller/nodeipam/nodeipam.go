@@ -52,7 +52,6 @@ func New(env engine.Env, cfg Config) (*engine.Controller, error) {
 	}
 	return &engine.Controller{
 		Name:    "node-ipam-controller",
-		Inputs:  []engine.Resource{"nodes"},
 		Outputs: []engine.Resource{"nodes"},
 		Workers: 4,
 		Sources: []engine.Source{engine.On("nodes", core.Informer(), c.changed)},

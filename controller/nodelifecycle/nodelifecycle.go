@@ -93,7 +93,6 @@ func New(env engine.Env, cfg Config) (*engine.Controller, error) {
 	}
 	return &engine.Controller{
 		Name:    "node-lifecycle-controller",
-		Inputs:  []engine.Resource{"nodes", "pods", "leases.coordination.k8s.io"},
 		Outputs: []engine.Resource{"nodes", "nodes/status", "pods/status"},
 		Workers: 8,
 		Sources: []engine.Source{
@@ -276,11 +275,8 @@ func (c *controller) event(n *corev1.Node, kind, reason, msg string) {
 
 func (c *controller) reconcile(ctx context.Context, name string) error {
 	n, err := c.nodes.Get(name)
-	if apierrors.IsNotFound(err) {
-		return nil
-	}
 	if err != nil {
-		return err
+		return engine.IgnoreNotFound(err)
 	}
 	o, again := c.observe(n)
 	p := planNode(o, c.cfg)

@@ -6,7 +6,6 @@ import (
 	"time"
 
 	certificatesv1 "k8s.io/api/certificates/v1"
-	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
 	"github.com/skiff-project/skiff/controller/engine"
@@ -21,7 +20,6 @@ func New(env engine.Env) (*engine.Controller, error) {
 	requests := env.Informers.Certificates().V1().PodCertificateRequests()
 	return &engine.Controller{
 		Name:    "podcertificaterequest-cleaner-controller",
-		Inputs:  []engine.Resource{"podcertificaterequests.certificates.k8s.io"},
 		Outputs: []engine.Resource{"podcertificaterequests.certificates.k8s.io"},
 		Workers: 1,
 		Sources: []engine.Source{engine.On("podcertificaterequests.certificates.k8s.io", requests.Informer(),
@@ -33,21 +31,14 @@ func New(env engine.Env) (*engine.Controller, error) {
 		Reconcile: func(ctx context.Context, key string) error {
 			ns, name := engine.SplitKey(key)
 			r, err := requests.Lister().PodCertificateRequests(ns).Get(name)
-			if apierrors.IsNotFound(err) {
-				return nil
-			}
 			if err != nil {
-				return err
+				return engine.IgnoreNotFound(err)
 			}
 			if left := r.CreationTimestamp.Add(keep).Sub(env.Clock.Now()); left > 0 {
 				return engine.Later(left)
 			}
-			err = env.Client.CertificatesV1().PodCertificateRequests(ns).Delete(ctx, name, metav1.DeleteOptions{
-				Preconditions: metav1.NewUIDPreconditions(string(r.UID))})
-			if apierrors.IsNotFound(err) {
-				return nil
-			}
-			return err
+			return engine.IgnoreNotFound(env.Client.CertificatesV1().PodCertificateRequests(ns).Delete(ctx, name, metav1.DeleteOptions{
+				Preconditions: metav1.NewUIDPreconditions(string(r.UID))}))
 		},
 	}, nil
 }

@@ -52,7 +52,6 @@ func New(env engine.Env, threshold int) (*engine.Controller, error) {
 	}
 	return &engine.Controller{
 		Name:    "pod-garbage-collector-controller",
-		Inputs:  []engine.Resource{"pods", "nodes"},
 		Outputs: []engine.Resource{"pods", "pods/status"},
 		Workers: 2,
 		Sources: []engine.Source{
@@ -105,11 +104,8 @@ func (c *controller) reconcile(ctx context.Context, key string) error {
 	if pod, ok := strings.CutPrefix(key, podPrefix); ok {
 		ns, name := engine.SplitKey(pod)
 		p, err := c.pods.Pods(ns).Get(name)
-		if apierrors.IsNotFound(err) {
-			return nil
-		}
 		if err != nil {
-			return err
+			return engine.IgnoreNotFound(err)
 		}
 		return c.terminating(ctx, p)
 	}

@@ -60,7 +60,7 @@ func New(env engine.Env) (*engine.Controller, error) {
 		return err
 	}
 	return &engine.Controller{
-		Name: name, Inputs: []engine.Resource{policies}, Outputs: []engine.Resource{policies},
+		Name: name, Outputs: []engine.Resource{policies},
 		Sources: []engine.Source{engine.On(policies, inf.Informer(), func(q engine.Queue, _, p *admissionv1.ValidatingAdmissionPolicy) {
 			if p != nil {
 				q.Add(p.Name)

@@ -7,7 +7,6 @@ package replicaset
 import (
 	"context"
 	"fmt"
-	"maps"
 	"time"
 
 	appsv1 "k8s.io/api/apps/v1"
@@ -88,7 +87,6 @@ func NewFor(env engine.Env, k Kind) (*engine.Controller, error) {
 	}
 	return &engine.Controller{
 		Name:    k.Controller,
-		Inputs:  []engine.Resource{k.Resource, "pods"},
 		Outputs: []engine.Resource{"pods", k.Resource + "/status"},
 		Sources: []engine.Source{
 			{Resource: k.Resource, Informer: k.Informer, On: engine.Each},
@@ -101,37 +99,12 @@ func NewFor(env engine.Env, k Kind) (*engine.Controller, error) {
 // podChanged wakes the owners of the Pod before and after the change; an orphan wakes every set
 // that might adopt it.
 func (c *controller) podChanged(q engine.Queue, old, new *corev1.Pod) {
-	for _, p := range []*corev1.Pod{old, new} {
-		if p == nil {
-			continue
-		}
-		ref := metav1.GetControllerOfNoCopy(p)
-		if ref == nil {
-			continue
-		}
-		if ref.Kind == c.GVK.Kind {
-			key := p.Namespace + "/" + ref.Name
-			if new == nil {
-				c.expect.Gone(key, p.UID)
-			}
-			q.Add(key)
-		}
-	}
-	if new == nil || new.DeletionTimestamp != nil || metav1.GetControllerOfNoCopy(new) != nil {
+	workload.WakeOwners(q, c.GVK.Kind, old, new, c.expect)
+	if !workload.Orphaned(old, new) || new.DeletionTimestamp != nil {
 		return
 	}
-	if old != nil && metav1.GetControllerOfNoCopy(old) == nil && maps.Equal(old.Labels, new.Labels) {
-		return
-	}
-	sets, err := c.List(new.Namespace)
-	if err != nil {
-		return
-	}
-	for _, rs := range sets {
-		sel, err := metav1.LabelSelectorAsSelector(rs.Spec.Selector)
-		if err == nil && !sel.Empty() && sel.Matches(labels.Set(new.Labels)) {
-			q.Add(rs.Namespace + "/" + rs.Name)
-		}
+	if sets, err := c.List(new.Namespace); err == nil {
+		workload.WakeSelecting(q, new, sets, func(rs *appsv1.ReplicaSet) *metav1.LabelSelector { return rs.Spec.Selector })
 	}
 }
 

@@ -49,7 +49,6 @@ func New(env engine.Env, md metadata.Interface, discover Discover) (*engine.Cont
 	c := &controller{env: env, metadata: md, discover: discover, quotas: quotas.Lister(), caches: cached(env.Informers)}
 	built := &engine.Controller{
 		Name:    "resourcequota-controller",
-		Inputs:  []engine.Resource{"resourcequotas", "*"},
 		Outputs: []engine.Resource{"resourcequotas/status"},
 		Sources: []engine.Source{engine.On("resourcequotas", quotas.Informer(), func(q engine.Queue, old, new *corev1.ResourceQuota) {
 			// Quotas may be counted by quotas, too.
@@ -66,9 +65,7 @@ func New(env engine.Env, md metadata.Interface, discover Discover) (*engine.Cont
 		if gr.Resource == "resourcequotas" {
 			continue
 		}
-		name := engine.Resource(gr.String())
-		built.Inputs = append(built.Inputs, name)
-		built.Sources = append(built.Sources, engine.Source{Resource: name, Informer: inf,
+		built.Sources = append(built.Sources, engine.Source{Resource: engine.Resource(gr.String()), Informer: inf,
 			On: func(q engine.Queue, old, new any) { c.changed(q, gr, old, new) }})
 	}
 	return built, nil
@@ -154,11 +151,8 @@ func (c *controller) usageChanged(gr schema.GroupResource, quotas []*corev1.Reso
 func (c *controller) reconcile(ctx context.Context, key string) error {
 	ns, name := engine.SplitKey(key)
 	rq, err := c.quotas.ResourceQuotas(ns).Get(name)
-	if apierrors.IsNotFound(err) {
-		return nil
-	}
 	if err != nil {
-		return err
+		return engine.IgnoreNotFound(err)
 	}
 	used, countErr := c.count(ctx, rq)
 	status := corev1.ResourceQuotaStatus{Hard: rq.Spec.Hard, Used: used}

@@ -59,7 +59,6 @@ func New(env engine.Env, ca []byte) (*engine.Controller, error) {
 	}
 	return &engine.Controller{
 		Name:    "root-ca-certificate-publisher-controller",
-		Inputs:  []engine.Resource{"namespaces", "configmaps"},
 		Outputs: []engine.Resource{"configmaps"},
 		Sources: []engine.Source{
 			{Resource: "namespaces", Informer: core.Namespaces().Informer(), On: engine.Each},

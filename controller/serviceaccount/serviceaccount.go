@@ -37,7 +37,6 @@ func New(env engine.Env) (*engine.Controller, error) {
 	}
 	return &engine.Controller{
 		Name:    "serviceaccount-controller",
-		Inputs:  []engine.Resource{"namespaces", "serviceaccounts"},
 		Outputs: []engine.Resource{"serviceaccounts"},
 		Sources: []engine.Source{
 			{Resource: "namespaces", Informer: core.Namespaces().Informer(), On: engine.Each},

@@ -8,7 +8,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"maps"
 
 	appsv1 "k8s.io/api/apps/v1"
 	corev1 "k8s.io/api/core/v1"
@@ -50,7 +49,6 @@ func New(env engine.Env) (*engine.Controller, error) {
 	}
 	return &engine.Controller{
 		Name:    "statefulset-controller",
-		Inputs:  []engine.Resource{"statefulsets.apps", "pods", "persistentvolumeclaims", "controllerrevisions.apps"},
 		Outputs: []engine.Resource{"pods", "persistentvolumeclaims", "controllerrevisions.apps", "statefulsets.apps/status"},
 		Sources: []engine.Source{
 			{Resource: "statefulsets.apps", Informer: apps.StatefulSets().Informer(), On: engine.Each},
@@ -63,16 +61,8 @@ func New(env engine.Env) (*engine.Controller, error) {
 }
 
 func (c *controller) podChanged(q engine.Queue, old, new *corev1.Pod) {
-	for _, p := range []*corev1.Pod{old, new} {
-		if p == nil {
-			continue
-		}
-		if ref := metav1.GetControllerOfNoCopy(p); ref != nil && ref.Kind == kind.Kind {
-			q.Add(p.Namespace + "/" + ref.Name)
-		}
-	}
-	if new == nil || metav1.GetControllerOfNoCopy(new) != nil ||
-		old != nil && metav1.GetControllerOfNoCopy(old) == nil && maps.Equal(old.Labels, new.Labels) {
+	workload.WakeOwners(q, kind.Kind, old, new, nil)
+	if !workload.Orphaned(old, new) {
 		return
 	}
 	if parent, n := ordinal(new.Name); n >= 0 {
@@ -85,11 +75,8 @@ func (c *controller) podChanged(q engine.Queue, old, new *corev1.Pod) {
 func (c *controller) reconcile(ctx context.Context, key string) error {
 	ns, name := engine.SplitKey(key)
 	set, err := c.sets.StatefulSets(ns).Get(name)
-	if apierrors.IsNotFound(err) {
-		return nil
-	}
 	if err != nil {
-		return err
+		return engine.IgnoreNotFound(err)
 	}
 	sel, err := history.Selector(set, set.Spec.Selector)
 	if err != nil {
@@ -274,10 +261,7 @@ func (c *controller) setStatus(ctx context.Context, set *appsv1.StatefulSet, s a
 	set = set.DeepCopy()
 	set.Status = s
 	_, err := c.env.Client.AppsV1().StatefulSets(set.Namespace).UpdateStatus(ctx, set, metav1.UpdateOptions{})
-	if apierrors.IsNotFound(err) {
-		return nil
-	}
-	return err
+	return engine.IgnoreNotFound(err)
 }
 
 func (c *controller) trim(ctx context.Context, o observed, revs []*appsv1.ControllerRevision) error {

@@ -51,7 +51,6 @@ func New(env engine.Env, md metadata.Interface, discover Discover) (*engine.Cont
 	m := &migrator{env, md, discover}
 	return &engine.Controller{
 		Name:    name,
-		Inputs:  []engine.Resource{"storageversionmigrations.storagemigration.k8s.io", "customresourcedefinitions.apiextensions.k8s.io", "*"},
 		Outputs: []engine.Resource{"storageversionmigrations.storagemigration.k8s.io/status", "customresourcedefinitions.apiextensions.k8s.io/status", "*"},
 		Sources: []engine.Source{engine.On("storageversionmigrations.storagemigration.k8s.io", env.Informers.Storagemigration().V1().StorageVersionMigrations().Informer(),
 			func(q engine.Queue, old, new *svmv1.StorageVersionMigration) {
@@ -330,11 +329,8 @@ func (m *migrator) markDefinition(ctx context.Context, s *svmv1.StorageVersionMi
 	path := "/apis/apiextensions.k8s.io/v1/customresourcedefinitions/" + s.Spec.Resource.Resource + "." + s.Spec.Resource.Group
 	client := m.env.Client.Discovery().RESTClient()
 	data, err := client.Get().AbsPath(path).SetHeader("Accept", "application/json").DoRaw(ctx)
-	if apierrors.IsNotFound(err) {
-		return nil
-	}
 	if err != nil {
-		return err
+		return engine.IgnoreNotFound(err)
 	}
 	d := &definition{now: metav1.NewTime(m.env.Clock.Now())}
 	if err := json.Unmarshal(data, d); err != nil {

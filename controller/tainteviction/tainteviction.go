@@ -46,7 +46,6 @@ func New(env engine.Env) (*engine.Controller, error) {
 	}
 	return &engine.Controller{
 		Name:    "taint-eviction-controller",
-		Inputs:  []engine.Resource{"pods", "nodes"},
 		Outputs: []engine.Resource{"pods", "pods/status"},
 		Workers: 8,
 		Sources: []engine.Source{

@@ -38,7 +38,6 @@ func New(env engine.Env, sign Sign, ca []byte) (*engine.Controller, error) {
 		secrets: core.Secrets().Lister(), accounts: core.ServiceAccounts().Lister()}
 	return &engine.Controller{
 		Name:    "serviceaccount-token-controller",
-		Inputs:  []engine.Resource{"secrets", "serviceaccounts"},
 		Outputs: []engine.Resource{"secrets", "serviceaccounts"},
 		Sources: []engine.Source{
 			engine.On("secrets", core.Secrets().Informer(), c.secretChanged),
@@ -141,10 +140,7 @@ func (c *controller) fill(ctx context.Context, sa *corev1.ServiceAccount, secret
 		return nil
 	}
 	_, err := c.env.Client.CoreV1().Secrets(secret.Namespace).Update(ctx, want, metav1.UpdateOptions{})
-	if apierrors.IsNotFound(err) {
-		return nil
-	}
-	return err
+	return engine.IgnoreNotFound(err)
 }
 
 // plan returns the secret with everything but the token in place.
@@ -182,11 +178,8 @@ func (c *controller) unlink(ctx context.Context, ns, secret, account string) err
 		return nil
 	}
 	sa, err := c.accounts.ServiceAccounts(ns).Get(account)
-	if apierrors.IsNotFound(err) {
-		return nil
-	}
 	if err != nil {
-		return err
+		return engine.IgnoreNotFound(err)
 	}
 	want := sa.DeepCopy()
 	want.Secrets = nil
@@ -199,8 +192,5 @@ func (c *controller) unlink(ctx context.Context, ns, secret, account string) err
 		return nil
 	}
 	_, err = c.env.Client.CoreV1().ServiceAccounts(ns).Update(ctx, want, metav1.UpdateOptions{})
-	if apierrors.IsNotFound(err) {
-		return nil
-	}
-	return err
+	return engine.IgnoreNotFound(err)
 }

@@ -7,7 +7,6 @@ import (
 
 	batchv1 "k8s.io/api/batch/v1"
 	corev1 "k8s.io/api/core/v1"
-	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
 	"github.com/skiff-project/skiff/controller/engine"
@@ -19,11 +18,8 @@ func New(env engine.Env) (*engine.Controller, error) {
 	reconcile := func(ctx context.Context, key string) error {
 		ns, name := engine.SplitKey(key)
 		j, err := jobs.Lister().Jobs(ns).Get(name)
-		if apierrors.IsNotFound(err) {
-			return nil
-		}
 		if err != nil {
-			return err
+			return engine.IgnoreNotFound(err)
 		}
 		left, ends := remaining(j, env.Clock.Now())
 		if !ends {
@@ -34,11 +30,8 @@ func New(env engine.Env) (*engine.Controller, error) {
 		}
 		// the cache may be behind a longer TTL: ask
 		j, err = env.Client.BatchV1().Jobs(ns).Get(ctx, name, metav1.GetOptions{})
-		if apierrors.IsNotFound(err) {
-			return nil
-		}
 		if err != nil {
-			return err
+			return engine.IgnoreNotFound(err)
 		}
 		if left, ends = remaining(j, env.Clock.Now()); !ends {
 			return nil
@@ -49,14 +42,10 @@ func New(env engine.Env) (*engine.Controller, error) {
 		policy := metav1.DeletePropagationForeground
 		err = env.Client.BatchV1().Jobs(ns).Delete(ctx, name, metav1.DeleteOptions{PropagationPolicy: &policy,
 			Preconditions: metav1.NewUIDPreconditions(string(j.UID))})
-		if apierrors.IsNotFound(err) {
-			return nil
-		}
-		return err
+		return engine.IgnoreNotFound(err)
 	}
 	return &engine.Controller{
 		Name:    "ttl-after-finished-controller",
-		Inputs:  []engine.Resource{"jobs.batch"},
 		Outputs: []engine.Resource{"jobs.batch"},
 		Sources: []engine.Source{engine.On("jobs.batch", jobs.Informer(), func(q engine.Queue, _, new *batchv1.Job) {
 			if new == nil {

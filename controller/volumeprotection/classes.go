@@ -6,7 +6,6 @@ import (
 
 	corev1 "k8s.io/api/core/v1"
 	storagev1 "k8s.io/api/storage/v1"
-	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/labels"
 
@@ -22,11 +21,8 @@ func NewClasses(env engine.Env) (*engine.Controller, error) {
 	classes, claims, volumes := env.Informers.Storage().V1().VolumeAttributesClasses(), core.PersistentVolumeClaims(), core.PersistentVolumes()
 	reconcile := func(ctx context.Context, name string) error {
 		class, err := classes.Lister().Get(name)
-		if apierrors.IsNotFound(err) {
-			return nil
-		}
 		if err != nil {
-			return err
+			return engine.IgnoreNotFound(err)
 		}
 		finalizers, change := plan(class, classFinalizer)
 		if !change {
@@ -45,11 +41,10 @@ func NewClasses(env engine.Env) (*engine.Controller, error) {
 		class = class.DeepCopy()
 		class.Finalizers = finalizers
 		_, err = env.Client.StorageV1().VolumeAttributesClasses().Update(ctx, class, metav1.UpdateOptions{})
-		return ignoreGone(err)
+		return engine.IgnoreNotFound(err)
 	}
 	return &engine.Controller{
 		Name:    "volumeattributesclass-protection-controller",
-		Inputs:  []engine.Resource{"volumeattributesclasses.storage.k8s.io", "persistentvolumeclaims", "persistentvolumes"},
 		Outputs: []engine.Resource{"volumeattributesclasses.storage.k8s.io"},
 		Sources: []engine.Source{
 			engine.On("volumeattributesclasses.storage.k8s.io", classes.Informer(), func(q engine.Queue, _, new *storagev1.VolumeAttributesClass) {

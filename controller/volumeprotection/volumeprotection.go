@@ -8,7 +8,6 @@ import (
 	"slices"
 
 	corev1 "k8s.io/api/core/v1"
-	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/labels"
 
@@ -28,11 +27,8 @@ func NewClaims(env engine.Env) (*engine.Controller, error) {
 	reconcile := func(ctx context.Context, key string) error {
 		ns, name := engine.SplitKey(key)
 		claim, err := claims.Lister().PersistentVolumeClaims(ns).Get(name)
-		if apierrors.IsNotFound(err) {
-			return nil
-		}
 		if err != nil {
-			return err
+			return engine.IgnoreNotFound(err)
 		}
 		finalizers, change := plan(claim, claimFinalizer)
 		if !change {
@@ -52,11 +48,10 @@ func NewClaims(env engine.Env) (*engine.Controller, error) {
 		claim = claim.DeepCopy()
 		claim.Finalizers = finalizers
 		_, err = env.Client.CoreV1().PersistentVolumeClaims(ns).Update(ctx, claim, metav1.UpdateOptions{})
-		return ignoreGone(err)
+		return engine.IgnoreNotFound(err)
 	}
 	return &engine.Controller{
 		Name:    "persistentvolumeclaim-protection-controller",
-		Inputs:  []engine.Resource{"persistentvolumeclaims", "pods"},
 		Outputs: []engine.Resource{"persistentvolumeclaims"},
 		Sources: []engine.Source{
 			engine.On("persistentvolumeclaims", claims.Informer(), func(q engine.Queue, _, new *corev1.PersistentVolumeClaim) {
@@ -85,11 +80,8 @@ func NewVolumes(env engine.Env) (*engine.Controller, error) {
 	volumes := env.Informers.Core().V1().PersistentVolumes()
 	reconcile := func(ctx context.Context, name string) error {
 		volume, err := volumes.Lister().Get(name)
-		if apierrors.IsNotFound(err) {
-			return nil
-		}
 		if err != nil {
-			return err
+			return engine.IgnoreNotFound(err)
 		}
 		finalizers, change := plan(volume, volumeFinalizer)
 		if !change || volume.DeletionTimestamp != nil && volume.Status.Phase == corev1.VolumeBound {
@@ -98,11 +90,10 @@ func NewVolumes(env engine.Env) (*engine.Controller, error) {
 		volume = volume.DeepCopy()
 		volume.Finalizers = finalizers
 		_, err = env.Client.CoreV1().PersistentVolumes().Update(ctx, volume, metav1.UpdateOptions{})
-		return ignoreGone(err)
+		return engine.IgnoreNotFound(err)
 	}
 	return &engine.Controller{
 		Name:    "persistentvolume-protection-controller",
-		Inputs:  []engine.Resource{"persistentvolumes"},
 		Outputs: []engine.Resource{"persistentvolumes"},
 		Sources: []engine.Source{
 			engine.On("persistentvolumes", volumes.Informer(), func(q engine.Queue, _, new *corev1.PersistentVolume) {
@@ -148,11 +139,4 @@ func claimNames(p *corev1.Pod) []string {
 		}
 	}
 	return names
-}
-
-func ignoreGone(err error) error {
-	if apierrors.IsNotFound(err) {
-		return nil
-	}
-	return err
 }
