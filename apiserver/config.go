@@ -150,17 +150,17 @@ func (c *Config) setDefaults() error {
 	if c.Store == nil || len(c.Resources) == 0 || c.Authorizer == nil {
 		return errors.New("apiserver: Store, Resources and Authorizer are required")
 	}
-	def(&c.Address, "0.0.0.0:6443")
-	def(&c.Limits.ReadOnly, 400)
-	def(&c.Limits.Mutating, 200)
-	def(&c.MaxLongRunning, 100_000)
-	def(&c.RequestTimeout, time.Minute)
-	def(&c.MinWatchTimeout, 30*time.Minute)
-	def(&c.BookmarkInterval, time.Minute)
-	def(&c.CompactionInterval, 5*time.Minute)
-	def(&c.ShutdownGrace, 5*time.Second)
-	def(&c.ServiceCIDR, netip.MustParsePrefix("10.96.0.0/12"))
-	def(&c.NodePorts, alloc.PortRange{First: 30000, Last: 32767})
+	api.SetIfEmpty(&c.Address, "0.0.0.0:6443")
+	api.SetIfEmpty(&c.Limits.ReadOnly, 400)
+	api.SetIfEmpty(&c.Limits.Mutating, 200)
+	api.SetIfEmpty(&c.MaxLongRunning, 100_000)
+	api.SetIfEmpty(&c.RequestTimeout, time.Minute)
+	api.SetIfEmpty(&c.MinWatchTimeout, 30*time.Minute)
+	api.SetIfEmpty(&c.BookmarkInterval, time.Minute)
+	api.SetIfEmpty(&c.CompactionInterval, 5*time.Minute)
+	api.SetIfEmpty(&c.ShutdownGrace, 5*time.Second)
+	api.SetIfEmpty(&c.ServiceCIDR, netip.MustParsePrefix("10.96.0.0/12"))
+	api.SetIfEmpty(&c.NodePorts, alloc.PortRange{First: 30000, Last: 32767})
 	if c.Version.GitVersion == "" {
 		c.Version = version.Info{
 			Major: "1", Minor: "37", GitVersion: "v1.37.2", GitTreeState: "clean", Compiler: "gc",
@@ -177,13 +177,6 @@ func (c *Config) setDefaults() error {
 		c.Dial = (&net.Dialer{Timeout: 10 * time.Second}).DialContext
 	}
 	return nil
-}
-
-func def[T comparable](p *T, value T) {
-	var zero T
-	if *p == zero {
-		*p = value
-	}
 }
 
 // Server is an API server.

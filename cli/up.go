@@ -2,6 +2,7 @@ package cli
 
 import (
 	"bufio"
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -102,7 +103,7 @@ func (f *upFlags) parse() error {
 // foreground runs the cluster in this process until a signal.
 func (f *upFlags) foreground(ctx context.Context) error {
 	p := newPrinter(os.Stdout)
-	fmt.Printf("Starting a cluster in %s\n", orDefault(f.opts.DataDir))
+	fmt.Printf("Starting a cluster in %s\n", cmp.Or(f.opts.DataDir, cluster.DefaultDataDir))
 	begin := time.Now()
 	return f.serve(ctx, cluster.Up, p.show, func() {
 		if err := f.welcome(time.Since(begin)); err != nil {
@@ -126,7 +127,7 @@ func (f *upFlags) detached(ctx context.Context, start starter) error {
 // spawn starts this program again in a session of its own and shows its
 // progress until it is Ready or gone.
 func (f *upFlags) spawn() error {
-	dir := orDefault(f.opts.DataDir)
+	dir := cmp.Or(f.opts.DataDir, cluster.DefaultDataDir)
 	fmt.Printf("Starting a cluster in %s\n", dir)
 	begin := time.Now()
 	self, err := os.Executable()
@@ -213,7 +214,7 @@ func jsonProgress(fd int) cluster.Progress {
 // welcome merges the context into the user's kubeconfig and says what to do next.
 func (f *upFlags) welcome(took time.Duration) error {
 	fmt.Printf("Cluster ready in %s.\n", short(took))
-	admin := filepath.Join(orDefault(f.opts.DataDir), "admin.conf")
+	admin := filepath.Join(cmp.Or(f.opts.DataDir, cluster.DefaultDataDir), "admin.conf")
 	if !f.kubeconfig {
 		fmt.Printf("\n  export KUBECONFIG=%s\n  skiff kubectl get nodes\n", admin)
 		return nil
@@ -227,11 +228,4 @@ func (f *upFlags) welcome(took time.Duration) error {
 	}
 	fmt.Printf("kubectl context %q is in %s. Try:\n\n  skiff kubectl get nodes\n  skiff demo\n  skiff status\n", contextName, target)
 	return nil
-}
-
-func orDefault(dir string) string {
-	if dir == "" {
-		return cluster.DefaultDataDir
-	}
-	return dir
 }

@@ -30,18 +30,9 @@ const lockWait = 10 * time.Second
 // node of a cluster whose API server is elsewhere, and returns when the node is
 // Ready. opts.DataDir holds what the node needs: cluster.json, and what
 // bootstrap.EnsureNode made. The caller ends it with Wait; pods keep running.
-func UpNode(ctx context.Context, opts Options, timeout time.Duration, progress Progress) (_ *Cluster, err error) {
+func UpNode(ctx context.Context, opts Options, timeout time.Duration, progress Progress) (*Cluster, error) {
 	c := newCluster(progress)
-	c.paceCollector()
-	defer func() {
-		if err != nil {
-			c.stop()
-		}
-	}()
-	ctx, c.abort = context.WithCancelCause(ctx)
-	ctx, cancel := context.WithTimeout(ctx, timeout)
-	defer cancel()
-	err = progress.steps(ctx, []step{
+	return c.up(ctx, timeout, []step{
 		{"checks", func(ctx context.Context) (string, error) { return c.prepareNode(ctx, opts) }},
 		{"connection", c.connect},
 		{"container runtime", c.startRuntime},
@@ -49,11 +40,6 @@ func UpNode(ctx context.Context, opts Options, timeout time.Duration, progress P
 		{"node", c.startNode},
 		{"Ready", c.waitReady},
 	})
-	if err != nil {
-		return nil, err
-	}
-	c.servers.wg.Go(func() { c.rest(c.servers.ctx) })
-	return c, nil
 }
 
 // prepareNode settles the options and claims the folder.

@@ -2,7 +2,6 @@ package cluster
 
 import (
 	"context"
-	"crypto"
 	"crypto/tls"
 	"fmt"
 	"log/slog"
@@ -158,19 +157,10 @@ func (c *Cluster) loadAssets(o APIServerOptions) error {
 			c.accounts.VerifyKeys = append(c.accounts.VerifyKeys, k)
 		}
 	}
-	if o.SigningKeyFile == "" {
-		return nil
+	if o.SigningKeyFile != "" {
+		c.assets.ServiceAccountKey, err = loadSigner("service account signing key", o.SigningKeyFile)
 	}
-	key, err := keyutil.PrivateKeyFromFile(o.SigningKeyFile)
-	if err != nil {
-		return fmt.Errorf("service account signing key: %w", err)
-	}
-	signer, ok := key.(crypto.Signer)
-	if !ok {
-		return fmt.Errorf("service account signing key: %s holds a key that cannot sign", o.SigningKeyFile)
-	}
-	c.assets.ServiceAccountKey = signer
-	return nil
+	return err
 }
 
 // loadPeers reads what front proxies and kubelets are known by.

@@ -115,18 +115,9 @@ func (l *layer) stop() {
 // Up starts the cluster of opts.DataDir, new or resumed, and returns when its
 // node is Ready, or with the first thing that went wrong. What it started is
 // stopped again on an error; pods that already ran are left running.
-func Up(ctx context.Context, opts Options, timeout time.Duration, progress Progress) (_ *Cluster, err error) {
+func Up(ctx context.Context, opts Options, timeout time.Duration, progress Progress) (*Cluster, error) {
 	c := newCluster(progress)
-	c.paceCollector()
-	defer func() {
-		if err != nil {
-			c.stop()
-		}
-	}()
-	ctx, c.abort = context.WithCancelCause(ctx)
-	ctx, cancel := context.WithTimeout(ctx, timeout)
-	defer cancel()
-	err = progress.steps(ctx, []step{
+	return c.up(ctx, timeout, []step{
 		{"checks", func(context.Context) (string, error) { return c.prepare(opts) }},
 		{"certificates", c.ensureAssets},
 		{"store", c.startStore},
@@ -137,7 +128,20 @@ func Up(ctx context.Context, opts Options, timeout time.Duration, progress Progr
 		{"node", c.startNode},
 		{"Ready", c.waitReady},
 	})
-	if err != nil {
+}
+
+// up takes the steps of a start, and stops what they started if one fails.
+func (c *Cluster) up(ctx context.Context, timeout time.Duration, steps []step) (_ *Cluster, err error) {
+	c.paceCollector()
+	defer func() {
+		if err != nil {
+			c.stop()
+		}
+	}()
+	ctx, c.abort = context.WithCancelCause(ctx)
+	ctx, cancel := context.WithTimeout(ctx, timeout)
+	defer cancel()
+	if err := c.progress.steps(ctx, steps); err != nil {
 		return nil, err
 	}
 	if err := c.waitNodes(ctx); err != nil {

@@ -13,6 +13,7 @@ import (
 
 	"k8s.io/apimachinery/pkg/util/validation"
 
+	"github.com/skiff-project/skiff/api"
 	"github.com/skiff-project/skiff/internal/atomicfile"
 )
 
@@ -176,35 +177,17 @@ func defaults(dataDir string) Options {
 
 // over returns o with its unset fields taken from base.
 func (o Options) over(base Options) Options {
-	set := func(dst *int, v int) {
-		if *dst == 0 {
-			*dst = v
-		}
-	}
-	text := func(dst *string, v string) {
-		if *dst == "" {
-			*dst = v
-		}
-	}
-	text(&o.NodeName, base.NodeName)
-	text(&o.Domain, base.Domain)
-	text(&o.Suffix, base.Suffix)
-	set(&o.APIPort, base.APIPort)
-	set(&o.KubeletPort, base.KubeletPort)
-	set(&o.EtcdPort, base.EtcdPort)
-	set(&o.Nodes, base.Nodes)
-	if !o.NodeCIDR.IsValid() {
-		o.NodeCIDR = base.NodeCIDR
-	}
-	if !o.NodeIP.IsValid() {
-		o.NodeIP = base.NodeIP
-	}
-	if !o.PodCIDR.IsValid() {
-		o.PodCIDR = base.PodCIDR
-	}
-	if !o.ServiceCIDR.IsValid() {
-		o.ServiceCIDR = base.ServiceCIDR
-	}
+	api.SetIfEmpty(&o.NodeName, base.NodeName)
+	api.SetIfEmpty(&o.NodeIP, base.NodeIP)
+	api.SetIfEmpty(&o.APIPort, base.APIPort)
+	api.SetIfEmpty(&o.KubeletPort, base.KubeletPort)
+	api.SetIfEmpty(&o.EtcdPort, base.EtcdPort)
+	api.SetIfEmpty(&o.PodCIDR, base.PodCIDR)
+	api.SetIfEmpty(&o.ServiceCIDR, base.ServiceCIDR)
+	api.SetIfEmpty(&o.Domain, base.Domain)
+	api.SetIfEmpty(&o.Suffix, base.Suffix)
+	api.SetIfEmpty(&o.Nodes, base.Nodes)
+	api.SetIfEmpty(&o.NodeCIDR, base.NodeCIDR)
 	return o
 }
 

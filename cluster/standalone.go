@@ -29,6 +29,7 @@ import (
 	"k8s.io/client-go/tools/record"
 	"k8s.io/client-go/util/keyutil"
 
+	"github.com/skiff-project/skiff/api"
 	"github.com/skiff-project/skiff/auth/serviceaccount"
 	"github.com/skiff-project/skiff/controller"
 	"github.com/skiff-project/skiff/scheduler"
@@ -74,19 +75,12 @@ type Election struct {
 }
 
 func (e Election) withDefaults(component string) Election {
-	orDefault(&e.LeaseDuration, 15*time.Second)
-	orDefault(&e.RenewDeadline, 10*time.Second)
-	orDefault(&e.RetryPeriod, 2*time.Second)
-	orDefault(&e.Namespace, metav1.NamespaceSystem)
-	orDefault(&e.Name, component)
+	api.SetIfEmpty(&e.LeaseDuration, 15*time.Second)
+	api.SetIfEmpty(&e.RenewDeadline, 10*time.Second)
+	api.SetIfEmpty(&e.RetryPeriod, 2*time.Second)
+	api.SetIfEmpty(&e.Namespace, metav1.NamespaceSystem)
+	api.SetIfEmpty(&e.Name, component)
 	return e
-}
-
-func orDefault[T comparable](field *T, value T) {
-	var zero T
-	if *field == zero {
-		*field = value
-	}
 }
 
 // stopGrace is how long a leader that has lost its lease gets to stop what it does.
@@ -184,7 +178,7 @@ type Component struct {
 
 // local makes a Cluster that has nothing yet.
 func (o *Component) local(name string) *Cluster {
-	orDefault(&o.Log, slog.New(slog.DiscardHandler))
+	api.SetIfEmpty(&o.Log, slog.New(slog.DiscardHandler))
 	c := newCluster(nil)
 	c.log, c.logs = o.Log, &logs{all: o.Log}
 	routeKlog(o.Log)
@@ -259,24 +253,32 @@ func (c *Cluster) runAlone(ctx context.Context, o Component, name string, run fu
 }
 
 func (c *Cluster) loadTokenKey(file string) error {
-	key, err := keyutil.PrivateKeyFromFile(file)
+	signer, err := loadSigner("service account key", file)
 	if err != nil {
-		return fmt.Errorf("service account key: %w", err)
-	}
-	signer, ok := key.(crypto.Signer)
-	if !ok {
-		return fmt.Errorf("service account key: %s holds a key that cannot sign", file)
+		return err
 	}
 	// Only the API server checks tokens and needs to look things up for it.
 	c.tokens, err = serviceaccount.New(serviceaccount.Config{SigningKey: signer, Getter: policyReader{}})
 	return err
 }
 
+// loadSigner reads a private key; what says in errors what it is for.
+func loadSigner(what, file string) (crypto.Signer, error) {
+	key, err := keyutil.PrivateKeyFromFile(file)
+	if err != nil {
+		return nil, fmt.Errorf("%s: %w", what, err)
+	}
+	signer, ok := key.(crypto.Signer)
+	if !ok {
+		return nil, fmt.Errorf("%s: %s holds a key that cannot sign", what, file)
+	}
+	return signer, nil
+}
+
 // Scheduler is kube-scheduler by itself.
 type Scheduler struct {
 	Component
-	Profiles    []scheduler.Profile
-	Parallelism int
+	Profiles []scheduler.Profile
 }
 
 // Run runs until ctx ends, or until another instance has taken over.
@@ -286,7 +288,7 @@ func (o Scheduler) Run(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	sched, err := scheduler.New(scheduler.Config{Client: c.client, Informers: c.informers, Profiles: o.Profiles, Parallelism: o.Parallelism, Log: o.Log})
+	sched, err := scheduler.New(scheduler.Config{Client: c.client, Informers: c.informers, Profiles: o.Profiles, Log: o.Log})
 	if err != nil {
 		return err
 	}

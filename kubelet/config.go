@@ -24,6 +24,7 @@ import (
 	internalapi "k8s.io/cri-api/pkg/apis"
 	"k8s.io/utils/clock"
 
+	"github.com/skiff-project/skiff/api"
 	"github.com/skiff-project/skiff/kubelet/node"
 	"github.com/skiff-project/skiff/kubelet/podworker"
 )
@@ -47,9 +48,6 @@ type Config struct {
 	StaticPodPath string  // folder (or file) of static pod manifests; "" = none
 	SeccompRoot   string  // localhost seccomp profiles; default <RootDir>/seccomp
 	ResolvConf    *string // node's resolv.conf; nil = /etc/resolv.conf, "" = none
-	// PodDefaults fills in defaults of static pods as the API server does for others. Default: a
-	// small built-in set that suffices to run them.
-	PodDefaults func(*v1.Pod)
 
 	ClusterDNS    []string // name servers of pods with dnsPolicy ClusterFirst
 	ClusterDomain string   // default cluster.local
@@ -86,31 +84,24 @@ type Config struct {
 	Clock clock.WithTicker // default: the real one
 }
 
-func setDefault[T comparable](field *T, value T) {
-	var zero T
-	if *field == zero {
-		*field = value
-	}
-}
-
 // complete fills defaults in and checks the rest.
 func (c *Config) complete() error {
-	setDefault(&c.Version, "v1.37.2")
-	setDefault(&c.RootDir, "/var/lib/skiff/kubelet")
-	setDefault(&c.LogDir, "/var/log/pods")
-	setDefault(&c.ClusterDomain, "cluster.local")
-	setDefault(&c.MaxPods, 110)
-	setDefault(&c.ServerAddr, ":10250")
-	setDefault(&c.ImageGCHighPercent, 85)
-	setDefault(&c.ImageGCLowPercent, 80)
-	setDefault(&c.ImageMinAge, 2*time.Minute)
-	setDefault(&c.StatusPeriod, 10*time.Second)
-	setDefault(&c.StatusReport, 5*time.Minute)
-	setDefault(&c.LeaseSeconds, 40)
-	setDefault(&c.RelistPeriod, time.Minute)
-	setDefault(&c.HousekeepPeriod, time.Minute)
-	setDefault(&c.EvictionPeriod, defaultEvictionPeriod)
-	setDefault(&c.SeccompRoot, filepath.Join(c.RootDir, "seccomp"))
+	api.SetIfEmpty(&c.Version, "v1.37.2")
+	api.SetIfEmpty(&c.RootDir, "/var/lib/skiff/kubelet")
+	api.SetIfEmpty(&c.LogDir, "/var/log/pods")
+	api.SetIfEmpty(&c.ClusterDomain, "cluster.local")
+	api.SetIfEmpty(&c.MaxPods, 110)
+	api.SetIfEmpty(&c.ServerAddr, ":10250")
+	api.SetIfEmpty(&c.ImageGCHighPercent, 85)
+	api.SetIfEmpty(&c.ImageGCLowPercent, 80)
+	api.SetIfEmpty(&c.ImageMinAge, 2*time.Minute)
+	api.SetIfEmpty(&c.StatusPeriod, 10*time.Second)
+	api.SetIfEmpty(&c.StatusReport, 5*time.Minute)
+	api.SetIfEmpty(&c.LeaseSeconds, 40)
+	api.SetIfEmpty(&c.RelistPeriod, time.Minute)
+	api.SetIfEmpty(&c.HousekeepPeriod, time.Minute)
+	api.SetIfEmpty(&c.EvictionPeriod, defaultEvictionPeriod)
+	api.SetIfEmpty(&c.SeccompRoot, filepath.Join(c.RootDir, "seccomp"))
 	if c.ResolvConf == nil {
 		path := "/etc/resolv.conf"
 		c.ResolvConf = &path
@@ -120,9 +111,6 @@ func (c *Config) complete() error {
 	}
 	if c.Clock == nil {
 		c.Clock = clock.RealClock{}
-	}
-	if c.PodDefaults == nil {
-		c.PodDefaults = podDefaults
 	}
 	switch {
 	case c.NodeName == "":
@@ -146,63 +134,6 @@ func (c *Config) complete() error {
 		}
 	}
 	return nil
-}
-
-// podDefaults are the defaults of fields this kubelet reads.
-func podDefaults(pod *v1.Pod) {
-	s := &pod.Spec
-	setDefault(&s.RestartPolicy, v1.RestartPolicyAlways)
-	setDefault(&s.DNSPolicy, v1.DNSClusterFirst)
-	setDefault(&s.SchedulerName, v1.DefaultSchedulerName)
-	if s.TerminationGracePeriodSeconds == nil {
-		g := int64(30)
-		s.TerminationGracePeriodSeconds = &g
-	}
-	if s.SecurityContext == nil {
-		s.SecurityContext = &v1.PodSecurityContext{}
-	}
-	yes := true
-	if s.EnableServiceLinks == nil {
-		s.EnableServiceLinks = &yes
-	}
-	for _, list := range [][]v1.Container{s.InitContainers, s.Containers} {
-		for i := range list {
-			containerDefaults(&list[i], s.HostNetwork)
-		}
-	}
-}
-
-func containerDefaults(c *v1.Container, hostNetwork bool) {
-	setDefault(&c.TerminationMessagePath, v1.TerminationMessagePathDefault)
-	setDefault(&c.TerminationMessagePolicy, v1.TerminationMessageReadFile)
-	if c.ImagePullPolicy == "" {
-		c.ImagePullPolicy = v1.PullIfNotPresent
-		if withDefaultTag(c.Image) != c.Image || latest(c.Image) {
-			c.ImagePullPolicy = v1.PullAlways
-		}
-	}
-	for i := range c.Ports {
-		setDefault(&c.Ports[i].Protocol, v1.ProtocolTCP)
-		if hostNetwork {
-			setDefault(&c.Ports[i].HostPort, c.Ports[i].ContainerPort)
-		}
-	}
-	for name, q := range c.Resources.Limits {
-		if _, ok := c.Resources.Requests[name]; !ok {
-			if c.Resources.Requests == nil {
-				c.Resources.Requests = v1.ResourceList{}
-			}
-			c.Resources.Requests[name] = q
-		}
-	}
-	for _, p := range []*v1.Probe{c.LivenessProbe, c.ReadinessProbe, c.StartupProbe} {
-		if p != nil {
-			setDefault(&p.TimeoutSeconds, 1)
-			setDefault(&p.PeriodSeconds, 10)
-			setDefault(&p.SuccessThreshold, 1)
-			setDefault(&p.FailureThreshold, 3)
-		}
-	}
 }
 
 // sleep waits for d or until ctx ends; false when it ended.

@@ -8,9 +8,10 @@ import (
 	"sort"
 	"strings"
 
+	"time"
+
 	v1 "k8s.io/api/core/v1"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
-	"time"
 
 	"github.com/google/go-containerregistry/pkg/name"
 
@@ -36,8 +37,6 @@ func withDefaultTag(ref string) string {
 	}
 	return ref + ":latest"
 }
-
-func latest(ref string) bool { return strings.HasSuffix(ref, ":latest") }
 
 func (p *puller) status(ctx context.Context, ref string) (*image, error) {
 	res, err := p.k.cfg.Images.ImageStatus(ctx, &runtimeapi.ImageSpec{Image: ref}, false)

@@ -23,6 +23,7 @@ import (
 	clienttesting "k8s.io/client-go/testing"
 	"k8s.io/utils/clock"
 
+	"github.com/skiff-project/skiff/api/core/podspec"
 	"github.com/skiff-project/skiff/kubelet/fakecri"
 	"github.com/skiff-project/skiff/kubelet/node"
 	"github.com/skiff-project/skiff/kubelet/podworker"
@@ -121,7 +122,7 @@ func (r *rig) eventually(what string, f func() bool) {
 func pod(name string, change ...func(*v1.Pod)) *v1.Pod {
 	p := &v1.Pod{ObjectMeta: metav1.ObjectMeta{Name: name, Namespace: "default", UID: types.UID("0123456789abcdef0123456789abcdef-" + name), Generation: 1},
 		Spec: v1.PodSpec{NodeName: "n1", Containers: []v1.Container{{Name: "main", Image: "busybox"}}}}
-	podDefaults(p)
+	podspec.DefaultPod(p)
 	p.Spec.Containers[0].ImagePullPolicy = v1.PullIfNotPresent
 	for _, f := range change {
 		f(p)

@@ -158,7 +158,7 @@ func (k *Kubelet) runStatic(ctx context.Context) {
 	if k.cfg.StaticPodPath == "" {
 		return
 	}
-	src := &static.Source{Path: k.cfg.StaticPodPath, NodeName: k.cfg.NodeName, Log: k.cfg.Log, Defaults: k.cfg.PodDefaults,
+	src := &static.Source{Path: k.cfg.StaticPodPath, NodeName: k.cfg.NodeName, Log: k.cfg.Log,
 		Update: func(pods []*v1.Pod) { k.setStatic(ctx, pods) }}
 	_ = src.Run(ctx)
 }

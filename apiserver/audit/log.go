@@ -11,6 +11,8 @@ import (
 	"strings"
 	"sync"
 	"time"
+
+	"github.com/skiff-project/skiff/api"
 )
 
 // Mode is how a sink takes events: "batch" queues them and drops what does not
@@ -49,9 +51,9 @@ type logFile struct {
 }
 
 func newLog(c LogConfig, lost func(string, int, error)) (*logFile, error) {
-	def(&c.Mode, ModeBlocking)
-	def(&c.Format, "json")
-	def(&c.Buffer, 10_000)
+	api.SetIfEmpty(&c.Mode, ModeBlocking)
+	api.SetIfEmpty(&c.Format, "json")
+	api.SetIfEmpty(&c.Buffer, 10_000)
 	l := &logFile{conf: c, lost: lost, out: nopCloser{os.Stdout}}
 	if c.Path != "-" {
 		f, err := openRotated(c)
@@ -68,13 +70,6 @@ func newLog(c LogConfig, lost func(string, int, error)) (*logFile, error) {
 		})
 	}
 	return l, nil
-}
-
-func def[T comparable](dst *T, value T) {
-	var zero T
-	if *dst == zero {
-		*dst = value
-	}
 }
 
 type nopCloser struct{ io.Writer }

@@ -13,6 +13,8 @@ import (
 	"k8s.io/client-go/rest"
 	"k8s.io/client-go/tools/clientcmd"
 	"k8s.io/client-go/util/flowcontrol"
+
+	"github.com/skiff-project/skiff/api"
 )
 
 // WebhookConfig is a server that is sent audit.k8s.io/v1 EventLists.
@@ -45,11 +47,11 @@ type webhook struct {
 }
 
 func newWebhook(c WebhookConfig, lost func(string, int, error)) (*webhook, error) {
-	def(&c.Mode, ModeBatch)
-	def(&c.Buffer, 10_000)
-	def(&c.BatchSize, 400)
-	def(&c.BatchWait, 30*time.Second)
-	def(&c.InitialBackoff, 10*time.Second)
+	api.SetIfEmpty(&c.Mode, ModeBatch)
+	api.SetIfEmpty(&c.Buffer, 10_000)
+	api.SetIfEmpty(&c.BatchSize, 400)
+	api.SetIfEmpty(&c.BatchWait, 30*time.Second)
+	api.SetIfEmpty(&c.InitialBackoff, 10*time.Second)
 	conf, err := clientcmd.BuildConfigFromFlags("", c.Kubeconfig)
 	if err != nil {
 		return nil, fmt.Errorf("audit webhook: %w", err)

@@ -19,6 +19,7 @@ import (
 	"k8s.io/apimachinery/pkg/types"
 	"sigs.k8s.io/yaml"
 
+	"github.com/skiff-project/skiff/api/core/podspec"
 	"github.com/skiff-project/skiff/internal/filewatch"
 	"github.com/skiff-project/skiff/kubelet/podstate"
 )
@@ -30,8 +31,6 @@ type Source struct {
 	Log      *slog.Logger
 	// Update gets the whole set of pods whenever it changed.
 	Update func([]*v1.Pod)
-	// Defaults fills in a decoded pod as the API server would. Required.
-	Defaults func(*v1.Pod)
 }
 
 const maxManifest = 4 << 20
@@ -116,13 +115,12 @@ func (s *Source) decode(file string) (*v1.Pod, error) {
 	if pod.Kind != "Pod" || pod.APIVersion != "v1" || pod.Name == "" || len(pod.Spec.Containers) == 0 {
 		return nil, fmt.Errorf("not a v1 Pod with a name and containers (kind %q, apiVersion %q)", pod.Kind, pod.APIVersion)
 	}
-	return Complete(pod, s.NodeName, s.Defaults), nil
+	return complete(pod, s.NodeName), nil
 }
 
-// Complete gives a pod read from a file its identity: UID by content, name with the node's name,
+// complete gives a pod read from a file its identity: UID by content, name with the node's name,
 // namespace, node, annotations, a toleration of everything; and defaults.
-func Complete(pod *v1.Pod, node string, defaults func(*v1.Pod)) *v1.Pod {
-	pod = pod.DeepCopy()
+func complete(pod *v1.Pod, node string) *v1.Pod {
 	if pod.UID == "" {
 		b, _ := json.Marshal(pod)
 		sum := md5.Sum(append([]byte("host:"+node+"\nfile:"), b...)) // see import
@@ -140,9 +138,7 @@ func Complete(pod *v1.Pod, node string, defaults func(*v1.Pod)) *v1.Pod {
 	pod.Annotations[podstate.ConfigHash] = string(pod.UID)
 	pod.Annotations[podstate.ConfigSeen] = time.Now().Format(time.RFC3339Nano)
 	pod.Spec.Tolerations = append(pod.Spec.Tolerations, v1.Toleration{Operator: v1.TolerationOpExists, Effect: v1.TaintEffectNoExecute})
-	if defaults != nil {
-		defaults(pod)
-	}
+	podspec.DefaultPod(pod)
 	pod.Status.Phase = v1.PodPending
 	return pod
 }

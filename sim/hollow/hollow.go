@@ -34,6 +34,8 @@ import (
 	listers "k8s.io/client-go/listers/core/v1"
 	"k8s.io/client-go/util/workqueue"
 	"k8s.io/utils/clock"
+
+	"github.com/skiff-project/skiff/api"
 )
 
 // Config says how many nodes there are and how they behave.
@@ -81,12 +83,12 @@ func (c *Config) setDefaults() error {
 	if c.Nodes < 1 || c.Nodes > maxNodes {
 		return fmt.Errorf("hollow nodes: %d nodes asked for; between 1 and %d are possible", c.Nodes, maxNodes)
 	}
-	def(&c.Prefix, "hollow")
-	def(&c.Version, "v1.37.2")
-	def(&c.Timing.RunFor, time.Second)
-	def(&c.LeaseInterval, 10*time.Second)
-	def(&c.StatusInterval, 5*time.Minute)
-	def(&c.Parallelism, 32)
+	api.SetIfEmpty(&c.Prefix, "hollow")
+	api.SetIfEmpty(&c.Version, "v1.37.2")
+	api.SetIfEmpty(&c.Timing.RunFor, time.Second)
+	api.SetIfEmpty(&c.LeaseInterval, 10*time.Second)
+	api.SetIfEmpty(&c.StatusInterval, 5*time.Minute)
+	api.SetIfEmpty(&c.Parallelism, 32)
 	if c.Capacity == nil {
 		c.Capacity = defaultCapacity()
 	}
@@ -97,13 +99,6 @@ func (c *Config) setDefaults() error {
 		c.Log = slog.New(slog.DiscardHandler)
 	}
 	return nil
-}
-
-func def[T comparable](p *T, value T) {
-	var zero T
-	if *p == zero {
-		*p = value
-	}
 }
 
 // Stats counts what the simulator has done since its start.
