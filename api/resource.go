@@ -10,6 +10,7 @@
 package api
 
 import (
+	"cmp"
 	"context"
 
 	autoscalingv1 "k8s.io/api/autoscaling/v1"
@@ -47,8 +48,8 @@ type Resource struct {
 	// Group (events.k8s.io shares the storage of core events); CoreGroup
 	// stands for the core group, whose name is empty. Empty: Group. See StoredKind.
 	StorageGroup string
-	// StoragePrefix is the path below /registry/, upstream's: "pods",
-	// "minions", "services/specs", "deployments". Never a trailing slash.
+	// StoragePrefix is the path below /registry/, upstream's: "minions",
+	// "services/specs". Never a trailing slash; empty: Name. See Prefix.
 	StoragePrefix string
 	// Verbs served on the main resource; nil means all eight: create, delete,
 	// deletecollection, get, list, patch, update, watch. A resource with no
@@ -100,6 +101,9 @@ func (r *Resource) StoredKind() schema.GroupVersionKind {
 	}
 	return k
 }
+
+// Prefix is the path below /registry/ that objects of the resource live in.
+func (r *Resource) Prefix() string { return cmp.Or(r.StoragePrefix, r.Name) }
 
 // Codec turns stored bytes into objects and back. Encode leaves the object
 // alone and keeps its resourceVersion out of the bytes.

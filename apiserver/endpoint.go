@@ -85,7 +85,7 @@ func (s *Server) buildEndpoints() error {
 func (s *Server) linkSharing() {
 	for _, e := range s.endpoints {
 		for _, res := range s.cfg.Resources {
-			if e.fields != nil && res != e.res && !res.Virtual && res.StoragePrefix == e.res.StoragePrefix {
+			if e.fields != nil && res != e.res && !res.Virtual && res.Prefix() == e.res.Prefix() {
 				e.fields.Sharing = append(e.fields.Sharing, res)
 			}
 		}

@@ -18,7 +18,6 @@ func mutatingAdmissionPolicyResource(envs *expression.Environments) *api.Resourc
 			api.SetIfNil(&p.Spec.FailurePolicy, admissionv1.Fail)
 			defaultMatch(p.Spec.MatchConstraints)
 		})},
-		StoragePrefix: "mutatingadmissionpolicies",
 		Strategy: api.Strategy{
 			PrepareForCreate: api.On(func(p *admissionv1.MutatingAdmissionPolicy) {
 				p.Generation = 1

@@ -16,7 +16,6 @@ func mutatingAdmissionPolicyBindingResource() *api.Resource {
 		Versions: []api.Version{api.Versioned[admissionv1.MutatingAdmissionPolicyBinding, admissionv1.MutatingAdmissionPolicyBindingList]("v1", func(b *admissionv1.MutatingAdmissionPolicyBinding) {
 			defaultMatch(b.Spec.MatchResources)
 		})},
-		StoragePrefix: "mutatingadmissionpolicybindings",
 		Strategy: api.Strategy{
 			PrepareForCreate: api.On(func(b *admissionv1.MutatingAdmissionPolicyBinding) { b.Generation = 1 }),
 			PrepareForUpdate: api.OnUpdate(func(b, old *admissionv1.MutatingAdmissionPolicyBinding) {

@@ -21,7 +21,6 @@ func mutatingWebhookConfigurationResource(envs *expression.Environments) *api.Re
 				api.SetIfNil(&c.Webhooks[i].ReinvocationPolicy, admissionv1.NeverReinvocationPolicy)
 			}
 		})},
-		StoragePrefix: "mutatingwebhookconfigurations",
 		Strategy: api.Strategy{
 			PrepareForCreate: api.On(func(c *admissionv1.MutatingWebhookConfiguration) { c.Generation = 1 }),
 			PrepareForUpdate: api.OnUpdate(func(c, old *admissionv1.MutatingWebhookConfiguration) {

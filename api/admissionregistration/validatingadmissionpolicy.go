@@ -17,7 +17,6 @@ func validatingAdmissionPolicyResource(envs *expression.Environments) *api.Resou
 			api.SetIfNil(&p.Spec.FailurePolicy, admissionv1.Fail)
 			defaultMatch(p.Spec.MatchConstraints)
 		})},
-		StoragePrefix: "validatingadmissionpolicies",
 		Strategy: api.Strategy{
 			PrepareForCreate: api.On(func(p *admissionv1.ValidatingAdmissionPolicy) {
 				p.Status = admissionv1.ValidatingAdmissionPolicyStatus{}

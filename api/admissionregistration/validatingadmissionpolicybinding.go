@@ -16,7 +16,6 @@ func validatingAdmissionPolicyBindingResource() *api.Resource {
 		Versions: []api.Version{api.Versioned[admissionv1.ValidatingAdmissionPolicyBinding, admissionv1.ValidatingAdmissionPolicyBindingList]("v1", func(b *admissionv1.ValidatingAdmissionPolicyBinding) {
 			defaultMatch(b.Spec.MatchResources)
 		})},
-		StoragePrefix: "validatingadmissionpolicybindings",
 		Strategy: api.Strategy{
 			PrepareForCreate: api.On(func(b *admissionv1.ValidatingAdmissionPolicyBinding) { b.Generation = 1 }),
 			PrepareForUpdate: api.OnUpdate(func(b, old *admissionv1.ValidatingAdmissionPolicyBinding) {

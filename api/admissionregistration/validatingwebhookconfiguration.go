@@ -20,7 +20,6 @@ func validatingWebhookConfigurationResource(envs *expression.Environments) *api.
 				validatingHook(&c.Webhooks[i]).setDefaults()
 			}
 		})},
-		StoragePrefix: "validatingwebhookconfigurations",
 		Strategy: api.Strategy{
 			PrepareForCreate: api.On(func(c *admissionv1.ValidatingWebhookConfiguration) { c.Generation = 1 }),
 			PrepareForUpdate: api.OnUpdate(func(c, old *admissionv1.ValidatingWebhookConfiguration) {

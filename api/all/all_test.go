@@ -41,13 +41,10 @@ func TestDescriptionsAreCoherent(t *testing.T) {
 				t.Errorf("%s: verb %q is none", id, v)
 			}
 		}
-		if r.Virtual == (r.StoragePrefix != "") {
-			t.Errorf("%s: virtual %v with storage prefix %q", id, r.Virtual, r.StoragePrefix)
+		if other, ok := prefixes[r.Prefix()]; ok && !r.Virtual && r.StoredKind().Group == r.Group {
+			t.Errorf("%s and %s both live in %s", id, other, r.Prefix())
 		}
-		if other, ok := prefixes[r.StoragePrefix]; ok && !r.Virtual && r.StoredKind().Group == r.Group {
-			t.Errorf("%s and %s both live in %s", id, other, r.StoragePrefix)
-		}
-		prefixes[r.StoragePrefix] = id
+		prefixes[r.Prefix()] = id
 		for _, v := range r.Versions {
 			want := schema.GroupVersionKind{Group: r.Group, Version: v.Name, Kind: r.Kind}
 			known := scheme.Scheme

@@ -16,9 +16,8 @@ func controllerRevisionResource() *api.Resource {
 	doc := appsv1.ControllerRevision{}.SwaggerDoc()
 	return &api.Resource{
 		Group: Group, Name: "controllerrevisions", Singular: "controllerrevision", Kind: "ControllerRevision",
-		Namespaced:    true,
-		Versions:      []api.Version{api.Versioned[appsv1.ControllerRevision, appsv1.ControllerRevisionList]("v1", nil)},
-		StoragePrefix: "controllerrevisions",
+		Namespaced: true,
+		Versions:   []api.Version{api.Versioned[appsv1.ControllerRevision, appsv1.ControllerRevisionList]("v1", nil)},
 		Strategy: api.Strategy{
 			Validate: api.Check(validateRevision),
 			ValidateUpdate: api.CheckUpdate(func(r, old *appsv1.ControllerRevision) field.ErrorList {

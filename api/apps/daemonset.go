@@ -19,11 +19,10 @@ import (
 func daemonSetResource() *api.Resource {
 	return &api.Resource{
 		Group: Group, Name: "daemonsets", Singular: "daemonset", Kind: "DaemonSet",
-		ShortNames:    []string{"ds"},
-		Categories:    []string{"all"},
-		Namespaced:    true,
-		Versions:      []api.Version{api.Versioned[appsv1.DaemonSet, appsv1.DaemonSetList]("v1", defaultDaemonSet)},
-		StoragePrefix: "daemonsets",
+		ShortNames: []string{"ds"},
+		Categories: []string{"all"},
+		Namespaced: true,
+		Versions:   []api.Version{api.Versioned[appsv1.DaemonSet, appsv1.DaemonSetList]("v1", defaultDaemonSet)},
 		Strategy: api.Strategy{
 			PrepareForCreate: api.On(func(d *appsv1.DaemonSet) {
 				d.Status, d.Generation = appsv1.DaemonSetStatus{}, 1

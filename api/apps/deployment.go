@@ -17,11 +17,10 @@ import (
 func deploymentResource() *api.Resource {
 	return &api.Resource{
 		Group: Group, Name: "deployments", Singular: "deployment", Kind: "Deployment",
-		ShortNames:    []string{"deploy"},
-		Categories:    []string{"all"},
-		Namespaced:    true,
-		Versions:      []api.Version{api.Versioned[appsv1.Deployment, appsv1.DeploymentList]("v1", defaultDeployment)},
-		StoragePrefix: "deployments",
+		ShortNames: []string{"deploy"},
+		Categories: []string{"all"},
+		Namespaced: true,
+		Versions:   []api.Version{api.Versioned[appsv1.Deployment, appsv1.DeploymentList]("v1", defaultDeployment)},
 		Strategy: api.Strategy{
 			PrepareForCreate: api.On(func(d *appsv1.Deployment) {
 				d.Status, d.Generation = appsv1.DeploymentStatus{}, 1

@@ -25,7 +25,6 @@ func replicaSetResource() *api.Resource {
 			api.SetIfNil(&r.Spec.Replicas, 1)
 			podspec.DefaultPodTemplate(&r.Spec.Template)
 		})},
-		StoragePrefix: "replicasets",
 		Strategy: api.Strategy{
 			PrepareForCreate: api.On(func(r *appsv1.ReplicaSet) {
 				r.Status, r.Generation = appsv1.ReplicaSetStatus{}, 1

@@ -37,11 +37,10 @@ func nameClaims(s *appsv1.StatefulSetSpec) {
 func statefulSetResource() *api.Resource {
 	return &api.Resource{
 		Group: Group, Name: "statefulsets", Singular: "statefulset", Kind: "StatefulSet",
-		ShortNames:    []string{"sts"},
-		Categories:    []string{"all"},
-		Namespaced:    true,
-		Versions:      []api.Version{statefulSetVersion()},
-		StoragePrefix: "statefulsets",
+		ShortNames: []string{"sts"},
+		Categories: []string{"all"},
+		Namespaced: true,
+		Versions:   []api.Version{statefulSetVersion()},
 		Strategy: api.Strategy{
 			PrepareForCreate: api.On(func(s *appsv1.StatefulSet) {
 				s.Status, s.Generation = appsv1.StatefulSetStatus{}, 1

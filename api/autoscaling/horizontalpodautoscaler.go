@@ -35,7 +35,6 @@ func horizontalPodAutoscalerResource() *api.Resource {
 			v1,
 		},
 		StorageVersion: "v2",
-		StoragePrefix:  "horizontalpodautoscalers",
 		Strategy: api.Strategy{
 			PrepareForCreate: api.On(func(h *autoscalingv2.HorizontalPodAutoscaler) {
 				h.Status, h.Generation = autoscalingv2.HorizontalPodAutoscalerStatus{}, 1

@@ -21,11 +21,10 @@ import (
 func cronJobResource() *api.Resource {
 	return &api.Resource{
 		Group: Group, Name: "cronjobs", Singular: "cronjob", Kind: "CronJob",
-		ShortNames:    []string{"cj"},
-		Categories:    []string{"all"},
-		Namespaced:    true,
-		Versions:      []api.Version{api.Versioned[batchv1.CronJob, batchv1.CronJobList]("v1", defaultCronJob)},
-		StoragePrefix: "cronjobs",
+		ShortNames: []string{"cj"},
+		Categories: []string{"all"},
+		Namespaced: true,
+		Versions:   []api.Version{api.Versioned[batchv1.CronJob, batchv1.CronJobList]("v1", defaultCronJob)},
 		Strategy: api.Strategy{
 			PrepareForCreate: api.On(func(c *batchv1.CronJob) {
 				c.Status, c.Generation = batchv1.CronJobStatus{}, 1

@@ -35,10 +35,9 @@ func jobVersion() api.Version {
 func jobResource() *api.Resource {
 	return &api.Resource{
 		Group: Group, Name: "jobs", Singular: "job", Kind: "Job",
-		Categories:    []string{"all"},
-		Namespaced:    true,
-		Versions:      []api.Version{jobVersion()},
-		StoragePrefix: "jobs",
+		Categories: []string{"all"},
+		Namespaced: true,
+		Versions:   []api.Version{jobVersion()},
 		Strategy: api.Strategy{
 			PrepareForCreate: api.On(func(j *batchv1.Job) {
 				j.Status, j.Generation = batchv1.JobStatus{}, 1

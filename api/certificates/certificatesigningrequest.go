@@ -30,9 +30,8 @@ func certificateSigningRequestResource() *api.Resource {
 	doc := certificatesv1beta1.CertificateSigningRequestSpec{}.SwaggerDoc()
 	return &api.Resource{
 		Group: Group, Name: "certificatesigningrequests", Singular: "certificatesigningrequest", Kind: "CertificateSigningRequest",
-		ShortNames:    []string{"csr"},
-		Versions:      []api.Version{api.Versioned[certificatesv1.CertificateSigningRequest, certificatesv1.CertificateSigningRequestList]("v1", nil)},
-		StoragePrefix: "certificatesigningrequests",
+		ShortNames: []string{"csr"},
+		Versions:   []api.Version{api.Versioned[certificatesv1.CertificateSigningRequest, certificatesv1.CertificateSigningRequestList]("v1", nil)},
 		Strategy: api.Strategy{
 			PrepareForCreate: prepareCSR,
 			PrepareForUpdate: api.OnUpdate(func(c, old *certificatesv1.CertificateSigningRequest) { c.Spec, c.Status = old.Spec, old.Status }),

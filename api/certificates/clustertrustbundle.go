@@ -20,8 +20,7 @@ const maxBundleSize = 1 << 20
 func clusterTrustBundleResource() *api.Resource {
 	return &api.Resource{
 		Group: Group, Name: "clustertrustbundles", Singular: "clustertrustbundle", Kind: "ClusterTrustBundle",
-		Versions:      []api.Version{api.Versioned[certificatesv1.ClusterTrustBundle, certificatesv1.ClusterTrustBundleList]("v1", nil)},
-		StoragePrefix: "clustertrustbundles",
+		Versions: []api.Version{api.Versioned[certificatesv1.ClusterTrustBundle, certificatesv1.ClusterTrustBundleList]("v1", nil)},
 		Strategy: api.Strategy{
 			Validate: api.Check(func(b *certificatesv1.ClusterTrustBundle) field.ErrorList { return validateBundle(b, true) }),
 			ValidateUpdate: api.CheckUpdate(func(b, old *certificatesv1.ClusterTrustBundle) field.ErrorList {

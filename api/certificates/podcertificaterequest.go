@@ -39,7 +39,6 @@ func podCertificateRequestResource() *api.Resource {
 				r.Spec.MaxExpirationSeconds = &day
 			}
 		})},
-		StoragePrefix: "podcertificaterequests",
 		Strategy: api.Strategy{
 			PrepareForCreate: api.On(func(r *certificatesv1.PodCertificateRequest) { r.Status = certificatesv1.PodCertificateRequestStatus{} }),
 			PrepareForUpdate: api.OnUpdate(func(r, old *certificatesv1.PodCertificateRequest) { r.Status = old.Status }),

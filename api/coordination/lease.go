@@ -12,9 +12,8 @@ import (
 func leaseResource() *api.Resource {
 	return &api.Resource{
 		Group: Group, Name: "leases", Singular: "lease", Kind: "Lease",
-		Namespaced:    true,
-		Versions:      []api.Version{api.Versioned[coordinationv1.Lease, coordinationv1.LeaseList]("v1", nil)},
-		StoragePrefix: "leases",
+		Namespaced: true,
+		Versions:   []api.Version{api.Versioned[coordinationv1.Lease, coordinationv1.LeaseList]("v1", nil)},
 		Strategy: api.Strategy{
 			PrepareForCreate:        api.On(dropCoordinated),
 			PrepareForUpdate:        api.OnUpdate(func(l, _ *coordinationv1.Lease) { dropCoordinated(l) }),

@@ -13,10 +13,9 @@ import (
 func configMapResource() *api.Resource {
 	return &api.Resource{
 		Name: "configmaps", Singular: "configmap", Kind: "ConfigMap",
-		ShortNames:    []string{"cm"},
-		Namespaced:    true,
-		Versions:      []api.Version{api.Versioned[corev1.ConfigMap, corev1.ConfigMapList]("v1", defaultConfigMap)},
-		StoragePrefix: "configmaps",
+		ShortNames: []string{"cm"},
+		Namespaced: true,
+		Versions:   []api.Version{api.Versioned[corev1.ConfigMap, corev1.ConfigMapList]("v1", defaultConfigMap)},
 		Strategy: api.Strategy{
 			Validate:       api.Check(validateConfigMap),
 			ValidateUpdate: api.CheckUpdate(validateConfigMapUpdate),

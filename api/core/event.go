@@ -19,10 +19,9 @@ const EventTTL = 3600
 func eventResource() *api.Resource {
 	return &api.Resource{
 		Name: "events", Singular: "event", Kind: "Event",
-		ShortNames:    []string{"ev"},
-		Namespaced:    true,
-		Versions:      []api.Version{api.Versioned[corev1.Event, corev1.EventList]("v1", nil)},
-		StoragePrefix: "events",
+		ShortNames: []string{"ev"},
+		Namespaced: true,
+		Versions:   []api.Version{api.Versioned[corev1.Event, corev1.EventList]("v1", nil)},
 		Strategy: api.Strategy{
 			Validate:            api.Check(validateEvent),
 			ValidateUpdate:      api.CheckUpdate(func(e, _ *corev1.Event) field.ErrorList { return validateEvent(e) }),

@@ -18,10 +18,9 @@ import (
 func limitRangeResource() *api.Resource {
 	return &api.Resource{
 		Name: "limitranges", Singular: "limitrange", Kind: "LimitRange",
-		ShortNames:    []string{"limits"},
-		Namespaced:    true,
-		Versions:      []api.Version{api.Versioned[corev1.LimitRange, corev1.LimitRangeList]("v1", defaultLimitRange)},
-		StoragePrefix: "limitranges",
+		ShortNames: []string{"limits"},
+		Namespaced: true,
+		Versions:   []api.Version{api.Versioned[corev1.LimitRange, corev1.LimitRangeList]("v1", defaultLimitRange)},
 		Strategy: api.Strategy{
 			Validate:            api.Check(validateLimitRange),
 			ValidateUpdate:      api.CheckUpdate(func(l, _ *corev1.LimitRange) field.ErrorList { return validateLimitRange(l) }),

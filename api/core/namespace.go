@@ -17,10 +17,9 @@ import (
 func namespaceResource() *api.Resource {
 	return &api.Resource{
 		Name: "namespaces", Singular: "namespace", Kind: "Namespace",
-		ShortNames:    []string{"ns"},
-		Versions:      []api.Version{api.Versioned[corev1.Namespace, corev1.NamespaceList]("v1", defaultNamespace)},
-		StoragePrefix: "namespaces",
-		Verbs:         []string{"create", "delete", "get", "list", "patch", "update", "watch"},
+		ShortNames: []string{"ns"},
+		Versions:   []api.Version{api.Versioned[corev1.Namespace, corev1.NamespaceList]("v1", defaultNamespace)},
+		Verbs:      []string{"create", "delete", "get", "list", "patch", "update", "watch"},
 		Strategy: api.Strategy{
 			PrepareForCreate: api.On(prepareNewNamespace),
 			PrepareForUpdate: api.OnUpdate(func(n, old *corev1.Namespace) {

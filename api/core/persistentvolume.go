@@ -21,9 +21,8 @@ import (
 func persistentVolumeResource() *api.Resource {
 	return &api.Resource{
 		Name: "persistentvolumes", Singular: "persistentvolume", Kind: "PersistentVolume",
-		ShortNames:    []string{"pv"},
-		Versions:      []api.Version{api.Versioned[corev1.PersistentVolume, corev1.PersistentVolumeList]("v1", defaultPersistentVolume)},
-		StoragePrefix: "persistentvolumes",
+		ShortNames: []string{"pv"},
+		Versions:   []api.Version{api.Versioned[corev1.PersistentVolume, corev1.PersistentVolumeList]("v1", defaultPersistentVolume)},
 		Strategy: api.Strategy{
 			PrepareForCreate: api.On(func(v *corev1.PersistentVolume) {
 				now := metav1.Now()

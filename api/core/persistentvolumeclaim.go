@@ -29,10 +29,9 @@ func claimVersion() api.Version {
 func persistentVolumeClaimResource() *api.Resource {
 	return &api.Resource{
 		Name: "persistentvolumeclaims", Singular: "persistentvolumeclaim", Kind: "PersistentVolumeClaim",
-		ShortNames:    []string{"pvc"},
-		Namespaced:    true,
-		Versions:      []api.Version{claimVersion()},
-		StoragePrefix: "persistentvolumeclaims",
+		ShortNames: []string{"pvc"},
+		Namespaced: true,
+		Versions:   []api.Version{claimVersion()},
 		Strategy: api.Strategy{
 			PrepareForCreate: api.On(func(c *corev1.PersistentVolumeClaim) {
 				c.Status = corev1.PersistentVolumeClaimStatus{Phase: corev1.ClaimPending}

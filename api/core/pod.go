@@ -18,11 +18,10 @@ import (
 func podResource() *api.Resource {
 	return &api.Resource{
 		Name: "pods", Singular: "pod", Kind: "Pod",
-		ShortNames:    []string{"po"},
-		Categories:    []string{"all"},
-		Namespaced:    true,
-		Versions:      []api.Version{api.Versioned[corev1.Pod, corev1.PodList]("v1", podspec.DefaultPod)},
-		StoragePrefix: "pods",
+		ShortNames: []string{"po"},
+		Categories: []string{"all"},
+		Namespaced: true,
+		Versions:   []api.Version{api.Versioned[corev1.Pod, corev1.PodList]("v1", podspec.DefaultPod)},
 		Strategy: api.Strategy{
 			PrepareForCreate: api.On(prepareNewPod),
 			PrepareForUpdate: api.OnUpdate(preparePodUpdate),

@@ -23,7 +23,6 @@ func podTemplateResource() *api.Resource {
 		Versions: []api.Version{api.Versioned[corev1.PodTemplate, corev1.PodTemplateList]("v1", func(t *corev1.PodTemplate) {
 			podspec.DefaultPodTemplate(&t.Template)
 		})},
-		StoragePrefix: "podtemplates",
 		Strategy: api.Strategy{
 			PrepareForCreate: api.On(func(t *corev1.PodTemplate) {
 				t.Generation = 1

@@ -18,10 +18,9 @@ import (
 func resourceQuotaResource() *api.Resource {
 	return &api.Resource{
 		Name: "resourcequotas", Singular: "resourcequota", Kind: "ResourceQuota",
-		ShortNames:    []string{"quota"},
-		Namespaced:    true,
-		Versions:      []api.Version{api.Versioned[corev1.ResourceQuota, corev1.ResourceQuotaList]("v1", defaultResourceQuota)},
-		StoragePrefix: "resourcequotas",
+		ShortNames: []string{"quota"},
+		Namespaced: true,
+		Versions:   []api.Version{api.Versioned[corev1.ResourceQuota, corev1.ResourceQuotaList]("v1", defaultResourceQuota)},
 		Strategy: api.Strategy{
 			PrepareForCreate: api.On(func(q *corev1.ResourceQuota) { q.Status = corev1.ResourceQuotaStatus{} }),
 			PrepareForUpdate: api.OnUpdate(func(q, old *corev1.ResourceQuota) { q.Status = old.Status }),

@@ -17,9 +17,8 @@ func secretResource() *api.Resource {
 	doc := corev1.Secret{}.SwaggerDoc()
 	return &api.Resource{
 		Name: "secrets", Singular: "secret", Kind: "Secret",
-		Namespaced:    true,
-		Versions:      []api.Version{api.Versioned[corev1.Secret, corev1.SecretList]("v1", defaultSecret)},
-		StoragePrefix: "secrets",
+		Namespaced: true,
+		Versions:   []api.Version{api.Versioned[corev1.Secret, corev1.SecretList]("v1", defaultSecret)},
 		Strategy: api.Strategy{
 			PrepareForUpdate: api.OnUpdate(func(s, old *corev1.Secret) {
 				api.SetIfEmpty(&s.Type, old.Type) // kept for updates that leave it out

@@ -10,10 +10,9 @@ import (
 func serviceAccountResource() *api.Resource {
 	return &api.Resource{
 		Name: "serviceaccounts", Singular: "serviceaccount", Kind: "ServiceAccount",
-		ShortNames:    []string{"sa"},
-		Namespaced:    true,
-		Versions:      []api.Version{api.Versioned[corev1.ServiceAccount, corev1.ServiceAccountList]("v1", nil)},
-		StoragePrefix: "serviceaccounts",
+		ShortNames: []string{"sa"},
+		Namespaced: true,
+		Versions:   []api.Version{api.Versioned[corev1.ServiceAccount, corev1.ServiceAccountList]("v1", nil)},
 		Subresources: []api.Subresource{
 			{Name: "token", Verbs: []string{"create"}, Kind: "TokenRequest", Group: "authentication.k8s.io", Version: "v1"},
 		},

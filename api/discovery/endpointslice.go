@@ -31,9 +31,8 @@ func endpointSliceResource() *api.Resource {
 	doc := discoveryv1.EndpointSlice{}.SwaggerDoc()
 	return &api.Resource{
 		Group: Group, Name: "endpointslices", Singular: "endpointslice", Kind: "EndpointSlice",
-		Namespaced:    true,
-		Versions:      []api.Version{api.Versioned[discoveryv1.EndpointSlice, discoveryv1.EndpointSliceList]("v1", setDefaults)},
-		StoragePrefix: "endpointslices",
+		Namespaced: true,
+		Versions:   []api.Version{api.Versioned[discoveryv1.EndpointSlice, discoveryv1.EndpointSliceList]("v1", setDefaults)},
 		Strategy: api.Strategy{
 			PrepareForCreate: api.On(func(e *discoveryv1.EndpointSlice) { e.Generation = 1 }),
 			PrepareForUpdate: api.OnUpdate(func(e, old *discoveryv1.EndpointSlice) {

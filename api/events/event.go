@@ -25,7 +25,6 @@ func eventResource() *api.Resource {
 		Versions:       []api.Version{v},
 		StorageVersion: "v1",
 		StorageGroup:   api.CoreGroup,
-		StoragePrefix:  "events",
 		Strategy: api.Strategy{
 			Validate:            api.Check(validate),
 			ValidateUpdate:      api.CheckUpdate(validateUpdate),

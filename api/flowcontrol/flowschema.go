@@ -30,7 +30,6 @@ func flowSchemaResource() *api.Resource {
 				f.Spec.MatchingPrecedence = defaultPrecedence
 			}
 		})},
-		StoragePrefix: "flowschemas",
 		Strategy: api.Strategy{
 			PrepareForCreate: api.On(func(f *flowcontrolv1.FlowSchema) { f.Status, f.Generation = flowcontrolv1.FlowSchemaStatus{}, 1 }),
 			PrepareForUpdate: api.OnUpdate(func(f, old *flowcontrolv1.FlowSchema) {

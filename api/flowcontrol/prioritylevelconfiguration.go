@@ -13,8 +13,7 @@ func priorityLevelConfigurationResource() *api.Resource {
 	limited, queuing := flowcontrolv1.LimitedPriorityLevelConfiguration{}.SwaggerDoc(), flowcontrolv1.QueuingConfiguration{}.SwaggerDoc()
 	return &api.Resource{
 		Group: Group, Name: "prioritylevelconfigurations", Singular: "prioritylevelconfiguration", Kind: "PriorityLevelConfiguration",
-		Versions:      []api.Version{api.Versioned[flowcontrolv1.PriorityLevelConfiguration, flowcontrolv1.PriorityLevelConfigurationList]("v1", defaultPriorityLevel)},
-		StoragePrefix: "prioritylevelconfigurations",
+		Versions: []api.Version{api.Versioned[flowcontrolv1.PriorityLevelConfiguration, flowcontrolv1.PriorityLevelConfigurationList]("v1", defaultPriorityLevel)},
 		Strategy: api.Strategy{
 			PrepareForCreate: api.On(func(c *flowcontrolv1.PriorityLevelConfiguration) {
 				c.Status, c.Generation = flowcontrolv1.PriorityLevelConfigurationStatus{}, 1

@@ -20,7 +20,6 @@ func ingressClassResource() *api.Resource {
 				p.Scope = &scope
 			}
 		})},
-		StoragePrefix: "ingressclasses",
 		Strategy: api.Strategy{
 			PrepareForCreate: api.On(func(c *networkingv1.IngressClass) { c.Generation = 1 }),
 			PrepareForUpdate: api.OnUpdate(func(c, old *networkingv1.IngressClass) {

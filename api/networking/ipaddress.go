@@ -17,9 +17,8 @@ import (
 func ipAddressResource() *api.Resource {
 	return &api.Resource{
 		Group: Group, Name: "ipaddresses", Singular: "ipaddress", Kind: "IPAddress",
-		ShortNames:    []string{"ip"},
-		Versions:      []api.Version{api.Versioned[networkingv1.IPAddress, networkingv1.IPAddressList]("v1", nil)},
-		StoragePrefix: "ipaddresses",
+		ShortNames: []string{"ip"},
+		Versions:   []api.Version{api.Versioned[networkingv1.IPAddress, networkingv1.IPAddressList]("v1", nil)},
 		Strategy: api.Strategy{
 			Validate: api.Check(validateIPAddress),
 			ValidateUpdate: api.CheckUpdate(func(a, old *networkingv1.IPAddress) field.ErrorList {

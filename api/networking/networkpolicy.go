@@ -19,10 +19,9 @@ var specPath = field.NewPath("spec")
 func networkPolicyResource() *api.Resource {
 	return &api.Resource{
 		Group: Group, Name: "networkpolicies", Singular: "networkpolicy", Kind: "NetworkPolicy",
-		ShortNames:    []string{"netpol"},
-		Namespaced:    true,
-		Versions:      []api.Version{api.Versioned[networkingv1.NetworkPolicy, networkingv1.NetworkPolicyList]("v1", defaultNetworkPolicy)},
-		StoragePrefix: "networkpolicies",
+		ShortNames: []string{"netpol"},
+		Namespaced: true,
+		Versions:   []api.Version{api.Versioned[networkingv1.NetworkPolicy, networkingv1.NetworkPolicyList]("v1", defaultNetworkPolicy)},
 		Strategy: api.Strategy{
 			PrepareForCreate: api.On(func(p *networkingv1.NetworkPolicy) { p.Generation = 1 }),
 			PrepareForUpdate: api.OnUpdate(func(p, old *networkingv1.NetworkPolicy) {

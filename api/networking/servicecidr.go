@@ -17,8 +17,7 @@ import (
 func serviceCIDRResource() *api.Resource {
 	return &api.Resource{
 		Group: Group, Name: "servicecidrs", Singular: "servicecidr", Kind: "ServiceCIDR",
-		Versions:      []api.Version{api.Versioned[networkingv1.ServiceCIDR, networkingv1.ServiceCIDRList]("v1", nil)},
-		StoragePrefix: "servicecidrs",
+		Versions: []api.Version{api.Versioned[networkingv1.ServiceCIDR, networkingv1.ServiceCIDRList]("v1", nil)},
 		Strategy: api.Strategy{
 			PrepareForCreate: api.On(func(c *networkingv1.ServiceCIDR) { c.Status = networkingv1.ServiceCIDRStatus{} }),
 			PrepareForUpdate: api.OnUpdate(func(c, old *networkingv1.ServiceCIDR) { c.Status = old.Status }),

@@ -19,7 +19,6 @@ func runtimeClassResource() *api.Resource {
 				podspec.RoundResources(c.Overhead.PodFixed)
 			}
 		})},
-		StoragePrefix: "runtimeclasses",
 		Strategy: api.Strategy{
 			Validate: api.Check(validate),
 			ValidateUpdate: api.CheckUpdate(func(c, old *nodev1.RuntimeClass) field.ErrorList {

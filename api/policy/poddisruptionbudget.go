@@ -14,10 +14,9 @@ import (
 func podDisruptionBudgetResource() *api.Resource {
 	return &api.Resource{
 		Group: Group, Name: "poddisruptionbudgets", Singular: "poddisruptionbudget", Kind: "PodDisruptionBudget",
-		ShortNames:    []string{"pdb"},
-		Namespaced:    true,
-		Versions:      []api.Version{api.Versioned[policyv1.PodDisruptionBudget, policyv1.PodDisruptionBudgetList]("v1", nil)},
-		StoragePrefix: "poddisruptionbudgets",
+		ShortNames: []string{"pdb"},
+		Namespaced: true,
+		Versions:   []api.Version{api.Versioned[policyv1.PodDisruptionBudget, policyv1.PodDisruptionBudgetList]("v1", nil)},
 		Strategy: api.Strategy{
 			PrepareForCreate: api.On(func(b *policyv1.PodDisruptionBudget) {
 				b.Status, b.Generation = policyv1.PodDisruptionBudgetStatus{}, 1

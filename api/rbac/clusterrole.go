@@ -12,8 +12,7 @@ import (
 func clusterRoleResource() *api.Resource {
 	return &api.Resource{
 		Group: Group, Name: "clusterroles", Singular: "clusterrole", Kind: "ClusterRole",
-		Versions:      []api.Version{api.Versioned[rbacv1.ClusterRole, rbacv1.ClusterRoleList]("v1", nil)},
-		StoragePrefix: "clusterroles",
+		Versions: []api.Version{api.Versioned[rbacv1.ClusterRole, rbacv1.ClusterRoleList]("v1", nil)},
 		Strategy: api.Strategy{
 			Validate:            api.Check(validateClusterRole),
 			ValidateUpdate:      api.CheckUpdate(func(r, _ *rbacv1.ClusterRole) field.ErrorList { return validateClusterRole(r) }),

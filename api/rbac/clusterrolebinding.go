@@ -19,7 +19,6 @@ func clusterRoleBindingResource() *api.Resource {
 		Versions: []api.Version{api.Versioned[rbacv1.ClusterRoleBinding, rbacv1.ClusterRoleBindingList]("v1", func(b *rbacv1.ClusterRoleBinding) {
 			of(b).setDefaults()
 		})},
-		StoragePrefix: "clusterrolebindings",
 		Strategy: api.Strategy{
 			Validate: api.Check(validate),
 			ValidateUpdate: api.CheckUpdate(func(b, old *rbacv1.ClusterRoleBinding) field.ErrorList {

@@ -16,9 +16,8 @@ func roleResource() *api.Resource {
 	}
 	return &api.Resource{
 		Group: Group, Name: "roles", Singular: "role", Kind: "Role",
-		Namespaced:    true,
-		Versions:      []api.Version{api.Versioned[rbacv1.Role, rbacv1.RoleList]("v1", nil)},
-		StoragePrefix: "roles",
+		Namespaced: true,
+		Versions:   []api.Version{api.Versioned[rbacv1.Role, rbacv1.RoleList]("v1", nil)},
 		Strategy: api.Strategy{
 			Validate:            api.Check(validate),
 			ValidateUpdate:      api.CheckUpdate(func(r, _ *rbacv1.Role) field.ErrorList { return validate(r) }),

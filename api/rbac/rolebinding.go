@@ -20,7 +20,6 @@ func roleBindingResource() *api.Resource {
 		Versions: []api.Version{api.Versioned[rbacv1.RoleBinding, rbacv1.RoleBindingList]("v1", func(b *rbacv1.RoleBinding) {
 			of(b).setDefaults()
 		})},
-		StoragePrefix: "rolebindings",
 		Strategy: api.Strategy{
 			Validate: api.Check(validate),
 			ValidateUpdate: api.CheckUpdate(func(b, old *rbacv1.RoleBinding) field.ErrorList {

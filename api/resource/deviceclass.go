@@ -25,8 +25,7 @@ func deviceClassResource() *api.Resource {
 	}
 	return &api.Resource{
 		Group: Group, Name: "deviceclasses", Singular: "deviceclass", Kind: "DeviceClass",
-		Versions:      []api.Version{api.Versioned[resourcev1.DeviceClass, resourcev1.DeviceClassList]("v1", nil)},
-		StoragePrefix: "deviceclasses",
+		Versions: []api.Version{api.Versioned[resourcev1.DeviceClass, resourcev1.DeviceClassList]("v1", nil)},
 		Strategy: api.Strategy{
 			PrepareForCreate: api.On(func(c *resourcev1.DeviceClass) { c.Generation = 1 }),
 			PrepareForUpdate: api.OnUpdate(func(c, old *resourcev1.DeviceClass) {

@@ -36,7 +36,6 @@ func deviceTaintRuleResource() *api.Resource {
 		Versions: []api.Version{api.Versioned[resourcev1.DeviceTaintRule, resourcev1.DeviceTaintRuleList]("v1", func(r *resourcev1.DeviceTaintRule) {
 			defaultTaint(&r.Spec.Taint)
 		})},
-		StoragePrefix: "devicetaintrules",
 		Strategy: api.Strategy{
 			PrepareForCreate: api.On(func(r *resourcev1.DeviceTaintRule) {
 				r.Status, r.Generation = resourcev1.DeviceTaintRuleStatus{}, 1

@@ -27,7 +27,6 @@ func resourceClaimResource() *api.Resource {
 				}
 			}
 		})},
-		StoragePrefix: "resourceclaims",
 		Strategy: api.Strategy{
 			PrepareForCreate: api.On(func(c *resourcev1.ResourceClaim) { c.Status = resourcev1.ResourceClaimStatus{} }),
 			PrepareForUpdate: api.OnUpdate(func(c, old *resourcev1.ResourceClaim) { c.Status = old.Status }),

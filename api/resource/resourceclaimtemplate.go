@@ -16,7 +16,6 @@ func resourceClaimTemplateResource() *api.Resource {
 		Versions: []api.Version{api.Versioned[resourcev1.ResourceClaimTemplate, resourcev1.ResourceClaimTemplateList]("v1", func(t *resourcev1.ResourceClaimTemplate) {
 			defaultClaimSpec(&t.Spec.Spec)
 		})},
-		StoragePrefix: "resourceclaimtemplates",
 		Strategy: api.Strategy{
 			Validate: api.Check(func(t *resourcev1.ResourceClaimTemplate) field.ErrorList {
 				l := &check.List{}

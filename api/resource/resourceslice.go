@@ -26,7 +26,6 @@ func resourceSliceResource() *api.Resource {
 				}
 			}
 		})},
-		StoragePrefix: "resourceslices",
 		Strategy: api.Strategy{
 			PrepareForCreate: api.On(func(s *resourcev1.ResourceSlice) { s.Generation = 1 }),
 			PrepareForUpdate: api.OnUpdate(func(s, old *resourcev1.ResourceSlice) {

@@ -49,7 +49,6 @@ func priorityClassResource() *api.Resource {
 				c.PreemptionPolicy = &lower
 			}
 		})},
-		StoragePrefix: "priorityclasses",
 		Strategy: api.Strategy{
 			PrepareForCreate: api.On(func(c *schedulingv1.PriorityClass) { c.Generation = 1 }),
 			Validate:         api.Check(validate),

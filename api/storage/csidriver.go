@@ -16,8 +16,7 @@ import (
 func csiDriverResource() *api.Resource {
 	return &api.Resource{
 		Group: Group, Name: "csidrivers", Singular: "csidriver", Kind: "CSIDriver",
-		Versions:      []api.Version{api.Versioned[storagev1.CSIDriver, storagev1.CSIDriverList]("v1", defaultCSIDriver)},
-		StoragePrefix: "csidrivers",
+		Versions: []api.Version{api.Versioned[storagev1.CSIDriver, storagev1.CSIDriverList]("v1", defaultCSIDriver)},
 		Strategy: api.Strategy{
 			PrepareForUpdate: api.OnUpdate(func(d, old *storagev1.CSIDriver) {
 				api.BumpGeneration(d, old, api.Changed(old.Spec.TokenRequests, d.Spec.TokenRequests) || api.Changed(old.Spec.RequiresRepublish, d.Spec.RequiresRepublish))

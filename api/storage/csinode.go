@@ -14,8 +14,7 @@ import (
 func csiNodeResource() *api.Resource {
 	return &api.Resource{
 		Group: Group, Name: "csinodes", Singular: "csinode", Kind: "CSINode",
-		Versions:      []api.Version{api.Versioned[storagev1.CSINode, storagev1.CSINodeList]("v1", nil)},
-		StoragePrefix: "csinodes",
+		Versions: []api.Version{api.Versioned[storagev1.CSINode, storagev1.CSINodeList]("v1", nil)},
 		Strategy: api.Strategy{
 			Validate:                api.Check(validateCSINode),
 			ValidateUpdate:          api.CheckUpdate(validateCSINodeUpdate),

@@ -14,9 +14,8 @@ func csiStorageCapacityResource() *api.Resource {
 	doc := storagev1.CSIStorageCapacity{}.SwaggerDoc()
 	return &api.Resource{
 		Group: Group, Name: "csistoragecapacities", Singular: "csistoragecapacity", Kind: "CSIStorageCapacity",
-		Namespaced:    true,
-		Versions:      []api.Version{api.Versioned[storagev1.CSIStorageCapacity, storagev1.CSIStorageCapacityList]("v1", nil)},
-		StoragePrefix: "csistoragecapacities",
+		Namespaced: true,
+		Versions:   []api.Version{api.Versioned[storagev1.CSIStorageCapacity, storagev1.CSIStorageCapacityList]("v1", nil)},
 		Strategy: api.Strategy{
 			Validate: api.Check(func(c *storagev1.CSIStorageCapacity) field.ErrorList {
 				l := &check.List{}

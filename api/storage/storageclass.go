@@ -25,7 +25,6 @@ func storageClassResource() *api.Resource {
 			api.SetIfNil(&c.ReclaimPolicy, corev1.PersistentVolumeReclaimDelete)
 			api.SetIfNil(&c.VolumeBindingMode, storagev1.VolumeBindingImmediate)
 		})},
-		StoragePrefix: "storageclasses",
 		Strategy: api.Strategy{
 			Validate: api.Check(validateClass),
 			ValidateUpdate: api.CheckUpdate(func(c, old *storagev1.StorageClass) field.ErrorList {

@@ -23,7 +23,6 @@ func volumeAttachmentResource() *api.Resource {
 				core.DefaultVolumeSpec(s)
 			}
 		})},
-		StoragePrefix: "volumeattachments",
 		Strategy: api.Strategy{
 			PrepareForCreate: api.On(func(a *storagev1.VolumeAttachment) { a.Status = storagev1.VolumeAttachmentStatus{} }),
 			PrepareForUpdate: api.OnUpdate(func(a, old *storagev1.VolumeAttachment) { a.Status = old.Status }),

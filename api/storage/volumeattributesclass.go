@@ -18,9 +18,8 @@ func volumeAttributesClassResource() *api.Resource {
 	}
 	return &api.Resource{
 		Group: Group, Name: "volumeattributesclasses", Singular: "volumeattributesclass", Kind: "VolumeAttributesClass",
-		ShortNames:    []string{"vac"},
-		Versions:      []api.Version{api.Versioned[storagev1.VolumeAttributesClass, storagev1.VolumeAttributesClassList]("v1", nil)},
-		StoragePrefix: "volumeattributesclasses",
+		ShortNames: []string{"vac"},
+		Versions:   []api.Version{api.Versioned[storagev1.VolumeAttributesClass, storagev1.VolumeAttributesClassList]("v1", nil)},
 		Strategy: api.Strategy{
 			Validate: api.Check(validate),
 			ValidateUpdate: api.CheckUpdate(func(c, old *storagev1.VolumeAttributesClass) field.ErrorList {

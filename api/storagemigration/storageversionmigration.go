@@ -17,8 +17,7 @@ func storageVersionMigrationResource() *api.Resource {
 	name := metav1.TableColumnDefinition{Name: "Name", Type: "string", Description: metav1.ObjectMeta{}.SwaggerDoc()["name"]}
 	return &api.Resource{
 		Group: Group, Name: "storageversionmigrations", Singular: "storageversionmigration", Kind: "StorageVersionMigration",
-		Versions:      []api.Version{api.Versioned[storagemigrationv1.StorageVersionMigration, storagemigrationv1.StorageVersionMigrationList]("v1", nil)},
-		StoragePrefix: "storageversionmigrations",
+		Versions: []api.Version{api.Versioned[storagemigrationv1.StorageVersionMigration, storagemigrationv1.StorageVersionMigrationList]("v1", nil)},
 		Strategy: api.Strategy{
 			PrepareForCreate: api.On(func(m *storagemigrationv1.StorageVersionMigration) {
 				m.Status = storagemigrationv1.StorageVersionMigrationStatus{}

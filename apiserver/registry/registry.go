@@ -67,8 +67,8 @@ type Registry struct {
 // New returns the registry of a resource.
 func New(c Config) (*Registry, error) {
 	r := &Registry{Config: c, gr: schema.GroupResource{Group: c.Resource.Group, Resource: c.Resource.Name}}
-	if c.Store == nil || len(c.Resource.Versions) == 0 || c.Resource.StoragePrefix == "" {
-		return nil, fmt.Errorf("resource %s cannot be stored: it needs a store, a version and a storage prefix", r.gr)
+	if c.Store == nil || len(c.Resource.Versions) == 0 || c.Resource.Virtual {
+		return nil, fmt.Errorf("resource %s cannot be stored: it needs a store and a version", r.gr)
 	}
 	if r.Clock == nil {
 		r.Clock = clock.RealClock{}
@@ -81,7 +81,7 @@ func New(c Config) (*Registry, error) {
 			r.version = v
 		}
 	}
-	r.prefix = Root + c.Resource.StoragePrefix + "/"
+	r.prefix = Root + c.Resource.Prefix() + "/"
 	r.lease = leases{ttl: c.Resource.Strategy.TTLSeconds}
 	r.selectable = map[string]bool{"metadata.name": true}
 	if c.Resource.Namespaced {
