@@ -9,6 +9,7 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"slices"
 
 	"github.com/vishvananda/netlink"
 )
@@ -148,12 +149,7 @@ func (c *claims) release() {
 }
 
 func overlapsAny(r netip.Prefix, used []netip.Prefix) bool {
-	for _, u := range used {
-		if r.Overlaps(u) {
-			return true
-		}
-	}
-	return false
+	return slices.ContainsFunc(used, func(u netip.Prefix) bool { return r.Overlaps(u) })
 }
 
 // usedRanges are the destinations of this machine's IPv4 routes, but for the default one.

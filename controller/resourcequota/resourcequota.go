@@ -6,6 +6,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
@@ -140,12 +141,7 @@ func (c *controller) usageChanged(gr schema.GroupResource, quotas []*corev1.Reso
 	if pod, ok := new.(*corev1.Pod); ok && pod.DeletionTimestamp != nil {
 		return true // it stops counting when its time has passed
 	}
-	for _, q := range quotas {
-		if k.InScope(q, old) != k.InScope(q, new) {
-			return true
-		}
-	}
-	return false
+	return slices.ContainsFunc(quotas, func(q *corev1.ResourceQuota) bool { return k.InScope(q, old) != k.InScope(q, new) })
 }
 
 func (c *controller) reconcile(ctx context.Context, key string) error {

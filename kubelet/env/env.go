@@ -91,33 +91,27 @@ type maker struct {
 func isTrue(b *bool) bool { return b != nil && *b }
 
 func (m *maker) configMap(name string, optional bool) (*v1.ConfigMap, error) {
-	if cm, ok := m.configMaps[name]; ok {
-		return cm, nil
-	}
-	cm, err := m.src.ConfigMap(m.pod.Namespace, name)
-	if apierrors.IsNotFound(err) && optional {
-		return nil, nil
-	}
-	if err != nil {
-		return nil, err
-	}
-	m.configMaps[name] = cm
-	return cm, nil
+	return read(m.configMaps, m.src.ConfigMap, m.pod.Namespace, name, optional)
 }
 
 func (m *maker) secret(name string, optional bool) (*v1.Secret, error) {
-	if s, ok := m.secrets[name]; ok {
-		return s, nil
+	return read(m.secrets, m.src.Secret, m.pod.Namespace, name, optional)
+}
+
+// read takes an object from those read before, else from get; an optional one that is not there is nil.
+func read[T any](before map[string]*T, get func(namespace, name string) (*T, error), namespace, name string, optional bool) (*T, error) {
+	if o, ok := before[name]; ok {
+		return o, nil
 	}
-	s, err := m.src.Secret(m.pod.Namespace, name)
+	o, err := get(namespace, name)
 	if apierrors.IsNotFound(err) && optional {
 		return nil, nil
 	}
 	if err != nil {
 		return nil, err
 	}
-	m.secrets[name] = s
-	return s, nil
+	before[name] = o
+	return o, nil
 }
 
 func (m *maker) from(f *v1.EnvFromSource) error {

@@ -4,6 +4,7 @@ package evict
 
 import (
 	"fmt"
+	"slices"
 
 	v1 "k8s.io/api/core/v1"
 	resourcehelper "k8s.io/component-helpers/resource"
@@ -36,12 +37,7 @@ func Limited(pod *v1.Pod) bool {
 			return true
 		}
 	}
-	for _, c := range limited(pod) {
-		if !c.Resources.Limits.StorageEphemeral().IsZero() {
-			return true
-		}
-	}
-	return false
+	return slices.ContainsFunc(limited(pod), func(c *v1.Container) bool { return !c.Resources.Limits.StorageEphemeral().IsZero() })
 }
 
 // Over returns why a pod must be evicted, "" if it need not. The texts are upstream's.

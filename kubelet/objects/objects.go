@@ -7,6 +7,7 @@ import (
 	"context"
 	"fmt"
 	"log/slog"
+	"slices"
 	"sync"
 	"time"
 
@@ -72,7 +73,7 @@ func (c *Cache) Register(uid types.UID, refs []Ref) {
 	}
 	c.pods[uid] = refs
 	for _, r := range old {
-		if !contains(refs, r) {
+		if !slices.Contains(refs, r) {
 			c.drop(uid, r)
 		}
 	}
@@ -83,15 +84,6 @@ func (c *Cache) Register(uid types.UID, refs []Ref) {
 
 // Unregister forgets a pod.
 func (c *Cache) Unregister(uid types.UID) { c.Register(uid, nil) }
-
-func contains(refs []Ref, r Ref) bool {
-	for _, x := range refs {
-		if x == r {
-			return true
-		}
-	}
-	return false
-}
 
 func (c *Cache) drop(uid types.UID, r Ref) {
 	it := c.items[r]
@@ -316,7 +308,7 @@ func version(o runtime.Object) string {
 func Refs(pod *v1.Pod) []Ref {
 	var out []Ref
 	add := func(secret bool, name string) {
-		if r := (Ref{secret, pod.Namespace, name}); name != "" && !contains(out, r) {
+		if r := (Ref{secret, pod.Namespace, name}); name != "" && !slices.Contains(out, r) {
 			out = append(out, r)
 		}
 	}

@@ -106,7 +106,7 @@ func items(data map[string][]byte, list []v1.KeyToPath, mode int32, isOptional b
 	return out, nil
 }
 
-func configMapFiles(c *content, name string, list []v1.KeyToPath, mode int32, opt *bool) (map[string]File, error) {
+func (c *content) configMap(name string, list []v1.KeyToPath, opt *bool) (map[string]File, error) {
 	cm, err := c.pod.host.ConfigMap(c.pod.pod.Namespace, name)
 	if apierrors.IsNotFound(err) && optional(opt) {
 		return nil, nil
@@ -121,12 +121,12 @@ func configMapFiles(c *content, name string, list []v1.KeyToPath, mode int32, op
 	for k, v := range cm.BinaryData {
 		data[k] = v
 	}
-	return items(data, list, mode, optional(opt), func(k string) error {
+	return items(data, list, c.mode, optional(opt), func(k string) error {
 		return fmt.Errorf("configmap references non-existent config key: %s", k)
 	})
 }
 
-func secretFiles(c *content, name string, list []v1.KeyToPath, mode int32, opt *bool) (map[string]File, error) {
+func (c *content) secret(name string, list []v1.KeyToPath, opt *bool) (map[string]File, error) {
 	s, err := c.pod.host.Secret(c.pod.pod.Namespace, name)
 	if apierrors.IsNotFound(err) && optional(opt) {
 		return nil, nil
@@ -134,26 +134,20 @@ func secretFiles(c *content, name string, list []v1.KeyToPath, mode int32, opt *
 	if err != nil {
 		return nil, err
 	}
-	return items(s.Data, list, mode, optional(opt), func(k string) error {
+	return items(s.Data, list, c.mode, optional(opt), func(k string) error {
 		return fmt.Errorf("references non-existent secret key: %s", k)
 	})
 }
 
-func configMapPayload(src *v1.ConfigMapVolumeSource) payload {
+// lasting is the payload of files that change only when what they are made of does.
+func lasting(files func(c *content) (map[string]File, error)) payload {
 	return func(_ context.Context, c *content) (map[string]File, time.Time, error) {
-		f, err := configMapFiles(c, src.Name, src.Items, c.mode, src.Optional)
+		f, err := files(c)
 		return f, time.Time{}, err
 	}
 }
 
-func secretPayload(src *v1.SecretVolumeSource) payload {
-	return func(_ context.Context, c *content) (map[string]File, time.Time, error) {
-		f, err := secretFiles(c, src.SecretName, src.Items, c.mode, src.Optional)
-		return f, time.Time{}, err
-	}
-}
-
-func downwardFiles(c *content, list []v1.DownwardAPIVolumeFile, mode int32) (map[string]File, error) {
+func (c *content) downward(list []v1.DownwardAPIVolumeFile) (map[string]File, error) {
 	out := map[string]File{}
 	node := c.pod.host.Node()
 	for i := range list {
@@ -169,16 +163,9 @@ func downwardFiles(c *content, list []v1.DownwardAPIVolumeFile, mode int32) (map
 		if err != nil {
 			return nil, err
 		}
-		out[path.Clean(it.Path)] = File{Data: []byte(value), Mode: pick(it.Mode, mode)}
+		out[path.Clean(it.Path)] = File{Data: []byte(value), Mode: pick(it.Mode, c.mode)}
 	}
 	return out, nil
-}
-
-func downwardPayload(list []v1.DownwardAPIVolumeFile) payload {
-	return func(_ context.Context, c *content) (map[string]File, time.Time, error) {
-		f, err := downwardFiles(c, list, c.mode)
-		return f, time.Time{}, err
-	}
 }
 
 func projectedPayload(src *v1.ProjectedVolumeSource) payload {
@@ -210,13 +197,13 @@ func projectOne(ctx context.Context, c *content, i int, s *v1.VolumeProjection) 
 	var none time.Time
 	switch {
 	case s.Secret != nil:
-		f, err := secretFiles(c, s.Secret.Name, s.Secret.Items, c.mode, s.Secret.Optional)
+		f, err := c.secret(s.Secret.Name, s.Secret.Items, s.Secret.Optional)
 		return f, none, err
 	case s.ConfigMap != nil:
-		f, err := configMapFiles(c, s.ConfigMap.Name, s.ConfigMap.Items, c.mode, s.ConfigMap.Optional)
+		f, err := c.configMap(s.ConfigMap.Name, s.ConfigMap.Items, s.ConfigMap.Optional)
 		return f, none, err
 	case s.DownwardAPI != nil:
-		f, err := downwardFiles(c, s.DownwardAPI.Items, c.mode)
+		f, err := c.downward(s.DownwardAPI.Items)
 		return f, none, err
 	case s.ServiceAccountToken != nil:
 		return tokenFile(ctx, c, s.ServiceAccountToken)

@@ -148,13 +148,19 @@ func (p *Pod) make(ctx context.Context, s *v1.Volume) (Volume, error) {
 	case src.HostPath != nil:
 		return &hostPath{path: src.HostPath.Path, typ: src.HostPath.Type}, nil
 	case src.ConfigMap != nil:
-		return p.content(s.Name, "kubernetes.io~configmap", src.ConfigMap.DefaultMode, configMapPayload(src.ConfigMap)), nil
+		return p.content(s.Name, "kubernetes.io~configmap", src.ConfigMap.DefaultMode, lasting(func(c *content) (map[string]File, error) {
+			return c.configMap(src.ConfigMap.Name, src.ConfigMap.Items, src.ConfigMap.Optional)
+		})), nil
 	case src.Secret != nil:
-		c := p.content(s.Name, "kubernetes.io~secret", src.Secret.DefaultMode, secretPayload(src.Secret))
+		c := p.content(s.Name, "kubernetes.io~secret", src.Secret.DefaultMode, lasting(func(c *content) (map[string]File, error) {
+			return c.secret(src.Secret.SecretName, src.Secret.Items, src.Secret.Optional)
+		}))
 		c.memory = true
 		return c, nil
 	case src.DownwardAPI != nil:
-		return p.content(s.Name, "kubernetes.io~downward-api", src.DownwardAPI.DefaultMode, downwardPayload(src.DownwardAPI.Items)), nil
+		return p.content(s.Name, "kubernetes.io~downward-api", src.DownwardAPI.DefaultMode, lasting(func(c *content) (map[string]File, error) {
+			return c.downward(src.DownwardAPI.Items)
+		})), nil
 	case src.Projected != nil:
 		c := p.content(s.Name, "kubernetes.io~projected", src.Projected.DefaultMode, projectedPayload(src.Projected))
 		c.memory = true
