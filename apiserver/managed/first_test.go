@@ -13,7 +13,6 @@ import (
 	"k8s.io/apimachinery/pkg/runtime/schema"
 	"k8s.io/apimachinery/pkg/runtime/serializer"
 	"k8s.io/client-go/kubernetes/scheme"
-	"sigs.k8s.io/randfill"
 
 	"github.com/skiff-project/skiff/api"
 	"github.com/skiff-project/skiff/api/all"
@@ -43,7 +42,6 @@ func random(t testing.TB, typ *Type, seed int64, nils float64, through bool) api
 	t.Helper()
 	o := typ.Version.New()
 	f := fuzzer.FuzzerFor(fuzzer.MergeFuzzerFuncs(metafuzzer.Funcs), rand.NewSource(seed), serializer.NewCodecFactory(scheme.Scheme))
-	var _ *randfill.Filler = f
 	f.NilChance(nils)
 	f.NumElements(0, 3)
 	f.Fill(o)
