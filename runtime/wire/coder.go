@@ -146,26 +146,10 @@ func (c *Coder) Str(p *string) {
 }
 
 // Strs walks a list of strings.
-func (c *Coder) Strs(p *[]string) {
-	n := c.length(len(*p))
-	if c.decode {
-		*p = make([]string, n)
-	}
-	for i := range *p {
-		c.Str(&(*p)[i])
-	}
-}
+func (c *Coder) Strs(p *[]string) { list(c, p, c.Str) }
 
 // Ints walks a list of ints.
-func (c *Coder) Ints(p *[]int) {
-	n := c.length(len(*p))
-	if c.decode {
-		*p = make([]int, n)
-	}
-	for i := range *p {
-		c.Int(&(*p)[i])
-	}
-}
+func (c *Coder) Ints(p *[]int) { list(c, p, c.Int) }
 
 // list walks a list whose element walks itself through f.
 func list[T any](c *Coder, p *[]T, f func(*T)) {
