@@ -5,6 +5,7 @@
 package admission
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -174,6 +175,10 @@ func forbidden(r *Request, err error) error { return Forbidden(r, err) }
 // Forbidden is the 403 upstream's admission answers with: it names the object
 // asked for, or its generateName with the reason why it has no name yet.
 func Forbidden(r *Request, err error) *apierrors.StatusError {
+	return apierrors.NewForbidden(schema.GroupResource{Group: r.APIGroup, Resource: r.Resource}, requestName(r), err)
+}
+
+func requestName(r *Request) string {
 	name := r.Name
 	if r.Verb == "deletecollection" {
 		name = "" // the request names no object
@@ -185,10 +190,7 @@ func Forbidden(r *Request, err error) *apierrors.StatusError {
 			name = r.Object.GetGenerateName()
 		}
 	}
-	if name == "" {
-		name = "Unknown"
-	}
-	return apierrors.NewForbidden(schema.GroupResource{Group: r.APIGroup, Resource: r.Resource}, name, err)
+	return cmp.Or(name, "Unknown")
 }
 
 // Config is what plugins need besides the request.
