@@ -3,8 +3,6 @@ package controller
 import (
 	"net/netip"
 
-	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
-
 	"github.com/skiff-project/skiff/controller/clusterroleaggregation"
 	"github.com/skiff-project/skiff/controller/cronjob"
 	"github.com/skiff-project/skiff/controller/daemonset"
@@ -94,9 +92,7 @@ var list = []entry{
 		build: plain(endpointslicemirroring.New)},
 	{name: "resourcequota-controller", alias: "resourcequota", account: "resourcequota-controller",
 		build: func(env engine.Env, cfg Config) (*engine.Controller, error) {
-			return resourcequota.New(env, cfg.metadataFor("resourcequota-controller"), func() ([]*metav1.APIResourceList, error) {
-				return cfg.Discovery.ServerPreferredNamespacedResources()
-			})
+			return resourcequota.New(env, cfg.metadataFor("resourcequota-controller"), cfg.Discovery.ServerPreferredNamespacedResources)
 		}},
 	{name: "persistentvolumeclaim-protection-controller", alias: "pvc-protection", account: "pvc-protection-controller",
 		build: plain(volumeprotection.NewClaims)},
@@ -111,21 +107,15 @@ var list = []entry{
 		}},
 	{name: "namespace-controller", alias: "namespace", account: "namespace-controller",
 		build: func(env engine.Env, cfg Config) (*engine.Controller, error) {
-			return namespace.New(env, cfg.metadataFor("namespace-controller"), func() ([]*metav1.APIResourceList, error) {
-				return cfg.Discovery.ServerPreferredNamespacedResources()
-			})
+			return namespace.New(env, cfg.metadataFor("namespace-controller"), cfg.Discovery.ServerPreferredNamespacedResources)
 		}},
 	{name: "storage-version-migrator-controller", alias: "svm", account: "storage-version-migrator-controller",
 		build: func(env engine.Env, cfg Config) (*engine.Controller, error) {
-			return storageversionmigrator.New(env, cfg.metadataFor("storage-version-migrator-controller"), func() ([]*metav1.APIResourceList, error) {
-				return cfg.Discovery.ServerPreferredResources()
-			})
+			return storageversionmigrator.New(env, cfg.metadataFor("storage-version-migrator-controller"), cfg.Discovery.ServerPreferredResources)
 		}},
 	{name: "garbage-collector-controller", alias: "garbagecollector", account: "generic-garbage-collector",
 		build: func(env engine.Env, cfg Config) (*engine.Controller, error) {
-			return garbagecollector.New(env, cfg.metadataFor("generic-garbage-collector"), func() ([]*metav1.APIResourceList, error) {
-				return cfg.Discovery.ServerPreferredResources()
-			})
+			return garbagecollector.New(env, cfg.metadataFor("generic-garbage-collector"), cfg.Discovery.ServerPreferredResources)
 		}},
 }
 
