@@ -3,7 +3,7 @@ package cli
 import (
 	"bytes"
 	"context"
-	"encoding/json"
+	_ "embed"
 	"fmt"
 	"io"
 	"net"
@@ -18,7 +18,6 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/fields"
 	"k8s.io/apimachinery/pkg/types"
-	"k8s.io/apimachinery/pkg/util/intstr"
 	"k8s.io/apimachinery/pkg/watch"
 	"k8s.io/client-go/kubernetes"
 	"k8s.io/client-go/kubernetes/scheme"
@@ -30,11 +29,16 @@ import (
 	"github.com/skiff-project/skiff/cluster"
 )
 
+// demoManifest is the Namespace, the Deployment and the Service.
+//
+//go:embed demo.yaml
+var demoManifest string
+
+// What the manifest calls them, and how many it asks for.
 const (
 	demoNamespace = "demo"
 	demoName      = "web"
 	demoReplicas  = 3
-	demoPort      = 8080
 )
 
 // newDemo is `skiff demo`: a web Deployment and Service from Skiff's own
@@ -104,73 +108,19 @@ const demoNext = `  skiff kubectl -n demo get pods,services,endpointslices -o wi
 // what they should be.
 func (d *demo) apply(ctx context.Context) (string, error) {
 	opts := metav1.PatchOptions{FieldManager: "skiff-demo", Force: ptr.To(true)}
-	ns := corev1.Namespace{TypeMeta: metav1.TypeMeta{APIVersion: "v1", Kind: "Namespace"}, ObjectMeta: metav1.ObjectMeta{Name: demoNamespace}}
-	if _, err := d.client.CoreV1().Namespaces().Patch(ctx, demoNamespace, types.ApplyPatchType, encode(ns), opts); err != nil {
+	docs := strings.Split(strings.ReplaceAll(demoManifest, "$IMAGE", cluster.ImageName()), "---\n")
+	if _, err := d.client.CoreV1().Namespaces().Patch(ctx, demoNamespace, types.ApplyPatchType, []byte(docs[0]), opts); err != nil {
 		return "", err
 	}
-	dep := demoDeployment()
-	if _, err := d.client.AppsV1().Deployments(demoNamespace).Patch(ctx, demoName, types.ApplyPatchType, encode(dep), opts); err != nil {
+	if _, err := d.client.AppsV1().Deployments(demoNamespace).Patch(ctx, demoName, types.ApplyPatchType, []byte(docs[1]), opts); err != nil {
 		return "", err
 	}
-	svc, err := d.client.CoreV1().Services(demoNamespace).Patch(ctx, demoName, types.ApplyPatchType, encode(demoService()), opts)
-	if err != nil {
+	var err error
+	if d.service, err = d.client.CoreV1().Services(demoNamespace).Patch(ctx, demoName, types.ApplyPatchType, []byte(docs[2]), opts); err != nil {
 		return "", err
 	}
-	d.service = svc
 	return fmt.Sprintf("deployment.apps/%s (%d replicas of %s) and service/%s in namespace %s",
 		demoName, demoReplicas, cluster.ImageName(), demoName, demoNamespace), nil
-}
-
-func encode(v any) []byte {
-	data, err := json.Marshal(v)
-	if err != nil {
-		panic(err) // API types always encode
-	}
-	return data
-}
-
-func demoDeployment() *appsv1.Deployment {
-	labels := map[string]string{"app": demoName}
-	field := func(name, path string) corev1.EnvVar {
-		return corev1.EnvVar{Name: name, ValueFrom: &corev1.EnvVarSource{FieldRef: &corev1.ObjectFieldSelector{FieldPath: path}}}
-	}
-	return &appsv1.Deployment{
-		TypeMeta:   metav1.TypeMeta{APIVersion: "apps/v1", Kind: "Deployment"},
-		ObjectMeta: metav1.ObjectMeta{Name: demoName, Namespace: demoNamespace, Labels: labels},
-		Spec: appsv1.DeploymentSpec{
-			Replicas: ptr.To[int32](demoReplicas),
-			Selector: &metav1.LabelSelector{MatchLabels: labels},
-			Template: corev1.PodTemplateSpec{
-				ObjectMeta: metav1.ObjectMeta{Labels: labels},
-				Spec: corev1.PodSpec{Containers: []corev1.Container{{
-					Name:    demoName,
-					Image:   cluster.ImageName(),
-					Command: []string{"web", "--port", strconv.Itoa(demoPort)},
-					Ports:   []corev1.ContainerPort{{Name: "http", ContainerPort: demoPort}},
-					Env: []corev1.EnvVar{
-						field("POD_NAME", "metadata.name"), field("POD_NAMESPACE", "metadata.namespace"),
-						field("POD_IP", "status.podIP"), field("NODE_NAME", "spec.nodeName"),
-					},
-					ReadinessProbe: &corev1.Probe{
-						PeriodSeconds: 1,
-						ProbeHandler:  corev1.ProbeHandler{HTTPGet: &corev1.HTTPGetAction{Path: "/healthz", Port: intstr.FromString("http")}},
-					},
-				}}},
-			},
-		},
-	}
-}
-
-func demoService() *corev1.Service {
-	return &corev1.Service{
-		TypeMeta:   metav1.TypeMeta{APIVersion: "v1", Kind: "Service"},
-		ObjectMeta: metav1.ObjectMeta{Name: demoName, Namespace: demoNamespace, Labels: map[string]string{"app": demoName}},
-		Spec: corev1.ServiceSpec{
-			Type:     corev1.ServiceTypeNodePort,
-			Selector: map[string]string{"app": demoName},
-			Ports:    []corev1.ServicePort{{Name: "http", Port: 80, TargetPort: intstr.FromString("http")}},
-		},
-	}
 }
 
 // waitReady watches the Deployment until all replicas of its newest
