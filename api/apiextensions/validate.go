@@ -149,7 +149,7 @@ func (l *specChecks) checkSpec(p *field.Path) {
 	l.checkSubresources(p.Child("subresources"), s.Subresources)
 	l.checkColumns(p.Child("additionalPrinterColumns"), s.AdditionalPrinterColumns)
 	if len(s.SelectableFields) > 0 {
-		if s.Validation == nil {
+		if s.Validation == nil || s.Validation.OpenAPIV3Schema == nil {
 			l.Invalid(p.Child("selectableFields"), "", "may only be set when validations.schema is included")
 		} else {
 			l.checkSelectable(p, s.SelectableFields, s.Validation.OpenAPIV3Schema, "")
