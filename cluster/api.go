@@ -149,7 +149,7 @@ func (c *Cluster) apiConfig(log *slog.Logger) (apiserver.Config, error) {
 	if err != nil {
 		return apiserver.Config{}, err
 	}
-	source := policyReader{reader}
+	source := policyReader{registry.RBAC{Reader: reader}}
 	accounts := c.accounts
 	accounts.SigningKey, accounts.Getter = c.assets.ServiceAccountKey, source
 	if c.tokens, err = serviceaccount.New(accounts); err != nil {

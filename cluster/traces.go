@@ -9,6 +9,7 @@ import (
 	"slices"
 	"strings"
 
+	"github.com/opencontainers/cgroups"
 	"golang.org/x/sys/unix"
 )
 
@@ -61,21 +62,10 @@ func unescapeMount(s string) string { return mountEscapes.Replace(s) }
 // empty of processes by now; a cgroup that is not says so.
 func removeCgroups(root string) error {
 	bases, _ := filepath.Glob("/sys/fs/cgroup/*" + root)
-	bases = append(bases, filepath.Join("/sys/fs/cgroup", root))
 	var errs []error
-	for _, base := range bases {
-		var dirs []string
-		_ = filepath.WalkDir(base, func(p string, d os.DirEntry, err error) error {
-			if err == nil && d.IsDir() {
-				dirs = append(dirs, p)
-			}
-			return nil
-		})
-		slices.Reverse(dirs)
-		for _, d := range dirs {
-			if err := os.Remove(d); err != nil && !errors.Is(err, os.ErrNotExist) {
-				errs = append(errs, fmt.Errorf("remove cgroup: %w", err))
-			}
+	for _, base := range append(bases, filepath.Join("/sys/fs/cgroup", root)) {
+		if err := cgroups.RemovePath(base); err != nil {
+			errs = append(errs, fmt.Errorf("remove cgroup: %w", err))
 		}
 	}
 	return errors.Join(errs...)
