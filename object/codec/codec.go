@@ -191,3 +191,18 @@ func ToYAML(obj any) ([]byte, error) {
 	}
 	return yaml.JSONToYAML(data)
 }
+
+// JSONWithKind returns the JSON of an object, given its JSON without kind and
+// apiVersion, with both put in front, where Kubernetes types have them.
+func JSONWithKind(kind, apiVersion string, bare []byte) []byte {
+	out := make([]byte, 0, len(bare)+len(kind)+len(apiVersion)+28)
+	out = append(out, `{"kind":"`...)
+	out = append(out, kind...)
+	out = append(out, `","apiVersion":"`...)
+	out = append(out, apiVersion...)
+	out = append(out, '"')
+	if len(bare) > 2 && bare[1] != '}' {
+		out = append(out, ',')
+	}
+	return append(out, bare[1:]...)
+}

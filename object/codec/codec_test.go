@@ -55,6 +55,17 @@ func TestDecode(t *testing.T) {
 	}
 }
 
+func TestJSONWithKind(t *testing.T) {
+	for bare, want := range map[string]string{
+		`{"metadata":{}}`: `{"kind":"ConfigMap","apiVersion":"v1","metadata":{}}`,
+		`{}`:              `{"kind":"ConfigMap","apiVersion":"v1"}`,
+	} {
+		if got := string(JSONWithKind("ConfigMap", "v1", []byte(bare))); got != want {
+			t.Errorf("got %s, want %s", got, want)
+		}
+	}
+}
+
 // FuzzDecode: no body makes a decoder panic, and what decodes encodes again.
 func FuzzDecode(f *testing.F) {
 	pb, _ := wire.Seal("v1", "ConfigMap", &corev1.ConfigMap{ObjectMeta: metav1.ObjectMeta{Name: "a"}, Data: map[string]string{"a": "b"}})
