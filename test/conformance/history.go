@@ -135,6 +135,25 @@ func (h history) markdown(all []test) string {
 	return b.String()
 }
 
+// differences is the section on what test/differential knows to differ.
+func differences(known string) string {
+	var b strings.Builder
+	b.WriteString("\n## Differences from upstream's API server\n\n" +
+		"`make differential` sends the same requests to both and compares code, body and warnings. Times, UIDs,\n" +
+		"versions, random names and the order of causes are left out, and so is how an object inside a message is\n" +
+		"written: Skiff writes the fields of the API, upstream those of its internal types. What else differs, with\n" +
+		"why it stays (test/differential/known.txt):\n\n")
+	said := map[string]bool{}
+	for line := range strings.Lines(known) {
+		parts := strings.Split(strings.TrimSpace(line), " | ")
+		if len(parts) == 3 && !said[parts[2]] && line[0] != '#' {
+			said[parts[2]] = true
+			fmt.Fprintf(&b, "- %s\n", parts[2])
+		}
+	}
+	return b.String()
+}
+
 type row struct {
 	name string
 	measured
@@ -178,7 +197,11 @@ func report(ctx context.Context, o options) error {
 			}
 		}
 	}
-	if err := os.WriteFile(o.report, []byte(h.markdown(all)), 0o644); err != nil {
+	known, err := os.ReadFile("../differential/known.txt")
+	if err != nil {
+		return err
+	}
+	if err := os.WriteFile(o.report, []byte(h.markdown(all)+differences(string(known))), 0o644); err != nil {
 		return err
 	}
 	fmt.Printf("%s: %d of %d tests have a result\n", o.report, len(h), len(all))
