@@ -150,7 +150,7 @@ var returnsDeleted = map[string]bool{
 	"/pods": true, "/services": true, "/serviceaccounts": true, "/podtemplates": true, "/resourcequotas": true,
 	"/persistentvolumes": true, "/persistentvolumeclaims": true, "storage.k8s.io/storageclasses": true,
 	"storage.k8s.io/csinodes": true, "storage.k8s.io/csidrivers": true, "storage.k8s.io/volumeattachments": true,
-	"resource.k8s.io/deviceclasses": true, "resource.k8s.io/resourceclaims": true, "resource.k8s.io/resourceclaimtemplates": true, "resource.k8s.io/resourceslices": true, "resource.k8s.io/devicetaintrules": true, "storage.k8s.io/volumeattributesclasses": true,
+	"resource.k8s.io/deviceclasses": true, "resource.k8s.io/resourceclaims": true, "resource.k8s.io/resourceclaimtemplates": true, "resource.k8s.io/resourceslices": true, "storage.k8s.io/volumeattributesclasses": true,
 }
 
 func (s *Server) deleteCollection(c *call) {

@@ -29,7 +29,7 @@ func csiDriverResource() *api.Resource {
 				return l.Errors
 			}),
 			Warnings: api.Warn(func(d, old *storagev1.CSIDriver) []string {
-				if old != nil || len(d.Spec.TokenRequests) == 0 || d.Spec.ServiceAccountTokenInSecrets != nil {
+				if old != nil && !api.Changed(old.Spec.TokenRequests, d.Spec.TokenRequests) || len(d.Spec.TokenRequests) == 0 || d.Spec.ServiceAccountTokenInSecrets != nil {
 					return nil
 				}
 				return []string{"spec.serviceAccountTokenInSecrets is unset; if supported by this CSI driver, set to true to prevent possible logging of tokens in volume attributes"}
