@@ -117,11 +117,13 @@ var replacements = []struct {
 	{regexp.MustCompile(`\d{4}-\d\d-\d\d[T ]\d\d:\d\d:\d\d(\.\d+)?( ?[-+]\d{4} UTC|Z)?( m=\+[\d.]+)?`), "<time>"},
 	{regexp.MustCompile(`hash=[0-9A-F]+`), "hash=<hash>"},
 	{regexp.MustCompile(`192\.0\.2\.1:\d+`), "<address>"},
+	{regexp.MustCompile(`Key: /registry/`), "Key: /"}, // which a dry run of upstream's leaves out
+	{regexp.MustCompile(`some-[a-z0-9]{5}`), "some-<random>"},
 	{regexp.MustCompile(`selfType\d+`), "selfType<hash>"},
 	{regexp.MustCompile(`kube-api-access-[a-z0-9]{5}`), "kube-api-access-<random>"},
 	{regexp.MustCompile(`X509SHA256=[0-9a-f]+`), "X509SHA256=<hash>"},
 	{regexp.MustCompile(`^(\d+[smhd])+$`), "<age>"},
-	{regexp.MustCompile(`(resourceVersion\\*":\\*"|current: )\d+`), "${1}<version>"},
+	{regexp.MustCompile(`(resourceVersion\\*":\\*"|current: |in record \(|in object meta: )\d+`), "${1}<version>"},
 	{regexp.MustCompile(`127\.0\.0\.1:\d+`), "<address>"},
 	{regexp.MustCompile(`0xc[0-9a-f]{8,}`), "<pointer>"},
 }

@@ -224,7 +224,8 @@ func outline(doc any) any {
 	}
 	paths, _ := doc.(map[string]any)["paths"].(map[string]any)
 	for path, item := range paths {
-		if methods := sortedKeys(item.(map[string]any)); !strings.HasSuffix(path, "/") && !strings.Contains(path, "/watch/") {
+		methods := slices.DeleteFunc(sortedKeys(item.(map[string]any)), func(s string) bool { return s == "parameters" })
+		if !strings.HasSuffix(path, "/") && !strings.Contains(path, "/watch/") {
 			out[path] = fmt.Sprint(methods)
 		}
 	}

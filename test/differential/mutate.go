@@ -188,7 +188,7 @@ func (s schemas) walk(schema any, path []any, have any, present bool, reach int,
 		}
 	case node["additionalProperties"] != nil:
 		add(map[string]any{}, "x")
-		more, ok := have.(map[string]any)
+		more, _ := have.(map[string]any)
 		key := "a"
 		if len(more) > 0 {
 			key = slices.Sorted(maps.Keys(more))[0]
