@@ -216,6 +216,8 @@ func TestPodRunsAndIsDeleted(t *testing.T) {
 
 func TestRestartBacksOff(t *testing.T) {
 	r := newRig(t)
+	r.stop()
+	r.start(func(c *Config) { c.Backoff.CrashInitial = 2 * time.Second }) // long enough to be seen
 	r.create(pod("a"))
 	for i := range 2 {
 		r.eventually("it runs", func() bool { return r.rt.Running("main") != nil })
