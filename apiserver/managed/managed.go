@@ -228,7 +228,7 @@ func (f *Fields) Update(typ *Type, sub string, old, obj api.Object, manager stri
 	kind := typ.Stored
 	obj.GetObjectKind().SetGroupVersionKind(kind)
 	if typ.Custom == nil && !typ.Deduced {
-		if old == nil && sub == "" && f.first(typ, obj, manager) || old != nil && f.touch(typ, sub, old, obj, manager) {
+		if old == nil && sub == "" && f.first(typ, obj, manager) || old != nil && f.later(typ, sub, old, obj, manager) {
 			return obj
 		}
 	}
