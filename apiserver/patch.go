@@ -161,17 +161,29 @@ func (s *Server) patched(c *call, p *patchRequest, sub string, old api.Object) (
 	if old == nil {
 		return nil, apierrors.NewNotFound(c.ep.gr, c.info.Name)
 	}
-	current, err := c.ep.served(old.DeepCopyObject().(api.Object))
+	merge := p.kind != types.JSONPatchType
+	current := func() (api.Object, error) {
+		obj, err := c.ep.served(old.DeepCopyObject().(api.Object))
+		if err == nil && merge { // it reads nothing: half of the object stays out of it
+			obj.SetManagedFields(nil)
+		}
+		return obj, err
+	}
+	obj, err := current()
 	if err != nil {
 		return nil, err
 	}
-	obj := c.ep.ver.New()
-	if p.kind != types.JSONPatchType { // a merge reads nothing: half of the object stays out of it
-		current.SetManagedFields(nil)
-	}
-	strictErrs, value, err := s.mergePatch(c, p, current, obj)
-	if err != nil {
-		return nil, err
+	var strictErrs []error
+	var value string
+	if !merge || c.ep.codec != nil || !p.strict() || !patch.Typed(obj, p.body, p.kind == types.StrategicMergePatchType) {
+		doc, err := current()
+		if err != nil {
+			return nil, err
+		}
+		obj = c.ep.ver.New()
+		if strictErrs, value, err = s.mergePatch(c, p, doc, obj); err != nil {
+			return nil, err
+		}
 	}
 	if obj.GetManagedFields() == nil {
 		obj.SetManagedFields(old.GetManagedFields()) // as they are also when a client leaves them out

@@ -285,14 +285,14 @@ func (r *Registry) put(ctx context.Context, key string, value []byte, mod int64)
 type Update struct {
 	Write
 	// Change returns the new object, given the stored one (nil when there is
-	// none), which is the callee's to change. It is called again after a lost race.
+	// none), which is the callee's to change unless Patched. It is called again after a lost race.
 	Change func(ctx context.Context, old api.Object) (api.Object, error)
 	// View, when set, is the subresource whose rules apply.
 	View *api.View
 	// AllowCreate lets the update create a missing object.
 	AllowCreate bool
-	// Patched says that Change always starts from old, so that a uid it
-	// returns is no precondition but a change of what may not change.
+	// Patched says that Change always starts from old, which it only reads, so
+	// that a uid it returns is no precondition but a change of what may not change.
 	Patched bool
 	// Unconditional says that Change always starts from old, so that the
 	// resourceVersion it returns needs no check (internal writers).
@@ -356,7 +356,11 @@ func (r *Registry) updateOnce(ctx context.Context, u Update, key string, kv *sto
 	if err != nil {
 		return Item{}, false, err
 	}
-	obj, err := u.Change(ctx, old.DeepCopyObject().(api.Object))
+	given := old
+	if !u.Patched {
+		given = old.DeepCopyObject().(api.Object)
+	}
+	obj, err := u.Change(ctx, given)
 	if err != nil {
 		return Item{}, false, err
 	}
