@@ -2,15 +2,16 @@ package managed
 
 import (
 	"fmt"
+	"maps"
 	"reflect"
 	"slices"
+	"strconv"
 	"strings"
 	"sync"
 	"time"
 
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/util/managedfields"
-	"sigs.k8s.io/structured-merge-diff/v6/fieldpath"
 	"sigs.k8s.io/structured-merge-diff/v6/schema"
 	"sigs.k8s.io/structured-merge-diff/v6/typed"
 	"sigs.k8s.io/structured-merge-diff/v6/value"
@@ -54,17 +55,105 @@ type plan struct {
 type planField struct {
 	name string // quoted, as in the set: "f:spec"
 	*value.FieldCacheEntry
-	plan *plan
-	zero state // what the field is in an empty structure
+	index []int // where it is, if no pointer is on the way
+	omit  omission
+	plan  *plan
+	zero  state // what the field is in an empty structure
 	// unowned fields are looked at, as one that cannot be tracked makes the
 	// library refuse the object, but belong to nobody.
 	unowned bool
 }
 
+// omission is when JSON leaves a field out.
+type omission uint8
+
+const (
+	byType  omission = iota // the library knows
+	never                   // left out
+	ifEmpty                 // by its kind
+)
+
+// of is the field of a structure.
+func (f *planField) of(v reflect.Value) reflect.Value {
+	if f.index == nil {
+		return f.GetFrom(v)
+	}
+	for _, i := range f.index {
+		v = v.Field(i)
+	}
+	return v
+}
+
+// omitted tells whether JSON leaves the field out if it is v.
+func (f *planField) omitted(v reflect.Value) bool {
+	switch f.omit {
+	case never:
+		return false
+	case byType:
+		return f.CanOmit(v)
+	}
+	switch v.Kind() {
+	case reflect.Pointer, reflect.Interface:
+		return v.IsNil()
+	case reflect.Map, reflect.Slice, reflect.String:
+		return v.Len() == 0
+	}
+	return v.IsZero()
+}
+
+// fieldPlan is what is known of a field of the structure type t.
+func fieldPlan(t reflect.Type, e *value.FieldCacheEntry) planField {
+	f := planField{name: quote("f:" + e.JsonName), FieldCacheEntry: e, plan: &plan{}, index: indexOf(t, e.JsonName)}
+	in := e.GetFrom(reflect.New(t).Elem()).Type()
+	if f.index != nil && t.FieldByIndex(f.index).Type != in {
+		f.index = nil
+	}
+	_, ownZero := reflect.Zero(in).Interface().(interface{ IsZero() bool })
+	without := e.CanOmit(reflect.Zero(in))
+	switch in.Kind() {
+	case reflect.Struct, reflect.Array, reflect.Float32, reflect.Float64:
+	case reflect.Map:
+		f.omit = omissionOf(ownZero, without, e.CanOmit(reflect.MakeMap(in)))
+	case reflect.Slice:
+		f.omit = omissionOf(ownZero, without, e.CanOmit(reflect.MakeSlice(in, 0, 0)))
+	default:
+		f.omit = omissionOf(ownZero, without, without)
+	}
+	return f
+}
+
+func omissionOf(ownZero, null, empty bool) omission {
+	switch {
+	case ownZero || null != empty:
+		return byType
+	case null:
+		return ifEmpty
+	}
+	return never
+}
+
+// indexOf finds a field by its name in JSON.
+func indexOf(t reflect.Type, name string) []int {
+	for i := range t.NumField() {
+		f := t.Field(i)
+		tag, _, _ := strings.Cut(f.Tag.Get("json"), ",")
+		if tag == name {
+			return []int{i}
+		}
+		if tag == "" && f.Anonymous && f.Type.Kind() == reflect.Struct {
+			if in := indexOf(f.Type, name); in != nil {
+				return append([]int{i}, in...)
+			}
+		}
+	}
+	return nil
+}
+
+// planKey is a field that a list's items are known by.
 type planKey struct {
-	name  string
-	field *value.FieldCacheEntry
-	def   any
+	name  string // as in the name of an item: \"port\":
+	field planField
+	def   string // what it is if it is left out, likewise; "": nothing
 }
 
 // state is what the empty object has in a value's place.
@@ -206,7 +295,7 @@ func (b *planner) mapping(p *plan, t reflect.Type, entry *value.TypeReflectCache
 	case t.Kind() == reflect.Struct:
 		p.shape = structure
 		for _, e := range entry.OrderedFields() {
-			field := planField{name: quote("f:" + e.JsonName), FieldCacheEntry: e, plan: &plan{}}
+			field := fieldPlan(t, e)
 			of := e.GetFrom(reflect.New(t).Elem())
 			if sf, ok := m.FindField(e.JsonName); ok {
 				field.plan = b.plan(of.Type(), sf.Type)
@@ -240,12 +329,20 @@ func (b *planner) list(p *plan, t reflect.Type, l *schema.List) {
 		return
 	}
 	fields := value.TypeReflectEntryOf(elem).Fields()
-	for _, name := range l.Keys {
+	for _, name := range slices.Sorted(slices.Values(l.Keys)) {
 		sf, _ := atom.Map.FindField(name)
 		if fields[name] == nil {
 			return
 		}
-		p.keys = append(p.keys, planKey{name, fields[name], sf.Default})
+		key := planKey{name: `\"` + name + `\":`, field: fieldPlan(elem, fields[name])}
+		if sf.Default != nil {
+			def, ok := appendScalar(nil, reflect.ValueOf(sf.Default))
+			if !ok {
+				return
+			}
+			key.def = string(def)
+		}
+		p.keys = append(p.keys, key)
 	}
 	p.shape = keyedList
 }
@@ -270,7 +367,10 @@ func quote(s string) string {
 			return ""
 		}
 	}
-	return `"` + strings.ReplaceAll(s, `"`, `\"`) + `"`
+	if strings.Contains(s, `"`) {
+		s = strings.ReplaceAll(s, `"`, `\"`)
+	}
+	return `"` + s + `"`
 }
 
 // setWriter writes a field set in its JSON form.
@@ -352,8 +452,8 @@ func (w *setWriter) descend(name string, p *plan, v reflect.Value, was state) {
 func (w *setWriter) structure(p *plan, v reflect.Value, was state) (any bool) {
 	for i := range p.fields {
 		f := &p.fields[i]
-		of := f.GetFrom(v)
-		if f.CanOmit(of) {
+		of := f.of(v)
+		if f.omitted(of) {
 			continue
 		}
 		any = true
@@ -370,6 +470,12 @@ func (w *setWriter) structure(p *plan, v reflect.Value, was state) (any bool) {
 }
 
 func (w *setWriter) mapping(p *plan, v reflect.Value) {
+	if texts, ok := v.Interface().(map[string]string); ok && p.elem.shape == leaf {
+		for _, k := range slices.Sorted(maps.Keys(texts)) {
+			w.member(quote("f:" + k))
+		}
+		return
+	}
 	keys := make([]string, 0, v.Len())
 	for _, k := range v.MapKeys() {
 		keys = append(keys, k.String())
@@ -382,83 +488,88 @@ func (w *setWriter) mapping(p *plan, v reflect.Value) {
 }
 
 type listItem struct {
-	pe fieldpath.PathElement
-	v  reflect.Value
+	name string
+	v    reflect.Value
 }
 
 func (w *setWriter) list(p *plan, v reflect.Value) {
 	items := make([]listItem, v.Len())
 	for i := range items {
-		items[i].v = v.Index(i)
-		pe, ok := p.element(items[i].v)
-		if !ok {
-			w.failed = true
-			return
-		}
-		items[i].pe = pe
+		items[i] = listItem{p.itemName(v.Index(i)), v.Index(i)}
+		w.failed = w.failed || items[i].name == ""
 	}
-	slices.SortFunc(items, func(a, b listItem) int { return a.pe.Compare(b.pe) })
+	slices.SortFunc(items, func(a, b listItem) int {
+		c, ok := compareNames(a.name, b.name)
+		w.failed = w.failed || !ok
+		return c
+	})
 	for i := range items {
-		if i > 0 && items[i-1].pe.Equals(items[i].pe) {
-			w.failed = true
+		if w.failed = w.failed || i > 0 && items[i-1].name == items[i].name; w.failed {
 			return
 		}
-		w.value(elementName(items[i].pe), p.elem, items[i].v, absent)
+		w.value(items[i].name, p.elem, items[i].v, absent)
 	}
 }
 
-// elementName is quote for what a list item is known by.
-func elementName(pe fieldpath.PathElement) string {
-	text, err := fieldpath.SerializePathElement(pe)
-	if err != nil {
+// itemName is what a list item is known by, quoted as in a set, or "" if that
+// is better left to the library.
+func (p *plan) itemName(v reflect.Value) string {
+	v, null := settle(v)
+	if null {
 		return ""
 	}
-	return quote(text)
-}
-
-// element is what a list item is known by.
-func (p *plan) element(v reflect.Value) (fieldpath.PathElement, bool) {
-	for v.Kind() == reflect.Pointer {
-		if v.IsNil() {
-			return fieldpath.PathElement{}, false
-		}
-		v = v.Elem()
-	}
+	var buf [96]byte
 	if p.shape == setList {
-		val, ok := scalarValue(v)
-		return fieldpath.PathElement{Value: &val}, ok
+		name, ok := appendScalar(append(buf[:0], `"v:`...), v)
+		if !ok {
+			return ""
+		}
+		return string(append(name, '"'))
 	}
-	keys := make(value.FieldList, 0, len(p.keys))
-	for _, k := range p.keys {
-		of := k.field.GetFrom(v)
-		switch {
-		case !k.field.CanOmit(of):
-			val, ok := scalarValue(of)
-			if !ok {
-				return fieldpath.PathElement{}, false
-			}
-			keys = append(keys, value.Field{Name: k.name, Value: val})
-		case k.def != nil:
-			keys = append(keys, value.Field{Name: k.name, Value: value.NewValueInterface(k.def)})
+	name, any, ok := append(buf[:0], `"k:{`...), false, true
+	for i := range p.keys {
+		k := &p.keys[i]
+		of := k.field.of(v)
+		omitted := k.field.omitted(of)
+		if omitted && k.def == "" {
+			continue
+		}
+		if any {
+			name = append(name, ',')
+		}
+		any = true
+		name = append(name, k.name...)
+		if omitted {
+			name = append(name, k.def...)
+		} else if name, ok = appendScalar(name, of); !ok {
+			return ""
 		}
 	}
-	keys.Sort()
-	return fieldpath.PathElement{Key: &keys}, len(keys) > 0
+	if !any {
+		return ""
+	}
+	return string(append(name, `}"`...))
 }
 
-func scalarValue(v reflect.Value) (value.Value, bool) {
-	for v.Kind() == reflect.Pointer && !v.IsNil() {
-		v = v.Elem()
-	}
+// appendScalar appends a value as it is in the name of an item, without
+// characters that need an escape.
+func appendScalar(dst []byte, v reflect.Value) ([]byte, bool) {
+	v, _ = settle(v)
 	switch v.Kind() {
 	case reflect.String:
-		return value.NewValueInterface(v.String()), true
+		s := v.String()
+		for i := range len(s) {
+			if c := s[i]; c < ' ' || c > '~' || c == '\\' || c == '"' || c == '<' || c == '>' || c == '&' {
+				return dst, false
+			}
+		}
+		return append(append(append(dst, `\"`...), s...), `\"`...), true
 	case reflect.Bool:
-		return value.NewValueInterface(v.Bool()), true
+		return strconv.AppendBool(dst, v.Bool()), true
 	case reflect.Int, reflect.Int8, reflect.Int16, reflect.Int32, reflect.Int64:
-		return value.NewValueInterface(v.Int()), true
+		return strconv.AppendInt(dst, v.Int(), 10), true
 	}
-	return nil, false
+	return dst, false
 }
 
 // differs compares a leaf with what the empty object has: null or a zero value.

@@ -222,7 +222,7 @@ func (d *differ) structure(p *plan, old, now reflect.Value) (edits []edit, empty
 	empty = true
 	part := func(f *planField, of reflect.Value) (v reflect.Value) {
 		if of.IsValid() {
-			if v = f.GetFrom(of); f.CanOmit(v) {
+			if v = f.of(of); f.omitted(v) {
 				return reflect.Value{}
 			}
 			empty = false
@@ -313,9 +313,10 @@ func (d *differ) list(p *plan, old, now reflect.Value) (edits []edit) {
 			if !differs {
 				continue
 			}
-			var twice bool
-			e.name, twice = p.itemName(now, i)
-			d.failed = d.failed || twice || e.name == ""
+			e.name = p.itemName(now.Index(i))
+			for j := 0; j < now.Len() && !d.failed; j++ {
+				d.failed = e.name == "" || j != i && p.itemName(now.Index(j)) == e.name
+			}
 			edits = append(edits, e)
 		}
 		slices.SortFunc(edits, d.order)
@@ -353,12 +354,7 @@ func (d *differ) item(edits []edit, p *plan, name string, old, now reflect.Value
 func (d *differ) items(p *plan, list reflect.Value) map[string]int {
 	byName := map[string]int{}
 	for i := range length(list) {
-		pe, ok := p.element(list.Index(i))
-		if !ok {
-			d.failed = true
-			return nil
-		}
-		name := elementName(pe)
+		name := p.itemName(list.Index(i))
 		if _, twice := byName[name]; twice || name == "" {
 			d.failed = true
 			return nil
@@ -384,13 +380,14 @@ func (d *differ) paired(p *plan, old, now reflect.Value) bool {
 			continue
 		}
 		named := false
-		for _, k := range p.keys {
-			of, in := k.field.GetFrom(a), k.field.GetFrom(b)
-			omitted := k.field.CanOmit(of)
-			if omitted != k.field.CanOmit(in) {
+		for i := range p.keys {
+			k := &p.keys[i]
+			of, in := k.field.of(a), k.field.of(b)
+			omitted := k.field.omitted(of)
+			if omitted != k.field.omitted(in) {
 				return false
 			}
-			named = named || !omitted || k.def != nil
+			named = named || !omitted || k.def != ""
 			if omitted {
 				continue
 			}
@@ -410,17 +407,6 @@ func (d *differ) paired(p *plan, old, now reflect.Value) bool {
 		}
 	}
 	return true
-}
-
-// itemName is the name of a list's item i in a set, and whether another item has it too.
-func (p *plan) itemName(list reflect.Value, i int) (name string, twice bool) {
-	pe, _ := p.element(list.Index(i))
-	for j := range list.Len() {
-		if other, ok := p.element(list.Index(j)); j != i && (!ok || other.Equals(pe)) {
-			return "", true
-		}
-	}
-	return elementName(pe), false
 }
 
 // equal compares two leaves by what they are in JSON.

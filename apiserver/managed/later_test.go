@@ -300,7 +300,7 @@ func TestUpdateEqualsTheLibrary(t *testing.T) {
 	}
 }
 
-const histories = 12 // of each type
+const histories = 8 // of each type
 
 func FuzzUpdate(f *testing.F) {
 	fields, all := New(), types()
