@@ -3,7 +3,7 @@ package registry
 import (
 	"context"
 	"fmt"
-	"slices"
+	"iter"
 	"strings"
 	"sync"
 
@@ -29,7 +29,7 @@ type Reader struct {
 	regs  map[string]*Registry
 	mu    sync.Mutex
 	gets  map[string]readerEntry
-	lists map[string]readerList
+	lists map[listKey]readerList
 }
 
 type readerEntry struct {
@@ -37,6 +37,11 @@ type readerEntry struct {
 	obj api.Object
 }
 
+type listKey struct{ group, resource, namespace string }
+
+// readerList is what a list was, by the versions as they are stored: an empty
+// one remembers that too, as of the configurations of admission, which every
+// write asks for.
 type readerList struct {
 	kvs  []*store.KV
 	objs []api.Object
@@ -63,7 +68,7 @@ func (l local) Snapshot(ctx context.Context, rev int64) (store.Snapshot, error) 
 // is not); resources without storage are left out.
 func NewReader(s store.Store, resources []*api.Resource, enc *encryption.Set) (*Reader, error) {
 	s = local{s}
-	r := &Reader{store: s, enc: enc, regs: map[string]*Registry{}, gets: map[string]readerEntry{}, lists: map[string]readerList{}}
+	r := &Reader{store: s, enc: enc, regs: map[string]*Registry{}, gets: map[string]readerEntry{}, lists: map[listKey]readerList{}}
 	for _, res := range resources {
 		if res.Virtual {
 			continue
@@ -117,55 +122,66 @@ func (r *Reader) Get(group, resource, namespace, name string) (api.Object, error
 	return obj, nil
 }
 
-func empty(snap store.Snapshot, prefix string) bool {
-	for range snap.Range(prefix, prefix[:len(prefix)-1]+"0") { // the character after a slash
-		return false
-	}
-	return true
-}
-
 // List returns the objects of a namespace, or of all with an empty one.
 func (r *Reader) List(group, resource, namespace string) ([]api.Object, error) {
 	reg, err := r.of(group, resource)
 	if err != nil {
 		return nil, err
 	}
-	if snap, err := reg.snapshot(context.Background(), 0); err == nil && namespace == "" && empty(snap, reg.prefix) {
-		return nil, nil // as are the configurations of admission, which every write asks for
-	}
-	page, err := reg.List(context.Background(), ListOptions{Selection: Selection{Namespace: namespace}})
+	snap, err := reg.snapshot(context.Background(), 0)
 	if err != nil {
 		return nil, err
 	}
-	key := group + "/" + resource + "/" + namespace
+	start, end, err := reg.ranges(Selection{Namespace: namespace})
+	if err != nil {
+		return nil, err
+	}
+	key := listKey{group, resource, namespace}
 	r.mu.Lock()
-	have, ok := r.lists[key]
+	have := r.lists[key]
 	r.mu.Unlock()
-	if ok && slices.Equal(have.kvs, page.Items) {
+	if have.current(snap.Range(start, end)) {
 		return have.objs, nil
 	}
 	known := make(map[*store.KV]api.Object, len(have.kvs))
 	for i, kv := range have.kvs {
 		known[kv] = have.objs[i]
 	}
-	objs := make([]api.Object, len(page.Items))
-	for i, kv := range page.Items {
-		if objs[i] = known[kv]; objs[i] != nil {
-			continue
+	var now readerList
+	for kv := range snap.Range(start, end) {
+		obj := known[kv]
+		if obj == nil {
+			open, err := reg.Open(kv)
+			if err != nil {
+				return nil, err
+			}
+			if obj, err = reg.Object(Item{KV: open, ResourceVersion: kv.ModRevision}); err != nil {
+				return nil, err
+			}
 		}
-		if objs[i], err = reg.Object(Item{KV: kv, ResourceVersion: kv.ModRevision}); err != nil {
-			return nil, err
-		}
+		now.kvs, now.objs = append(now.kvs, kv), append(now.objs, obj)
 	}
-	if len(objs) <= maxReaderListLen {
+	if len(now.objs) <= maxReaderListLen {
 		r.mu.Lock()
 		if len(r.lists) >= maxReaderLists {
 			clear(r.lists)
 		}
-		r.lists[key] = readerList{page.Items, objs}
+		r.lists[key] = now
 		r.mu.Unlock()
 	}
-	return objs, nil
+	return now.objs, nil
+}
+
+// current reports whether a list is what is stored.
+func (l readerList) current(stored iter.Seq[*store.KV]) bool {
+	n := 0
+	for kv := range stored {
+		if n == len(l.kvs) || l.kvs[n] != kv {
+			return false
+		}
+		n++
+	}
+	return n == len(l.kvs)
 }
 
 // Select returns the objects a field selector matches; fields are decoded
