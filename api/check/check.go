@@ -98,11 +98,17 @@ func (l *List) QualifiedName(p *field.Path, s string) {
 }
 
 // LabelName checks the key of a label.
-func (l *List) LabelName(p *field.Path, s string) { l.Add(metavalidation.ValidateLabelName(s, p)) }
+func (l *List) LabelName(p *field.Path, s string) {
+	if !plainKey(s) {
+		l.Add(metavalidation.ValidateLabelName(s, p))
+	}
+}
 
 // Labels checks the keys and values of labels.
 func (l *List) Labels(p *field.Path, labels map[string]string) {
-	l.Add(metavalidation.ValidateLabels(labels, p))
+	if !plainLabels(labels) {
+		l.Add(metavalidation.ValidateLabels(labels, p))
+	}
 }
 
 // Annotations checks the keys and the total size of annotations.

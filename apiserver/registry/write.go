@@ -20,6 +20,7 @@ import (
 	"k8s.io/apimachinery/pkg/util/validation/field"
 
 	"github.com/skiff-project/skiff/api"
+	"github.com/skiff-project/skiff/api/check"
 	"github.com/skiff-project/skiff/store"
 )
 
@@ -154,7 +155,7 @@ func (r *Registry) validateCreate(ctx context.Context, obj api.Object) field.Err
 	var errs field.ErrorList
 	s := &r.Resource.Strategy
 	meta := field.NewPath("metadata")
-	errs = append(errs, validation.ValidateObjectMetaAccessor(obj, r.Resource.Namespaced, r.nameValid(), meta)...)
+	errs = append(errs, validation.ValidateObjectMetaAccessor(check.Doubtful(obj), r.Resource.Namespaced, r.nameValid(), meta)...)
 	errs = append(errs, r.finalizersNamed(obj)...)
 	if s.Validate != nil {
 		errs = append(errs, s.Validate(ctx, obj)...)
@@ -473,8 +474,9 @@ func (r *Registry) prepareUpdate(ctx context.Context, u Update, obj, old api.Obj
 
 func (r *Registry) validateUpdate(ctx context.Context, u Update, obj, old api.Object) field.ErrorList {
 	meta := field.NewPath("metadata")
-	errs := validation.ValidateObjectMetaAccessor(obj, r.Resource.Namespaced, pathSegment, meta)
-	errs = append(errs, validation.ValidateObjectMetaAccessorUpdate(obj, old, meta)...)
+	doubtful := check.Doubtful(obj)
+	errs := validation.ValidateObjectMetaAccessor(doubtful, r.Resource.Namespaced, pathSegment, meta)
+	errs = append(errs, validation.ValidateObjectMetaAccessorUpdate(doubtful, old, meta)...)
 	errs = append(errs, r.finalizersNamed(obj)...)
 	validate := r.Resource.Strategy.ValidateUpdate
 	if u.View != nil {
