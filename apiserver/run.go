@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"github.com/skiff-project/skiff/apiserver/peers"
+	"github.com/skiff-project/skiff/internal/h2"
 )
 
 func (s *Server) background() context.Context { return context.Background() }
@@ -57,7 +58,7 @@ func (s *Server) Run(ctx context.Context) error {
 func (s *Server) serveTLS(ctx context.Context, ln net.Listener) error {
 	srv := s.httpServer()
 	failed := make(chan error, 1)
-	go func() { failed <- srv.ServeTLS(ln, "", "") }()
+	go func() { failed <- srv.ServeTLS(h2.Listen(ln), "", "") }()
 	s.ready.Store(true)
 	select {
 	case err := <-failed:
@@ -85,13 +86,14 @@ func (s *Server) httpServer() *http.Server {
 	if len(conf.NextProtos) == 0 {
 		conf.NextProtos = []string{"h2", "http/1.1"}
 	}
-	return &http.Server{
+	srv := &http.Server{
 		Handler:           s.Handler(),
 		TLSConfig:         conf,
 		ReadHeaderTimeout: 32 * time.Second,
 		IdleTimeout:       90 * time.Second,
 		MaxHeaderBytes:    1 << 20,
-		HTTP2:             &http.HTTP2Config{MaxConcurrentStreams: 1000, MaxReceiveBufferPerConnection: 4 << 20, MaxReceiveBufferPerStream: 1 << 20},
 		ErrorLog:          slog.NewLogLogger(s.cfg.Log.Handler(), slog.LevelDebug),
 	}
+	h2.Attach(srv, h2.Config{MaxStreams: 1000, StreamWindow: 1 << 20, ConnWindow: 4 << 20, IdleTimeout: srv.IdleTimeout, Log: s.cfg.Log})
+	return srv
 }
