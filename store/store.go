@@ -29,6 +29,8 @@ var (
 	ErrNoSpace = errors.New("database space exceeded")
 	// ErrLeaseNotFound: no such lease, or it has expired.
 	ErrLeaseNotFound = errors.New("requested lease not found")
+	// ErrLeaseTTL: a lease was asked for a TTL above MaxLeaseTTL.
+	ErrLeaseTTL = errors.New("too large lease TTL")
 	// ErrLeaseExists: a lease with the asked-for ID exists already.
 	ErrLeaseExists = errors.New("lease already exists")
 	// ErrClosed: the store or the watcher was closed.
@@ -52,6 +54,10 @@ var ErrOutcomeUnknown = errors.New("the write's outcome is unknown")
 // Local is the revision to ask Snapshot for when an answer from this process's
 // memory will do, without asking a server how new it is.
 const Local = -1
+
+// MaxLeaseTTL is the longest that a lease can be granted, in seconds: etcd's
+// bound, and what a time.Duration holds.
+const MaxLeaseTTL = 9_000_000_000
 
 // LeaseID names a lease; 0 means none.
 type LeaseID int64
@@ -257,7 +263,8 @@ type Lease struct {
 // Leases are the lease operations. Time is monotonic: a clock step neither
 // expires nor prolongs a lease. After a restart a lease gets its full TTL.
 type Leases interface {
-	// Grant makes a lease of ttl seconds; id 0 lets the store choose.
+	// Grant makes a lease of ttl seconds, at most MaxLeaseTTL; id 0 lets the
+	// store choose.
 	Grant(ctx context.Context, id LeaseID, ttl int64) (Lease, error)
 	// Revoke ends a lease and deletes its keys in one revision.
 	Revoke(ctx context.Context, id LeaseID) error

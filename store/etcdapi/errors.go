@@ -18,6 +18,7 @@ var wire = []struct{ err, grpc error }{
 	{store.ErrNoSpace, rpctypes.ErrGRPCNoSpace},
 	{store.ErrLeaseNotFound, rpctypes.ErrGRPCLeaseNotFound},
 	{store.ErrLeaseExists, rpctypes.ErrGRPCLeaseExist},
+	{store.ErrLeaseTTL, rpctypes.ErrGRPCLeaseTTLTooLarge},
 	{store.ErrClosed, rpctypes.ErrGRPCStopped},
 	{store.ErrTooManyOps, rpctypes.ErrGRPCTooManyOps},
 	{store.ErrDuplicateKey, rpctypes.ErrGRPCDuplicateKey},

@@ -6,7 +6,6 @@ import (
 	"io"
 
 	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
-	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
 	"google.golang.org/grpc"
 
 	"github.com/skiff-project/skiff/store"
@@ -17,9 +16,6 @@ type leaseServer struct {
 	s *Server
 }
 
-// maxLeaseTTL is etcd's bound, in seconds.
-const maxLeaseTTL = 9_000_000_000
-
 func (l *leaseServer) leases() store.Leases { return l.s.cfg.Store.Leases() }
 
 // minLeaseTTL is what shorter leases are granted, in seconds: etcd's elections
@@ -28,9 +24,6 @@ const minLeaseTTL = 2
 
 // LeaseGrant implements pb.LeaseServer.
 func (l *leaseServer) LeaseGrant(ctx context.Context, r *pb.LeaseGrantRequest) (*pb.LeaseGrantResponse, error) {
-	if r.TTL > maxLeaseTTL {
-		return nil, rpctypes.ErrGRPCLeaseTTLTooLarge
-	}
 	lease, err := l.leases().Grant(ctx, store.LeaseID(r.ID), max(r.TTL, minLeaseTTL))
 	l.s.noteSpace(err)
 	if err != nil {

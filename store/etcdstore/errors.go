@@ -22,6 +22,7 @@ var sentinels = []struct{ etcd, err error }{
 	{rpctypes.ErrGRPCNoSpace, store.ErrNoSpace},
 	{rpctypes.ErrGRPCLeaseNotFound, store.ErrLeaseNotFound},
 	{rpctypes.ErrGRPCLeaseExist, store.ErrLeaseExists},
+	{rpctypes.ErrGRPCLeaseTTLTooLarge, store.ErrLeaseTTL},
 	{rpctypes.ErrGRPCTooManyOps, store.ErrTooManyOps},
 	{rpctypes.ErrGRPCDuplicateKey, store.ErrDuplicateKey},
 	{rpctypes.ErrGRPCRequestTooLarge, store.ErrTooLarge},

@@ -14,8 +14,11 @@ type lease struct {
 	keys map[string]struct{}
 }
 
-// Grant makes a lease. Errors: store.ErrLeaseExists.
+// Grant makes a lease. Errors: store.ErrLeaseExists, store.ErrLeaseTTL.
 func (c *Core) Grant(id store.LeaseID, ttl int64) error {
+	if ttl > store.MaxLeaseTTL {
+		return store.ErrLeaseTTL
+	}
 	if _, ok := c.leases[id]; ok {
 		return store.ErrLeaseExists
 	}

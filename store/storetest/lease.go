@@ -67,6 +67,12 @@ func leaseErrors(e *env) {
 	e.grant(5, 600)
 	_, err := leases.Grant(e.ctx, 5, 600)
 	e.wantErr("grant twice", err, store.ErrLeaseExists)
+	e.grant(7, store.MaxLeaseTTL)
+	if err := leases.Revoke(e.ctx, 7); err != nil {
+		e.Error(err)
+	}
+	_, err = leases.Grant(e.ctx, 7, store.MaxLeaseTTL+1)
+	e.wantErr("grant for too long", err, store.ErrLeaseTTL)
 	_, err = leases.KeepAlive(e.ctx, 6)
 	e.wantErr("keep an unknown lease alive", err, store.ErrLeaseNotFound)
 	_, err = leases.TimeToLive(e.ctx, 6)
