@@ -24,7 +24,7 @@ LDFLAGS    := -T 0x411000 -s -w -buildid= -X github.com/skiff-project/skiff/clus
 STATICCHECK := honnef.co/go/tools/cmd/staticcheck@v0.8.2
 PACKAGES   := ./...
 
-.PHONY: build run test test-long test-unit test-scripts lint reproducible clean-cluster clean bench conformance conformance-report envtest store-long robustness fuzz etcd-long
+.PHONY: build run test test-long test-unit test-scripts lint reproducible clean-cluster clean bench conformance conformance-report envtest store-long robustness fuzz etcd-long h2spec
 
 build: ## bin/skiff, one static binary
 	@GO="$(GO)" sh runtime/embedded/build.sh
@@ -56,13 +56,17 @@ test-unit:
 test-scripts: build ## txtar scripts: the real binary, real containers
 	CGO_ENABLED=0 SKIFF_BINARY=$(CURDIR)/bin/skiff $(GO) test -count=1 -timeout 14m ./test/...
 
-test-long: test extensions reproducible store-long robustness etcd-long differential
+test-long: test extensions reproducible store-long robustness etcd-long differential h2spec
 
 etcd-long: ## etcd 3.7: the transcripts and snapshots of skiff etcd held against it, and the store on it
 	cd test/reference/upstream && CGO_ENABLED=0 $(GO) build -trimpath -o $(CURDIR)/bin/reference/etcd go.etcd.io/etcd/server/v3
 	cd test/reference/upstream && CGO_ENABLED=0 $(GO) build -trimpath -o $(CURDIR)/bin/reference/etcdutl go.etcd.io/etcd/etcdutl/v3
 	CGO_ENABLED=0 $(GO) test -count=1 ./cli/etcd -run 'Transcripts|Snapshots' -stock $(CURDIR)/bin/reference/etcd
 	SKIFF_ETCD=$(CURDIR)/bin/reference/etcd SKIFF_TEST_LONG=1 CGO_ENABLED=0 $(GO) test -count=1 -timeout 20m ./store/etcdstore
+
+h2spec: ## the API server's HTTP/2 against the specifications, by h2spec's 145 tests
+	cd test/h2spec && CGO_ENABLED=0 $(GO) build -trimpath -o $(CURDIR)/bin/h2spec github.com/summerwind/h2spec/cmd/h2spec
+	SKIFF_H2SPEC=$(CURDIR)/bin/h2spec CGO_ENABLED=0 $(GO) test -count=1 ./internal/h2 -run Spec -v
 
 store-long: ## the store: every bit of a log flipped, every boundary of ten traces a power cut
 	CGO_ENABLED=0 SKIFF_TEST_LONG=1 $(GO) test -count=1 -timeout 0 -v -run 'Every' ./store/embedded

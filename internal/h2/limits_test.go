@@ -24,7 +24,7 @@ import (
 func TestSpec(t *testing.T) {
 	h2spec := os.Getenv("SKIFF_H2SPEC")
 	if h2spec == "" {
-		t.Skip("$SKIFF_H2SPEC is to name the program h2spec: make h2spec builds it and runs this")
+		t.Skip("$SKIFF_H2SPEC is to name the program h2spec: `make h2spec` builds it and runs this")
 	}
 	addr := serve(t, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		io.Copy(io.Discard, r.Body)             //nolint:errcheck // many of the requests are broken
