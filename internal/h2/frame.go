@@ -108,8 +108,6 @@ func (c *conn) controlLocked(add func([]byte) []byte) {
 	}
 }
 
-const frameHeader = 9
-
 func appendFrame(b []byte, size int, kind http2.FrameType, flags http2.Flags, id uint32) []byte {
 	b = append(b, byte(size>>16), byte(size>>8), byte(size), byte(kind), byte(flags))
 	return binary.BigEndian.AppendUint32(b, id)
