@@ -48,18 +48,15 @@ func OrNone(texts []string) string {
 	return strings.Join(texts, ",")
 }
 
-const nameDescription = "Name must be unique within a namespace. Is required when creating resources, although some resources may allow a client to request the generation of an appropriate name automatically. Name is primarily intended for creation idempotence and configuration definition. Cannot be updated. More info: https://kubernetes.io/docs/concepts/overview/working-with-objects/names#names"
-
-const createdDescription = "CreationTimestamp is a timestamp representing the server time when this object was created. It is not guaranteed to be set in happens-before order across separate operations. Clients may not set this value. It is represented in RFC3339 form and is in UTC."
-
 // TableColumns are all columns of the resource's tables.
 func (r *Resource) TableColumns() []metav1.TableColumnDefinition {
 	if r.WholeTable {
 		return r.Columns
 	}
-	cols := []metav1.TableColumnDefinition{{Name: "Name", Type: "string", Format: "name", Description: nameDescription}}
+	doc := metav1.ObjectMeta{}.SwaggerDoc()
+	cols := []metav1.TableColumnDefinition{{Name: "Name", Type: "string", Format: "name", Description: doc["name"]}}
 	if r.Cells == nil {
-		return append(cols, metav1.TableColumnDefinition{Name: "Created At", Type: "date", Description: createdDescription})
+		return append(cols, metav1.TableColumnDefinition{Name: "Created At", Type: "date", Description: doc["creationTimestamp"]})
 	}
 	return append(cols, r.Columns...)
 }

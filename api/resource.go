@@ -80,6 +80,8 @@ type Resource struct {
 	// Cells returns the cells of one object, one per column of the table
 	// (Name first, unless WholeTable). now is for ages.
 	Cells func(obj Object, now metav1.Time) []any
+	// RowOrder, when set, is the order of a table's rows, if not that of the names.
+	RowOrder func(a, b Object) int
 }
 
 // CoreGroup names the core group in StorageGroup.
@@ -164,6 +166,9 @@ type Strategy struct {
 	// metadata.name and metadata.namespace, with their values for obj. It is
 	// called with an empty object too, to learn which fields there are.
 	Selectable func(obj Object) fields.Set
+	// NoField is the format of the refusal to select by another field, where
+	// upstream has its own for the kind.
+	NoField string
 	// GracePeriod decides a deletion's grace period in seconds: nil or 0
 	// result means delete now. Pods use it; others leave it nil.
 	GracePeriod func(obj Object, opts *metav1.DeleteOptions) int64

@@ -53,8 +53,13 @@ func validate(ctx context.Context, c, old *CRD) field.ErrorList {
 		return field.ErrorList{field.Invalid(specPath, "", err.Error())}
 	}
 	l := &specChecks{ctx: ctx, spec: &in.Spec, old: was, relaxed: relaxedFor(was), settings: newCELSettings(was)}
-	if old == nil && c.Name != in.Spec.Names.Plural+"."+in.Spec.Group {
-		l.Invalid(field.NewPath("metadata", "name"), c.Name, `must be spec.names.plural+"."+spec.group`)
+	if old == nil {
+		l.Names(c, func(name string) []string {
+			if name != in.Spec.Names.Plural+"."+in.Spec.Group {
+				return []string{`must be spec.names.plural+"."+spec.group`}
+			}
+			return nil
+		})
 	}
 	l.checkSpec(specPath)
 	if was != nil {

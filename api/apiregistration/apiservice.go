@@ -41,7 +41,7 @@ func Resources() []*api.Resource {
 			}),
 			PrepareForUpdate: api.OnUpdate(func(s, old *APIService) { s.Status = old.Status }),
 			// The name is checked with the rest: it depends on the specification.
-			NameValid:               func(name string, _ bool) []string { return content.IsPathSegmentName(name) },
+			NameValid:               func(string, bool) []string { return nil },
 			Validate:                api.Check(validate),
 			ValidateUpdate:          api.CheckUpdate(func(s, _ *APIService) field.ErrorList { return validate(s) }),
 			DenyUnconditionalUpdate: true,
@@ -126,9 +126,13 @@ func Condition(s *APIService) *v1.APIServiceCondition {
 
 func validate(s *APIService) field.ErrorList {
 	l, spec, at := &check.List{}, &s.Spec, field.NewPath("spec")
-	if want := spec.Version + "." + spec.Group; s.Name != want && s.Name != "" {
-		l.Invalid(field.NewPath("metadata", "name"), s.Name, fmt.Sprintf("must be `spec.version+\".\"+spec.group`: %q", want))
-	}
+	l.Names(s, func(name string) []string {
+		msgs := content.IsPathSegmentName(name)
+		if want := spec.Version + "." + spec.Group; len(msgs) == 0 && name != want {
+			msgs = []string{fmt.Sprintf("must be `spec.version+\".\"+spec.group`: %q", want)}
+		}
+		return msgs
+	})
 	if spec.Group == "" && spec.Version != "v1" {
 		l.Required(at.Child("group"), "only v1 may have an empty group and it better be legacy kube")
 	}

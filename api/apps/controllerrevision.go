@@ -1,6 +1,8 @@
 package apps
 
 import (
+	"encoding/json"
+	"fmt"
 	"strings"
 
 	appsv1 "k8s.io/api/apps/v1"
@@ -21,7 +23,8 @@ func controllerRevisionResource() *api.Resource {
 		Strategy: api.Strategy{
 			Validate: api.Check(validateRevision),
 			ValidateUpdate: api.CheckUpdate(func(r, old *appsv1.ControllerRevision) field.ErrorList {
-				l := &check.List{Errors: validateRevision(r)}
+				l := &check.List{}
+				l.Nonnegative(field.NewPath("revision"), r.Revision)
 				l.Immutable(field.NewPath("data"), r.Data, old.Data)
 				return l.Errors
 			}),
@@ -43,10 +46,17 @@ func controllerRevisionResource() *api.Resource {
 }
 
 func validateRevision(r *appsv1.ControllerRevision) field.ErrorList {
-	l := &check.List{}
-	if len(r.Data.Raw) == 0 && r.Data.Object == nil {
-		l.Required(field.NewPath("data"), "data is mandatory")
-	}
+	l, at := &check.List{}, field.NewPath("data")
 	l.Nonnegative(field.NewPath("revision"), r.Revision)
+	var v any
+	if r.Data.Raw == nil {
+		l.Required(at, "data is mandatory")
+	} else if err := json.Unmarshal(r.Data.Raw, &v); err != nil {
+		l.Invalid(at, "<value omitted>", fmt.Sprintf("error parsing data: %v", err))
+	} else if v == nil {
+		l.Required(at, "data is mandatory")
+	} else if _, isObject := v.(map[string]any); !isObject {
+		l.Required(at, "data must be a valid JSON object")
+	}
 	return l.Errors
 }

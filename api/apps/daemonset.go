@@ -99,6 +99,9 @@ func prepareDaemonSetUpdate(d, old *appsv1.DaemonSet) {
 }
 
 func defaultDaemonSet(d *appsv1.DaemonSet) {
+	if _, ok := d.Annotations[appsv1.DeprecatedTemplateGeneration]; !ok {
+		setTemplateGeneration(d, 0) // as if it was given: who writes a DaemonSet manages the count
+	}
 	s := &d.Spec.UpdateStrategy
 	if s.Type == "" {
 		s.Type = appsv1.RollingUpdateDaemonSetStrategyType
@@ -125,7 +128,7 @@ func validateDaemonSet(d *appsv1.DaemonSet) field.ErrorList {
 	core.CheckRunsAlways(l, template, &s.Template, "activeDeadlineSeconds in DaemonSet is not Supported")
 	l.Nonnegative(specPath.Child("minReadySeconds"), int64(s.MinReadySeconds))
 	checkDaemonSetStrategy(l, specPath.Child("updateStrategy"), &s.UpdateStrategy)
-	checkOptional(l, "revisionHistoryLimit", s.RevisionHistoryLimit)
+	checkOptional(l, specPath.Child("revisionHistoryLimit"), s.RevisionHistoryLimit)
 	return l.Errors
 }
 
@@ -149,7 +152,7 @@ func checkDaemonSetStrategy(l *check.List, p *field.Path, s *appsv1.DaemonSetUpd
 	}
 }
 
-func validateDaemonSetStatus(d, _ *appsv1.DaemonSet) field.ErrorList {
+func validateDaemonSetStatus(d, old *appsv1.DaemonSet) field.ErrorList {
 	l, s := &check.List{}, &d.Status
 	for name, n := range check.Sorted(map[string]int64{
 		"currentNumberScheduled": int64(s.CurrentNumberScheduled), "numberMisscheduled": int64(s.NumberMisscheduled),
@@ -158,5 +161,6 @@ func validateDaemonSetStatus(d, _ *appsv1.DaemonSet) field.ErrorList {
 	}) {
 		l.Nonnegative(statusPath.Child(name), n)
 	}
+	checkCollisions(l, s.CollisionCount, old.Status.CollisionCount)
 	return l.Errors
 }

@@ -89,13 +89,13 @@ func defaultDeployment(d *appsv1.Deployment) {
 func validateDeployment(d *appsv1.Deployment) field.ErrorList {
 	l, s := &check.List{}, &d.Spec
 	l.Nonnegative(specPath.Child("replicas"), int64(core.Replicas(s.Replicas)))
-	checkSelector(l, s.Selector, &s.Template, "deployment")
+	checkSelector(l, s.Selector, &s.Template, "deployment", "invalid label selector")
 	podspec.CheckPodTemplate(l, specPath.Child("template"), &s.Template)
 	core.CheckRunsAlways(l, specPath.Child("template"), &s.Template, "activeDeadlineSeconds in ReplicaSet is not Supported")
 	checkDeploymentStrategy(l, specPath.Child("strategy"), &s.Strategy)
 	l.Nonnegative(specPath.Child("minReadySeconds"), int64(s.MinReadySeconds))
-	checkOptional(l, "revisionHistoryLimit", s.RevisionHistoryLimit)
-	checkOptional(l, "progressDeadlineSeconds", s.ProgressDeadlineSeconds)
+	checkOptional(l, specPath.Child("revisionHistoryLimit"), s.RevisionHistoryLimit)
+	checkOptional(l, specPath.Child("progressDeadlineSeconds"), s.ProgressDeadlineSeconds)
 	if p := s.ProgressDeadlineSeconds; p != nil && *p <= s.MinReadySeconds {
 		l.Invalid(specPath.Child("progressDeadlineSeconds"), p, "must be greater than minReadySeconds")
 	}
@@ -129,7 +129,7 @@ func checkDeploymentStrategy(l *check.List, p *field.Path, s *appsv1.DeploymentS
 	}
 }
 
-func validateDeploymentStatus(d, _ *appsv1.Deployment) field.ErrorList {
+func validateDeploymentStatus(d, old *appsv1.Deployment) field.ErrorList {
 	l, s := &check.List{}, &d.Status
 	l.Nonnegative(statusPath.Child("observedGeneration"), s.ObservedGeneration)
 	l.Nonnegative(statusPath.Child("replicas"), int64(s.Replicas))
@@ -137,6 +137,8 @@ func validateDeploymentStatus(d, _ *appsv1.Deployment) field.ErrorList {
 	l.Nonnegative(statusPath.Child("readyReplicas"), int64(s.ReadyReplicas))
 	l.Nonnegative(statusPath.Child("availableReplicas"), int64(s.AvailableReplicas))
 	l.Nonnegative(statusPath.Child("unavailableReplicas"), int64(s.UnavailableReplicas))
+	checkOptional(l, statusPath.Child("terminatingReplicas"), s.TerminatingReplicas)
+	checkCollisions(l, s.CollisionCount, old.Status.CollisionCount)
 	notMore(l, "updatedReplicas", s.UpdatedReplicas, s.Replicas, "status.replicas")
 	notMore(l, "readyReplicas", s.ReadyReplicas, s.Replicas, "status.replicas")
 	notMore(l, "availableReplicas", s.AvailableReplicas, s.Replicas, "status.replicas")

@@ -1,11 +1,8 @@
 package apps
 
 import (
-	"strconv"
-
 	appsv1 "k8s.io/api/apps/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
-	"k8s.io/apimachinery/pkg/fields"
 	"k8s.io/apimachinery/pkg/util/validation/field"
 
 	"github.com/skiff-project/skiff/api"
@@ -47,9 +44,6 @@ func replicaSetResource() *api.Resource {
 				}
 				return templateWarnings(&r.Spec.Template)
 			}),
-			Selectable: api.Select(func(r *appsv1.ReplicaSet) fields.Set {
-				return fields.Set{"status.replicas": strconv.Itoa(int(r.Status.Replicas))}
-			}),
 		},
 		Subresources: []api.Subresource{
 			scale(func(r *appsv1.ReplicaSet) (**int32, *metav1.LabelSelector) { return &r.Spec.Replicas, r.Spec.Selector },
@@ -60,6 +54,7 @@ func replicaSetResource() *api.Resource {
 					All: s.Replicas, FullyLabeled: s.FullyLabeledReplicas, Ready: s.ReadyReplicas,
 					Available: s.AvailableReplicas, ObservedGeneration: s.ObservedGeneration,
 				})
+				checkOptional(l, statusPath.Child("terminatingReplicas"), s.TerminatingReplicas)
 				return l.Errors
 			}),
 		},
@@ -83,7 +78,7 @@ func validateReplicaSet(r *appsv1.ReplicaSet) field.ErrorList {
 	l, s := &check.List{}, &r.Spec
 	l.Nonnegative(specPath.Child("replicas"), int64(core.Replicas(s.Replicas)))
 	l.Nonnegative(specPath.Child("minReadySeconds"), int64(s.MinReadySeconds))
-	checkSelector(l, s.Selector, &s.Template, "deployment")
+	checkSelector(l, s.Selector, &s.Template, "deployment", "invalid label selector")
 	podspec.CheckPodTemplate(l, specPath.Child("template"), &s.Template)
 	core.CheckRunsAlways(l, specPath.Child("template"), &s.Template, "activeDeadlineSeconds in ReplicaSet is not Supported")
 	return l.Errors

@@ -5,6 +5,7 @@ import (
 
 	appsv1 "k8s.io/api/apps/v1"
 	corev1 "k8s.io/api/core/v1"
+	apivalidation "k8s.io/apimachinery/pkg/api/validation"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/util/intstr"
 	"k8s.io/apimachinery/pkg/util/validation/field"
@@ -55,7 +56,9 @@ func statefulSetResource() *api.Resource {
 				core.DropTemplateFields(&s.Spec.Template, &old.Spec.Template)
 				api.BumpGeneration(s, old, api.Changed(s.Spec, old.Spec))
 			}),
-			Validate:       api.Check(validateStatefulSet),
+			// Its pods' names, and so their hostnames, begin with it.
+			NameValid:      apivalidation.NameIsDNSLabel,
+			Validate:       api.Check(func(s *appsv1.StatefulSet) field.ErrorList { return validateStatefulSet(s, true) }),
 			ValidateUpdate: api.CheckUpdate(validateStatefulSetUpdate),
 			Warnings: api.Warn(func(s, old *appsv1.StatefulSet) []string {
 				if old != nil && old.Generation == s.Generation {
@@ -113,7 +116,8 @@ func defaultStatefulSet(set *appsv1.StatefulSet) {
 	nameClaims(s)
 }
 
-func validateStatefulSet(set *appsv1.StatefulSet) field.ErrorList {
+// validateStatefulSet checks a set; what cannot change only if it is new.
+func validateStatefulSet(set *appsv1.StatefulSet, isNew bool) field.ErrorList {
 	l, s, template := &check.List{}, &set.Spec, specPath.Child("template")
 	switch s.PodManagementPolicy {
 	case "":
@@ -131,18 +135,19 @@ func validateStatefulSet(set *appsv1.StatefulSet) field.ErrorList {
 		l.Required(specPath.Child("persistentVolumeClaimRetentionPolicy"), "")
 	}
 	for i := range s.VolumeClaimTemplates {
-		c, at := &s.VolumeClaimTemplates[i], specPath.Child("volumeClaimTemplates").Index(i)
-		podspec.CheckClaimSpec(l, at.Child("spec"), &c.Spec)
+		if isNew {
+			podspec.CheckClaimSpec(l, specPath.Child("volumeClaimTemplates").Index(i).Child("spec"), &s.VolumeClaimTemplates[i].Spec)
+		}
 	}
 	l.Nonnegative(specPath.Child("replicas"), int64(core.Replicas(s.Replicas)))
 	l.Nonnegative(specPath.Child("minReadySeconds"), int64(s.MinReadySeconds))
 	if s.Ordinals != nil {
 		l.Nonnegative(specPath.Child("ordinals.start"), int64(s.Ordinals.Start))
 	}
-	if s.ServiceName != "" {
+	if isNew && s.ServiceName != "" {
 		l.Label(specPath.Child("serviceName"), s.ServiceName)
 	}
-	checkSelector(l, s.Selector, &s.Template, "statefulset")
+	checkSelector(l, s.Selector, &s.Template, "statefulset", "")
 	podspec.CheckPodTemplate(l, template, withClaims(s))
 	core.CheckRunsAlways(l, template, &s.Template, "activeDeadlineSeconds in StatefulSet is not Supported")
 	return l.Errors
@@ -199,7 +204,7 @@ func checkStatefulSetStrategy(l *check.List, p *field.Path, s *appsv1.StatefulSe
 
 func validateStatefulSetUpdate(set, old *appsv1.StatefulSet) field.ErrorList {
 	l, now, was := &check.List{}, &set.Spec, &old.Spec
-	l.Add(validateStatefulSet(set))
+	l.Add(validateStatefulSet(set, false))
 	l.Immutable(specPath.Child("selector"), now.Selector, was.Selector)
 	l.Immutable(specPath.Child("volumeClaimTemplates"), now.VolumeClaimTemplates, was.VolumeClaimTemplates)
 	l.Immutable(specPath.Child("serviceName"), now.ServiceName, was.ServiceName)
@@ -207,7 +212,7 @@ func validateStatefulSetUpdate(set, old *appsv1.StatefulSet) field.ErrorList {
 	return l.Errors
 }
 
-func validateStatefulSetStatus(set, _ *appsv1.StatefulSet) field.ErrorList {
+func validateStatefulSetStatus(set, old *appsv1.StatefulSet) field.ErrorList {
 	l, s := &check.List{}, &set.Status
 	l.Nonnegative(statusPath.Child("replicas"), int64(s.Replicas))
 	l.Nonnegative(statusPath.Child("readyReplicas"), int64(s.ReadyReplicas))
@@ -215,6 +220,7 @@ func validateStatefulSetStatus(set, _ *appsv1.StatefulSet) field.ErrorList {
 	l.Nonnegative(statusPath.Child("updatedReplicas"), int64(s.UpdatedReplicas))
 	l.Nonnegative(statusPath.Child("availableReplicas"), int64(s.AvailableReplicas))
 	l.Nonnegative(statusPath.Child("observedGeneration"), s.ObservedGeneration)
+	checkCollisions(l, s.CollisionCount, old.Status.CollisionCount)
 	notMore(l, "readyReplicas", s.ReadyReplicas, s.Replicas, "status.replicas")
 	notMore(l, "currentReplicas", s.CurrentReplicas, s.Replicas, "status.replicas")
 	notMore(l, "updatedReplicas", s.UpdatedReplicas, s.Replicas, "status.replicas")

@@ -37,8 +37,9 @@ func scale[P api.Object](spec func(P) (replicas **int32, selector *metav1.LabelS
 }
 
 // checkSelector checks the selector of a workload and that it selects the
-// template's labels; kind names the workload in the error.
-func checkSelector(l *check.List, s *metav1.LabelSelector, t *corev1.PodTemplateSpec, kind string) {
+// template's labels; kind names the workload in the error, bad is what is
+// said of a selector that is none.
+func checkSelector(l *check.List, s *metav1.LabelSelector, t *corev1.PodTemplateSpec, kind, bad string) {
 	at := specPath.Child("selector")
 	if s == nil {
 		l.Required(at, "")
@@ -50,7 +51,7 @@ func checkSelector(l *check.List, s *metav1.LabelSelector, t *corev1.PodTemplate
 	}
 	selector, err := metav1.LabelSelectorAsSelector(s)
 	if err != nil {
-		l.Invalid(at, s, "invalid label selector")
+		l.Invalid(at, s, bad)
 		return
 	}
 	if !selector.Empty() && !selector.Matches(labels.Set(t.Labels)) {
@@ -58,9 +59,18 @@ func checkSelector(l *check.List, s *metav1.LabelSelector, t *corev1.PodTemplate
 	}
 }
 
-func checkOptional(l *check.List, name string, n *int32) {
+func checkOptional(l *check.List, p *field.Path, n *int32) {
 	if n != nil {
-		l.Nonnegative(specPath.Child(name), int64(*n))
+		l.Nonnegative(p, int64(*n))
+	}
+}
+
+// checkCollisions checks a status' count of names that were taken, which only grows.
+func checkCollisions(l *check.List, now, old *int32) {
+	p := statusPath.Child("collisionCount")
+	checkOptional(l, p, now)
+	if old != nil && core.Replicas(now) < *old {
+		l.Invalid(p, core.Replicas(now), "cannot be decremented")
 	}
 }
 

@@ -24,7 +24,7 @@ func validate(h *autoscalingv2.HorizontalPodAutoscaler) field.ErrorList {
 	}
 	at := specPath.Child("maxReplicas")
 	if s.MaxReplicas == 0 {
-		l.Required(at, "must be set and greater than 0")
+		l.Required(at, "")
 	} else if s.MaxReplicas < 0 {
 		l.Invalid(at, s.MaxReplicas, "must be greater than or equal to 1")
 	}

@@ -125,7 +125,7 @@ func checkZone(l *check.List, p *field.Path, zone *string) {
 		l.Invalid(p, zone, "timeZone must be an explicit time zone as defined in https://www.iana.org/time-zones")
 	}
 	if _, err := time.LoadLocation(*zone); err != nil {
-		l.Invalid(p, zone, err.Error())
+		l.Invalid(p, zone, "unknown time zone "+*zone)
 	}
 }
 

@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"maps"
 	"math"
+	"slices"
 	"strconv"
 
 	batchv1 "k8s.io/api/batch/v1"
@@ -67,6 +68,7 @@ func jobResource() *api.Resource {
 			Selectable: api.Select(func(j *batchv1.Job) fields.Set {
 				return fields.Set{"status.successful": strconv.Itoa(int(j.Status.Succeeded))}
 			}),
+			NoField:         "field label %q not supported for Job",
 			OrphanByDefault: true,
 		},
 		Subresources: []api.Subresource{api.StatusView(func(j, old *batchv1.Job) { j.Spec = old.Spec }, validateJobStatus)},
@@ -114,6 +116,9 @@ func defaultJobTemplate(s *batchv1.JobSpec) {
 
 // dropJobFields clears fields of features that are off by default.
 func dropJobFields(s, old *batchv1.JobSpec) {
+	if old == nil || old.Scheduling == nil {
+		s.Scheduling = nil
+	}
 	if old == nil {
 		core.DropTemplateFields(&s.Template, nil)
 		return
@@ -198,10 +203,10 @@ func jobStatus(j *batchv1.Job) string {
 }
 
 func jobCondition(j *batchv1.Job, t batchv1.JobConditionType) bool {
-	for _, c := range j.Status.Conditions {
-		if c.Type == t {
-			return c.Status == corev1.ConditionTrue
-		}
-	}
-	return false
+	return conditionIs(j, t, corev1.ConditionTrue)
+}
+
+func conditionIs(j *batchv1.Job, t batchv1.JobConditionType, s corev1.ConditionStatus) bool {
+	i := slices.IndexFunc(j.Status.Conditions, func(c batchv1.JobCondition) bool { return c.Type == t })
+	return i >= 0 && j.Status.Conditions[i].Status == s
 }

@@ -101,10 +101,10 @@ func checkTemplateChange(l *check.List, j, old *batchv1.Job) {
 		}
 		was.Spec.NodeSelector, was.Spec.Tolerations = now.Spec.NodeSelector, now.Spec.Tolerations
 		was.Spec.SchedulingGates = now.Spec.SchedulingGates
-		was.Annotations, was.Labels = now.Annotations, now.Labels
 		takeResources(was.Spec.Containers, now.Spec.Containers)
 		takeResources(was.Spec.InitContainers, now.Spec.InitContainers)
-		was.Spec.Resources = now.Spec.Resources
+		l.Immutable(specPath.Child("template", "spec"), now.Spec, was.Spec)
+		return
 	}
 	if api.Changed(*now, *was) {
 		l.Immutable(specPath.Child("template"), *now, *was)
@@ -124,49 +124,5 @@ func idle(j *batchv1.Job) bool {
 	if j.Spec.Suspend == nil || !*j.Spec.Suspend {
 		return false
 	}
-	return j.Status.StartTime == nil || j.Status.Active == 0 && jobCondition(j, batchv1.JobSuspended)
-}
-
-func validateJobStatus(j, old *batchv1.Job) field.ErrorList {
-	l, s, at := &check.List{}, &j.Status, field.NewPath("status")
-	l.Nonnegative(at.Child("active"), int64(s.Active))
-	l.Nonnegative(at.Child("succeeded"), int64(s.Succeeded))
-	l.Nonnegative(at.Child("failed"), int64(s.Failed))
-	optional(l, at.Child("ready"), s.Ready)
-	optional(l, at.Child("terminating"), s.Terminating)
-	if u := s.UncountedTerminatedPods; u != nil {
-		seen := map[string]bool{}
-		note := func(name string, i int, uid string) {
-			path := at.Child("uncountedTerminatedPods", name).Index(i)
-			if uid == "" {
-				l.Invalid(path, uid, "must not be empty")
-			} else if seen[uid] {
-				l.Duplicate(path, uid)
-			}
-			seen[uid] = true
-		}
-		for i, uid := range u.Succeeded {
-			note("succeeded", i, string(uid))
-		}
-		for i, uid := range u.Failed {
-			note("failed", i, string(uid))
-		}
-	}
-	complete, failed := jobCondition(j, batchv1.JobComplete), jobCondition(j, batchv1.JobFailed)
-	if complete && failed {
-		l.Invalid(at.Child("conditions"), field.OmitValueType{}, "cannot set Complete=True and Failed=true conditions")
-	}
-	if (complete || failed) && s.Active > 0 {
-		l.Invalid(at.Child("active"), s.Active, "active>0 is invalid for finished job")
-	}
-	if s.CompletionTime != nil && !complete {
-		l.Invalid(at.Child("completionTime"), s.CompletionTime, "cannot set completionTime when there is no Complete=True condition")
-	}
-	if jobCondition(old, batchv1.JobComplete) && !complete {
-		l.Invalid(at.Child("conditions"), field.OmitValueType{}, "cannot disable the terminal Complete=True condition")
-	}
-	if jobCondition(old, batchv1.JobFailed) && !failed {
-		l.Invalid(at.Child("conditions"), field.OmitValueType{}, "cannot disable the terminal Failed=True condition")
-	}
-	return l.Errors
+	return j.Status.Active == 0 && (j.Status.StartTime == nil || jobCondition(j, batchv1.JobSuspended))
 }

@@ -39,7 +39,7 @@ func certificateSigningRequestResource() *api.Resource {
 			ValidateUpdate: api.CheckUpdate(func(c, old *certificatesv1.CertificateSigningRequest) field.ErrorList {
 				return validateCSRUpdate(c, old, false, false)
 			}),
-			NameValid: func(string, bool) []string { return nil },
+			NameValid: check.PathSegment,
 			Selectable: api.Select(func(c *certificatesv1.CertificateSigningRequest) fields.Set {
 				return fields.Set{"spec.signerName": c.Spec.SignerName}
 			}),

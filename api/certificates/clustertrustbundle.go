@@ -49,7 +49,7 @@ func clusterTrustBundleResource() *api.Resource {
 
 func validateBundle(b *certificatesv1.ClusterTrustBundle, parse bool) field.ErrorList {
 	l := &check.List{}
-	l.Messages(field.NewPath("metadata", "name"), b.Name, podspec.TrustBundleNameProblems(b.Name, b.Spec.SignerName))
+	l.Names(b, func(name string) []string { return podspec.TrustBundleNameProblems(name, b.Spec.SignerName) })
 	if b.Spec.SignerName != "" {
 		podspec.CheckSignerName(l, specPath.Child("signerName"), b.Spec.SignerName)
 	}

@@ -4,6 +4,7 @@ package check
 
 import (
 	"cmp"
+	"context"
 	"iter"
 	"maps"
 	"slices"
@@ -11,7 +12,10 @@ import (
 	"strings"
 
 	apiequality "k8s.io/apimachinery/pkg/api/equality"
+	"k8s.io/apimachinery/pkg/api/operation"
 	"k8s.io/apimachinery/pkg/api/resource"
+	"k8s.io/apimachinery/pkg/api/validate"
+	"k8s.io/apimachinery/pkg/api/validate/content"
 	apivalidation "k8s.io/apimachinery/pkg/api/validation"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	metavalidation "k8s.io/apimachinery/pkg/apis/meta/v1/validation"
@@ -151,6 +155,53 @@ func (l *List) PositiveQuantity(p *field.Path, q resource.Quantity) {
 func (l *List) Immutable(p *field.Path, now, old any) {
 	if !apiequality.Semantic.DeepEqual(now, old) {
 		l.Invalid(p, now, apivalidation.FieldImmutableErrorMsg)
+	}
+}
+
+// Names checks metadata.name and generateName, as far as they are set, by a rule that depends on the object.
+func (l *List) Names(m metav1.Object, problems func(name string) []string) {
+	for _, n := range []struct{ field, value string }{{"generateName", m.GetGenerateName()}, {"name", m.GetName()}} {
+		if n.value != "" {
+			l.Messages(field.NewPath("metadata", n.field), n.value, problems(n.value))
+		}
+	}
+}
+
+// PathSegment is the rule for names that need only fit a path.
+func PathSegment(name string, prefix bool) []string {
+	if prefix {
+		return content.IsPathSegmentPrefix(name)
+	}
+	return content.IsPathSegmentName(name)
+}
+
+// DeclaredName is the rule for names that upstream's declared validation checks: a DNS-1123
+// subdomain, and any generateName.
+func DeclaredName(name string, prefix bool) []string {
+	if prefix {
+		return nil
+	}
+	return content.IsDNS1123Subdomain(name)
+}
+
+// DriverName checks the name of a driver where upstream's declared validation does, which has words of its own.
+func (l *List) DriverName(p *field.Path, name string) {
+	if name == "" {
+		l.Required(p, "")
+		return
+	}
+	if len(name) > maxDriverName {
+		l.Errors = append(l.Errors, field.TooLongCharacters(p, "", maxDriverName))
+	}
+	l.Add(validate.LongNameCaseless(context.Background(), operation.Operation{}, p, &name, nil))
+}
+
+const maxDriverName = 63
+
+// Fixed is Immutable where upstream's declared validation checks it, which does not show the value.
+func (l *List) Fixed(p *field.Path, now, old any) {
+	if !apiequality.Semantic.DeepEqual(now, old) {
+		l.Invalid(p, nil, apivalidation.FieldImmutableErrorMsg)
 	}
 }
 

@@ -76,17 +76,14 @@ func validateEndpoints(e *corev1.Endpoints) field.ErrorList {
 }
 
 func checkEndpointAddress(l *check.List, p *field.Path, a *corev1.EndpointAddress) {
-	errs := validation.IsValidIPForLegacyField(p.Child("ip"), a.IP, true, nil)
-	l.Add(errs)
+	l.Add(validation.IsValidIPForLegacyField(p.Child("ip"), a.IP, true, nil))
 	if a.Hostname != "" {
 		l.Label(p.Child("hostname"), a.Hostname)
 	}
 	if a.NodeName != nil {
 		l.Messages(p.Child("nodeName"), *a.NodeName, apivalidation.NameIsDNSSubdomain(*a.NodeName, false))
 	}
-	if len(errs) == 0 {
-		checkEndpointIP(l, p.Child("ip"), a.IP)
-	}
+	checkEndpointIP(l, p.Child("ip"), a.IP)
 }
 
 // CheckEndpointIP forbids addresses that would point traffic at the node

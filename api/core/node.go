@@ -1,6 +1,8 @@
 package core
 
 import (
+	"fmt"
+	"regexp"
 	"slices"
 	"strconv"
 	"strings"
@@ -24,17 +26,33 @@ func nodeResource() *api.Resource {
 		Versions:      []api.Version{api.Versioned[corev1.Node, corev1.NodeList]("v1", defaultNode)},
 		StoragePrefix: "minions",
 		Strategy: api.Strategy{
-			PrepareForUpdate: api.OnUpdate(func(n, old *corev1.Node) { n.Status = old.Status }),
-			Validate:         api.Check(validateNode),
-			ValidateUpdate:   api.CheckUpdate(validateNodeUpdate),
-			Warnings:         api.Warn(nodeWarnings),
+			PrepareForCreate: api.On(func(n *corev1.Node) {
+				n.Spec.ConfigSource, n.Spec.PodPreemptionPolicy, n.Status.Config = nil, nil, nil
+			}),
+			PrepareForUpdate: api.OnUpdate(func(n, old *corev1.Node) {
+				n.Status = old.Status
+				if old.Spec.ConfigSource == nil {
+					n.Spec.ConfigSource = nil
+				}
+				if old.Spec.PodPreemptionPolicy == nil {
+					n.Spec.PodPreemptionPolicy = nil
+				}
+			}),
+			Validate:       api.Check(validateNode),
+			ValidateUpdate: api.CheckUpdate(validateNodeUpdate),
+			Warnings:       api.Warn(nodeWarnings),
 			Selectable: api.Select(func(n *corev1.Node) fields.Set {
 				return fields.Set{"spec.unschedulable": strconv.FormatBool(n.Spec.Unschedulable)}
 			}),
 		},
 		Subresources: []api.Subresource{
 			{Name: "proxy", Verbs: proxyVerbs, Kind: "NodeProxyOptions"},
-			api.StatusView(func(n, old *corev1.Node) { n.Spec = old.Spec }, validateNodeUpdate),
+			api.StatusView(func(n, old *corev1.Node) {
+				n.Spec = old.Spec
+				if old.Status.Config == nil {
+					n.Status.Config = nil
+				}
+			}, validateNodeUpdate),
 		},
 		Columns: nodeColumns(),
 		Cells:   api.Row(nodeCells),
@@ -45,6 +63,7 @@ func validateNode(n *corev1.Node) field.ErrorList {
 	l := &check.List{}
 	checkTaints(l, n.Spec.Taints)
 	checkNodeAmounts(l, n)
+	checkDeclaredFeatures(l, n.Status.DeclaredFeatures)
 	at := specPath.Child("podCIDRs")
 	for i, c := range n.Spec.PodCIDRs {
 		l.Add(validation.IsValidCIDRForLegacyField(at.Index(i), c, true, nil))
@@ -53,6 +72,24 @@ func validateNode(n *corev1.Node) field.ErrorList {
 		l.Invalid(at, c, "may specify no more than one CIDR for each IP family")
 	}
 	return l.Errors
+}
+
+var featureName = regexp.MustCompile(`^([A-Z][a-zA-Z0-9]*)(/[a-zA-Z][a-zA-Z0-9]*)*$`)
+
+func checkDeclaredFeatures(l *check.List, list []string) {
+	for i, name := range list {
+		at := statusPath.Child("declaredFeatures").Index(i)
+		if len(name) > validation.DNS1123SubdomainMaxLength {
+			l.Invalid(at, name, fmt.Sprintf("invalid feature name %q: must be no more than %d characters", name, validation.DNS1123SubdomainMaxLength))
+		} else if !featureName.MatchString(name) {
+			l.Invalid(at, name, fmt.Sprintf("invalid feature name %q: must start with an UpperCamelCase segment, with subsequent segments separated by '/' (e.g., MyFeature or MyFeature/mySubFeature), and contain only alphanumeric characters and slashes", name))
+		}
+		if i > 0 && list[i-1] == name {
+			l.Duplicate(at, name)
+		} else if i > 0 && list[i-1] > name {
+			l.Invalid(at, name, "list must be sorted alphabetically")
+		}
+	}
 }
 
 func checkNodeAmounts(l *check.List, n *corev1.Node) {
@@ -92,8 +129,7 @@ func checkTaints(l *check.List, taints []corev1.Taint) {
 }
 
 func validateNodeUpdate(n, old *corev1.Node) field.ErrorList {
-	l := &check.List{}
-	checkNodeAmounts(l, n)
+	l := &check.List{Errors: validateNode(n)}
 	seen := map[corev1.NodeAddress]bool{}
 	for i, a := range n.Status.Addresses {
 		if seen[a] {
@@ -111,7 +147,6 @@ func validateNodeUpdate(n, old *corev1.Node) field.ErrorList {
 		}
 		l.Invalid(specPath.Child("providerID"), nil, text)
 	}
-	checkTaints(l, n.Spec.Taints)
 	if n.Spec.DoNotUseExternalID != old.Spec.DoNotUseExternalID {
 		l.Forbidden(specPath.Child("externalID"), "may not be updated")
 	}

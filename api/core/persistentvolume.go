@@ -9,7 +9,6 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	apivalidation "k8s.io/apimachinery/pkg/api/validation"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
-	"k8s.io/apimachinery/pkg/fields"
 	"k8s.io/apimachinery/pkg/util/diff"
 	"k8s.io/apimachinery/pkg/util/validation/field"
 
@@ -31,9 +30,6 @@ func persistentVolumeResource() *api.Resource {
 			PrepareForUpdate: api.OnUpdate(func(v, old *corev1.PersistentVolume) { v.Status = old.Status }),
 			Validate:         api.Check(validateVolume),
 			ValidateUpdate:   api.CheckUpdate(validateVolumeUpdate),
-			Selectable: api.Select(func(v *corev1.PersistentVolume) fields.Set {
-				return fields.Set{"name": v.Name}
-			}),
 		},
 		Subresources: []api.Subresource{api.StatusView(keepForVolumeStatus, nil)},
 		Columns:      volumeColumns(),
@@ -75,6 +71,7 @@ func CheckVolumeSpec(l *check.List, p *field.Path, s *corev1.PersistentVolumeSpe
 		l.Errors = append(l.Errors, field.NotSupported(at, s.Capacity, []corev1.ResourceName{corev1.ResourceStorage}))
 	}
 	for name, q := range check.Sorted(s.Capacity) {
+		checkBasic(l, at.Key(string(name)), q)
 		l.PositiveQuantity(at.Key(string(name)), q)
 	}
 	if s.PersistentVolumeReclaimPolicy != "" {
@@ -168,7 +165,13 @@ func CheckCSIVolume(l *check.List, p *field.Path, v *corev1.CSIPersistentVolumeS
 	} {
 		if ref.ref != nil {
 			l.Text(p.Child(ref.name, "name"), ref.ref.Name)
+			if ref.ref.Name != "" {
+				l.Subdomain(p.Child(ref.name, "name"), ref.ref.Name)
+			}
 			l.Text(p.Child(ref.name, "namespace"), ref.ref.Namespace)
+			if ref.ref.Namespace != "" {
+				l.Label(p.Child(ref.name, "namespace"), ref.ref.Namespace)
+			}
 		}
 	}
 }

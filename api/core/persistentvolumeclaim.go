@@ -2,13 +2,15 @@ package core
 
 import (
 	"fmt"
+	"slices"
 	"strings"
 
 	corev1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/api/resource"
 	apivalidation "k8s.io/apimachinery/pkg/api/validation"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
-	"k8s.io/apimachinery/pkg/fields"
 	"k8s.io/apimachinery/pkg/util/diff"
+	"k8s.io/apimachinery/pkg/util/validation"
 	"k8s.io/apimachinery/pkg/util/validation/field"
 
 	"github.com/skiff-project/skiff/api"
@@ -35,11 +37,15 @@ func persistentVolumeClaimResource() *api.Resource {
 		Strategy: api.Strategy{
 			PrepareForCreate: api.On(func(c *corev1.PersistentVolumeClaim) {
 				c.Status = corev1.PersistentVolumeClaimStatus{Phase: corev1.ClaimPending}
+				dropForeignSource(&c.Spec)
 				dropUnknownSource(&c.Spec)
 				syncDataSources(&c.Spec)
 			}),
 			PrepareForUpdate: api.OnUpdate(func(c, old *corev1.PersistentVolumeClaim) {
 				c.Status = old.Status
+				if old.Spec.DataSourceRef == nil {
+					dropForeignSource(&c.Spec)
+				}
 				if old.Spec.DataSource == nil && old.Spec.DataSourceRef == nil {
 					dropUnknownSource(&c.Spec)
 				}
@@ -51,12 +57,14 @@ func persistentVolumeClaimResource() *api.Resource {
 				return l.Errors
 			}),
 			ValidateUpdate: api.CheckUpdate(validateClaimUpdate),
-			Selectable: api.Select(func(c *corev1.PersistentVolumeClaim) fields.Set {
-				return fields.Set{"name": c.Name}
-			}),
 		},
 		Subresources: []api.Subresource{
-			api.StatusView(func(c, old *corev1.PersistentVolumeClaim) { c.Spec = old.Spec }, validateClaimStatus),
+			api.StatusView(func(c, old *corev1.PersistentVolumeClaim) {
+				c.Spec = old.Spec
+				if old.Status.HealthStatus == nil {
+					c.Status.HealthStatus = nil // its gate is off
+				}
+			}, validateClaimStatus),
 		},
 		Columns: claimColumns(),
 		Cells:   api.Row(claimCells),
@@ -70,6 +78,13 @@ func syncDataSources(s *corev1.PersistentVolumeClaimSpec) {
 		s.DataSourceRef = &corev1.TypedObjectReference{Kind: src.Kind, Name: src.Name, APIGroup: src.APIGroup}
 	case ref != nil && src == nil && (ref.Namespace == nil || *ref.Namespace == ""):
 		s.DataSource = &corev1.TypedLocalObjectReference{Kind: ref.Kind, Name: ref.Name, APIGroup: ref.APIGroup}
+	}
+}
+
+// dropForeignSource clears a dataSourceRef into another namespace, whose gate is off.
+func dropForeignSource(s *corev1.PersistentVolumeClaimSpec) {
+	if r := s.DataSourceRef; r != nil && r.Namespace != nil && *r.Namespace != "" {
+		s.DataSourceRef = nil
 	}
 }
 
@@ -130,11 +145,44 @@ func validateClaimUpdate(c, old *corev1.PersistentVolumeClaim) field.ErrorList {
 func validateClaimStatus(c, _ *corev1.PersistentVolumeClaim) field.ErrorList {
 	l := &check.List{}
 	for name, q := range check.Sorted(c.Status.Capacity) {
-		if q.Value() < 0 {
-			l.Invalid(statusPath.Child("capacity").Key(string(name)), q.Value(), "must be a valid resource quantity")
+		checkBasic(l, statusPath.Child("capacity").Key(string(name)), q)
+	}
+	at := statusPath.Child("allocatedResourceStatuses")
+	for name, s := range check.Sorted(c.Status.AllocatedResourceStatuses) {
+		checkClaimResource(l, at, name)
+		states := []corev1.ClaimResourceStatus{
+			corev1.PersistentVolumeClaimControllerResizeInProgress, corev1.PersistentVolumeClaimControllerResizeInfeasible,
+			corev1.PersistentVolumeClaimNodeResizeInProgress, corev1.PersistentVolumeClaimNodeResizeInfeasible, corev1.PersistentVolumeClaimNodeResizePending,
+		}
+		if !slices.Contains(states, s) {
+			l.Errors = append(l.Errors, field.NotSupported(at, corev1.ClaimResourceStatus(name), states))
+		}
+	}
+	at = statusPath.Child("allocatedResources")
+	for name, q := range check.Sorted(c.Status.AllocatedResources) {
+		if checkClaimResource(l, at, name) {
+			checkBasic(l, at.Key(string(name)), q)
 		}
 	}
 	return l.Errors
+}
+
+// checkBasic checks that a quantity is not negative, in the words of volumes.
+func checkBasic(l *check.List, p *field.Path, q resource.Quantity) {
+	if q.Value() < 0 {
+		l.Invalid(p, q.Value(), "must be a valid resource quantity")
+	}
+}
+
+// checkClaimResource checks the name of what a claim has resized: of Kubernetes' own there is just storage.
+func checkClaimResource(l *check.List, p *field.Path, name corev1.ResourceName) bool {
+	msgs := validation.IsQualifiedName(string(name))
+	l.Messages(p, string(name), msgs)
+	if len(msgs) == 0 && podspec.IsNative(name) && name != corev1.ResourceStorage {
+		l.Errors = append(l.Errors, field.NotSupported(p, string(name), []corev1.ResourceName{corev1.ResourceStorage}))
+		return false
+	}
+	return len(msgs) == 0
 }
 
 func claimColumns() []metav1.TableColumnDefinition {

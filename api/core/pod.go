@@ -183,6 +183,12 @@ func keepForPodStatus(p, old *corev1.Pod) {
 	if s.ExtendedResourceClaimStatus == nil {
 		s.ExtendedResourceClaimStatus = was.ExtendedResourceClaimStatus
 	}
+	if was.NodeAllocatableResourceClaimStatuses == nil { // whose gates are off
+		s.NodeAllocatableResourceClaimStatuses = nil
+	}
+	if was.VolumeHealth == nil {
+		s.VolumeHealth = nil
+	}
 	keepObservedGenerations(s, was)
 }
 

@@ -43,7 +43,18 @@ func dropPodFields(s, old *corev1.PodSpec) {
 	if old.SchedulingGroup == nil {
 		s.SchedulingGroup = nil
 	}
+	if old.EvictionResponders == nil {
+		s.EvictionResponders = nil
+	}
 	keep := alphaUse(old)
+	eachVolume(s, func(mode **int32, user **int64) {
+		if mode != nil && !keep.dirMode {
+			*mode = nil
+		}
+		if user != nil && !keep.fileOwner {
+			*user = nil
+		}
+	})
 	eachContainer(s, func(c *corev1.Container) {
 		for _, p := range []*corev1.Probe{c.LivenessProbe, c.ReadinessProbe, c.StartupProbe} {
 			if p == nil {
@@ -54,6 +65,11 @@ func dropPodFields(s, old *corev1.PodSpec) {
 			}
 			if p.GRPC != nil && !keep.grpcMode {
 				p.GRPC.Mode = nil
+			}
+		}
+		for i := range c.VolumeMounts {
+			if !keep.bindOptions {
+				c.VolumeMounts[i].BindMountOptions = nil
 			}
 		}
 		if c.Lifecycle == nil {
@@ -73,9 +89,60 @@ func dropPodFields(s, old *corev1.PodSpec) {
 	})
 }
 
-type alphaFields struct{ httpProtocol, grpcMode, stopSignal bool }
+type alphaFields struct{ httpProtocol, grpcMode, stopSignal, bindOptions, dirMode, fileOwner bool }
+
+// eachVolume calls f with the mode of each directory and the owners of files that volumes may set; one of both is nil.
+func eachVolume(s *corev1.PodSpec, f func(mode **int32, user **int64)) {
+	keys := func(items []corev1.KeyToPath) {
+		for i := range items {
+			f(nil, &items[i].User)
+		}
+	}
+	downward := func(items []corev1.DownwardAPIVolumeFile) {
+		for i := range items {
+			f(nil, &items[i].User)
+		}
+	}
+	for i := range s.Volumes {
+		switch v := &s.Volumes[i]; {
+		case v.EmptyDir != nil:
+			f(&v.EmptyDir.Mode, nil)
+		case v.Secret != nil:
+			f(nil, &v.Secret.DefaultUser)
+			keys(v.Secret.Items)
+		case v.ConfigMap != nil:
+			f(nil, &v.ConfigMap.DefaultUser)
+			keys(v.ConfigMap.Items)
+		case v.DownwardAPI != nil:
+			f(nil, &v.DownwardAPI.DefaultUser)
+			downward(v.DownwardAPI.Items)
+		case v.Projected != nil:
+			f(nil, &v.Projected.DefaultUser)
+			for j := range v.Projected.Sources {
+				switch p := &v.Projected.Sources[j]; {
+				case p.Secret != nil:
+					keys(p.Secret.Items)
+				case p.DownwardAPI != nil:
+					downward(p.DownwardAPI.Items)
+				case p.ConfigMap != nil:
+					keys(p.ConfigMap.Items)
+				case p.ServiceAccountToken != nil:
+					f(nil, &p.ServiceAccountToken.User)
+				case p.ClusterTrustBundle != nil:
+					f(nil, &p.ClusterTrustBundle.User)
+				case p.PodCertificate != nil:
+					f(nil, &p.PodCertificate.User)
+				}
+			}
+		}
+	}
+}
 
 func alphaUse(s *corev1.PodSpec) (use alphaFields) {
+	eachVolume(s, func(mode **int32, user **int64) {
+		use.dirMode = use.dirMode || mode != nil && *mode != nil
+		use.fileOwner = use.fileOwner || user != nil && *user != nil
+	})
 	eachContainer(s, func(c *corev1.Container) {
 		for _, p := range []*corev1.Probe{c.LivenessProbe, c.ReadinessProbe, c.StartupProbe} {
 			if p != nil {
@@ -83,6 +150,7 @@ func alphaUse(s *corev1.PodSpec) (use alphaFields) {
 				use.grpcMode = use.grpcMode || p.GRPC != nil && p.GRPC.Mode != nil
 			}
 		}
+		use.bindOptions = use.bindOptions || slices.ContainsFunc(c.VolumeMounts, func(m corev1.VolumeMount) bool { return len(m.BindMountOptions) > 0 })
 		use.stopSignal = use.stopSignal || c.Lifecycle != nil && c.Lifecycle.StopSignal != nil
 	})
 	return use

@@ -50,6 +50,7 @@ func replicationControllerResource() *api.Resource {
 				return fields.Set{"status.replicas": strconv.Itoa(int(rc.Status.Replicas))}
 			}),
 			OrphanByDefault: true,
+			NameValid:       check.DeclaredName,
 		},
 		Subresources: []api.Subresource{
 			{Name: "scale", Kind: "Scale", Group: "autoscaling", Version: "v1", Scale: &api.Scale{

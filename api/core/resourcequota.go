@@ -62,7 +62,7 @@ func checkQuotaAmounts(l *check.List, p *field.Path, list corev1.ResourceList) {
 	for name, q := range check.Sorted(list) {
 		at := p.Key(string(name))
 		podspec.CheckResourceName(l, at, name)
-		if name == corev1.ResourceStorage {
+		if !strings.Contains(string(name), "/") && !podspec.IsStandardQuota(name) {
 			l.Invalid(at, name, "must be a standard resource for quota")
 		}
 		podspec.CheckQuantity(l, at, name, q)

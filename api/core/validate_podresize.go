@@ -1,6 +1,8 @@
 package core
 
 import (
+	"slices"
+
 	corev1 "k8s.io/api/core/v1"
 	apivalidation "k8s.io/apimachinery/pkg/api/validation"
 	"k8s.io/apimachinery/pkg/util/sets"
@@ -158,6 +160,9 @@ func validatePodStatusUpdate(p, old *corev1.Pod) field.ErrorList {
 	checkRevived(l, "initContainerStatuses", s.InitContainerStatuses, old.Status.InitContainerStatuses, &old.Spec, old.Spec.InitContainers)
 	checkRevived(l, "ephemeralContainerStatuses", s.EphemeralContainerStatuses, old.Status.EphemeralContainerStatuses, &corev1.PodSpec{RestartPolicy: corev1.RestartPolicyNever}, nil)
 	checkClaimStatuses(l, p)
+	if s := p.Status.ExtendedResourceClaimStatus; s != nil {
+		checkExtendedClaim(l, statusPath.Child("extendedResourceClaimStatus"), s, &p.Spec)
+	}
 	checkPodIPs(l, s)
 	return l.Errors
 }
@@ -220,6 +225,34 @@ func mayRestart(spec *corev1.PodSpec, containers []corev1.Container, name string
 	return policy == corev1.RestartPolicyAlways || policy == corev1.RestartPolicyOnFailure && code != 0
 }
 
+// checkExtendedClaim checks which claim was made for the extended resources that containers ask for.
+func checkExtendedClaim(l *check.List, p *field.Path, s *corev1.PodExtendedResourceClaimStatus, spec *corev1.PodSpec) {
+	if len(s.RequestMappings) == 0 {
+		l.Required(p.Child("requestMappings"), "at least one request mapping is required")
+	}
+	for i, m := range s.RequestMappings {
+		at := p.Child("requestMappings").Index(i)
+		containers := slices.Concat(spec.InitContainers, spec.Containers)
+		k := slices.IndexFunc(containers, func(c corev1.Container) bool { return c.Name == m.ContainerName })
+		if k < 0 {
+			l.Invalid(at.Child("containerName"), m.ContainerName, "must match the name of an entry in spec.initContainers.name or spec.containers.name")
+		} else if _, ok := containers[k].Resources.Requests[corev1.ResourceName(m.ResourceName)]; !ok {
+			l.Invalid(at.Child("resourceName"), m.ResourceName, "must match the extended resource name of an entry in spec.initContainers.resources.requests or spec.containers.resources.requests")
+		}
+		l.Label(p.Child("requestName"), m.RequestName)
+		if slices.Contains(s.RequestMappings[:i], m) {
+			l.Duplicate(at.Child("containerName"), m.ContainerName)
+			l.Duplicate(at.Child("resourceName"), m.ResourceName)
+			l.Duplicate(at.Child("requestName"), m.RequestName)
+		}
+	}
+	if at := p.Child("resourceClaimName"); s.ResourceClaimName == "" {
+		l.Required(at, "")
+	} else {
+		l.Messages(at, s.ResourceClaimName, apivalidation.NameIsDNSSubdomain(s.ResourceClaimName, false))
+	}
+}
+
 func checkClaimStatuses(l *check.List, p *corev1.Pod) {
 	known, seen := sets.Set[string]{}, sets.Set[string]{}
 	for _, c := range p.Spec.ResourceClaims {
@@ -227,7 +260,6 @@ func checkClaimStatuses(l *check.List, p *corev1.Pod) {
 	}
 	for i, c := range p.Status.ResourceClaimStatuses {
 		at := statusPath.Child("resourceClaimStatuses").Index(i)
-		l.Label(at.Child("name"), c.Name)
 		if c.ResourceClaimName != nil {
 			l.Messages(at.Child("resourceClaimName"), *c.ResourceClaimName, apivalidation.NameIsDNSSubdomain(*c.ResourceClaimName, false))
 		}

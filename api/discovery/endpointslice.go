@@ -24,7 +24,6 @@ const (
 	maxPorts     = 20000
 	maxEndpoints = 1000
 	maxHints     = 8
-	maxTopology  = 16
 )
 
 func endpointSliceResource() *api.Resource {
@@ -34,8 +33,14 @@ func endpointSliceResource() *api.Resource {
 		Namespaced: true,
 		Versions:   []api.Version{api.Versioned[discoveryv1.EndpointSlice, discoveryv1.EndpointSliceList]("v1", setDefaults)},
 		Strategy: api.Strategy{
-			PrepareForCreate: api.On(func(e *discoveryv1.EndpointSlice) { e.Generation = 1 }),
+			PrepareForCreate: api.On(func(e *discoveryv1.EndpointSlice) {
+				dropTopology(e)
+				e.Generation = 1
+			}),
 			PrepareForUpdate: api.OnUpdate(func(e, old *discoveryv1.EndpointSlice) {
+				if api.Changed(e.Endpoints, old.Endpoints) {
+					dropTopology(e)
+				}
 				changed := e.AddressType != old.AddressType || api.Changed(e.Endpoints, old.Endpoints) ||
 					api.Changed(e.Ports, old.Ports) || api.Changed(e.Labels, old.Labels)
 				api.BumpGeneration(e, old, changed)
@@ -43,7 +48,7 @@ func endpointSliceResource() *api.Resource {
 			Validate: api.Check(validate),
 			ValidateUpdate: api.CheckUpdate(func(e, old *discoveryv1.EndpointSlice) field.ErrorList {
 				l := &check.List{Errors: validate(e)}
-				l.Immutable(field.NewPath("addressType"), e.AddressType, old.AddressType)
+				l.Fixed(field.NewPath("addressType"), e.AddressType, old.AddressType)
 				return l.Errors
 			}),
 			Warnings: api.Warn(func(e, _ *discoveryv1.EndpointSlice) []string {
@@ -96,7 +101,7 @@ func validate(e *discoveryv1.EndpointSlice) field.ErrorList {
 func checkEndpoint(l *check.List, p *field.Path, e *discoveryv1.Endpoint, kind discoveryv1.AddressType) {
 	at := p.Child("addresses")
 	if n := len(e.Addresses); n == 0 {
-		l.Required(at, "must contain at least 1 address")
+		l.Required(at, "")
 	} else if n > maxAddresses {
 		l.TooMany(at, n, maxAddresses)
 	}
@@ -119,10 +124,6 @@ func checkEndpoint(l *check.List, p *field.Path, e *discoveryv1.Endpoint, kind d
 	if e.NodeName != nil {
 		l.Messages(p.Child("nodeName"), *e.NodeName, apivalidation.NameIsDNSSubdomain(*e.NodeName, false))
 	}
-	if n := len(e.DeprecatedTopology); n > maxTopology {
-		l.TooMany(p.Child("deprecatedTopology"), n, maxTopology)
-	}
-	l.Labels(p.Child("deprecatedTopology"), e.DeprecatedTopology)
 	if e.Hostname != nil {
 		l.Label(p.Child("hostname"), *e.Hostname)
 	}
@@ -221,4 +222,11 @@ func firstThree(all []string, none string) string {
 		return fmt.Sprintf("%s + %d more...", strings.Join(all[:most], ","), len(all)-most)
 	}
 	return strings.Join(all, ",")
+}
+
+// dropTopology drops what v1 cannot write.
+func dropTopology(e *discoveryv1.EndpointSlice) {
+	for i := range e.Endpoints {
+		e.Endpoints[i].DeprecatedTopology = nil
+	}
 }

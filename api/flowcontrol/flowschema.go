@@ -1,6 +1,7 @@
 package flowcontrol
 
 import (
+	"cmp"
 	"fmt"
 	"slices"
 	"strings"
@@ -39,13 +40,26 @@ func flowSchemaResource() *api.Resource {
 			Validate:       api.Check(validateFlowSchema),
 			ValidateUpdate: api.CheckUpdate(func(f, _ *flowcontrolv1.FlowSchema) field.ErrorList { return validateFlowSchema(f) }),
 		},
-		Subresources: []api.Subresource{api.StatusView(func(f, old *flowcontrolv1.FlowSchema) { f.Spec = old.Spec }, nil)},
+		Subresources: []api.Subresource{api.StatusView(func(f, old *flowcontrolv1.FlowSchema) {
+			f.Spec = old.Spec
+			api.KeepMetadata(f, old)
+		}, func(f, _ *flowcontrolv1.FlowSchema) field.ErrorList {
+			var types []flowcontrolv1.FlowSchemaConditionType
+			for _, c := range f.Status.Conditions {
+				types = append(types, c.Type)
+			}
+			return checkConditions(types...)
+		})},
 		Columns: []metav1.TableColumnDefinition{
 			api.Column("PriorityLevel", "string", flowcontrolv1.PriorityLevelConfigurationReference{}.SwaggerDoc()["name"]),
 			api.Column("MatchingPrecedence", "string", doc["matchingPrecedence"]),
 			api.Column("DistinguisherMethod", "string", doc["distinguisherMethod"]),
 			api.AgeColumn(),
 			api.Column("MissingPL", "string", "references a broken or non-existent PriorityLevelConfiguration"),
+		},
+		RowOrder: func(a, b api.Object) int {
+			x, y := a.(*flowcontrolv1.FlowSchema), b.(*flowcontrolv1.FlowSchema)
+			return cmp.Or(cmp.Compare(x.Spec.MatchingPrecedence, y.Spec.MatchingPrecedence), cmp.Compare(x.Name, y.Name))
 		},
 		Cells: api.Row(func(f *flowcontrolv1.FlowSchema, now metav1.Time) []any {
 			by, dangling := "<none>", "?"
@@ -75,8 +89,9 @@ func validateFlowSchema(f *flowcontrolv1.FlowSchema) field.ErrorList {
 	if s.MatchingPrecedence == 1 && f.Name != flowcontrolv1.FlowSchemaNameExempt {
 		l.Invalid(at, s.MatchingPrecedence, "only the schema named 'exempt' may have matchingPrecedence 1")
 	}
-	if m := s.DistinguisherMethod; m != nil {
-		check.OneOf(l, specPath.Child("distinguisherMethod", "type"), m.Type, flowcontrolv1.FlowDistinguisherMethodByNamespaceType, flowcontrolv1.FlowDistinguisherMethodByUserType)
+	methods := []flowcontrolv1.FlowDistinguisherMethodType{flowcontrolv1.FlowDistinguisherMethodByNamespaceType, flowcontrolv1.FlowDistinguisherMethodByUserType}
+	if m := s.DistinguisherMethod; m != nil && !slices.Contains(methods, m.Type) {
+		l.Errors = append(l.Errors, field.NotSupported(specPath.Child("distinguisherMethod", "type"), m, methods))
 	}
 	at = specPath.Child("priorityLevelConfiguration", "name")
 	if name := s.PriorityLevelConfiguration.Name; name == "" {

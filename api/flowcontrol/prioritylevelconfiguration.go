@@ -1,6 +1,10 @@
 package flowcontrol
 
 import (
+	"fmt"
+	"math"
+	"slices"
+
 	flowcontrolv1 "k8s.io/api/flowcontrol/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/util/validation/field"
@@ -25,7 +29,16 @@ func priorityLevelConfigurationResource() *api.Resource {
 			Validate:       api.Check(validatePriorityLevel),
 			ValidateUpdate: api.CheckUpdate(func(c, _ *flowcontrolv1.PriorityLevelConfiguration) field.ErrorList { return validatePriorityLevel(c) }),
 		},
-		Subresources: []api.Subresource{api.StatusView(func(c, old *flowcontrolv1.PriorityLevelConfiguration) { c.Spec = old.Spec }, nil)},
+		Subresources: []api.Subresource{api.StatusView(func(c, old *flowcontrolv1.PriorityLevelConfiguration) {
+			c.Spec = old.Spec
+			api.KeepMetadata(c, old)
+		}, func(c, _ *flowcontrolv1.PriorityLevelConfiguration) field.ErrorList {
+			var types []flowcontrolv1.PriorityLevelConfigurationConditionType
+			for _, condition := range c.Status.Conditions {
+				types = append(types, condition.Type)
+			}
+			return checkConditions(types...)
+		})},
 		Columns: []metav1.TableColumnDefinition{
 			api.Column("Type", "string", flowcontrolv1.PriorityLevelConfigurationSpec{}.SwaggerDoc()["type"]),
 			api.Column("NominalConcurrencyShares", "string", limited["nominalConcurrencyShares"]),
@@ -75,60 +88,74 @@ func defaultPriorityLevel(c *flowcontrolv1.PriorityLevelConfiguration) {
 
 func validatePriorityLevel(c *flowcontrolv1.PriorityLevelConfiguration) field.ErrorList {
 	l, s := &check.List{}, &c.Spec
-	switch s.Type {
-	case flowcontrolv1.PriorityLevelEnablementExempt:
-		if s.Limited != nil {
-			l.Forbidden(specPath.Child("limited"), "must be nil if the type is not Limited")
+	exempt, limited := s.Type == flowcontrolv1.PriorityLevelEnablementExempt, s.Type == flowcontrolv1.PriorityLevelEnablementLimited
+	if exempt != (c.Name == flowcontrolv1.PriorityLevelConfigurationNameExempt) {
+		l.Invalid(specPath.Child("type"), s.Type, "must be 'Exempt' if and only if `name` is 'exempt'")
+	}
+	check.Choice(l, specPath.Child("type"), s.Type, flowcontrolv1.PriorityLevelEnablementExempt, flowcontrolv1.PriorityLevelEnablementLimited)
+	l.ForbidIf(specPath.Child("exempt"), !exempt && s.Exempt != nil, "")
+	l.ForbidIf(specPath.Child("limited"), !limited && s.Limited != nil, "")
+	if exempt && s.Exempt != nil {
+		checkShares(l, specPath.Child("exempt"), s.Exempt.NominalConcurrencyShares, s.Exempt.LendablePercent)
+	}
+	if limited && s.Limited == nil {
+		l.Required(specPath.Child("limited"), "")
+	} else if limited {
+		checkLimited(l, specPath.Child("limited"), s.Limited)
+	}
+	return l.Errors
+}
+
+func checkShares(l *check.List, p *field.Path, shares, lendable *int32) {
+	if shares != nil && *shares < 0 {
+		l.Invalid(p.Child("nominalConcurrencyShares"), *shares, "must be a non-negative integer")
+	}
+	if lendable != nil {
+		l.Range(p.Child("lendablePercent"), int64(*lendable), 0, 100)
+	}
+}
+
+// checkConditions wants conditions with types, each once.
+func checkConditions[T ~string](types ...T) field.ErrorList {
+	l, p := &check.List{}, field.NewPath("status", "conditions")
+	for i, t := range types {
+		l.Text(p.Index(i).Child("type"), string(t))
+		if slices.Contains(types[:i], t) {
+			l.Duplicate(p.Index(i).Child("type"), t)
 		}
-	case flowcontrolv1.PriorityLevelEnablementLimited:
-		if s.Exempt != nil {
-			l.Forbidden(specPath.Child("exempt"), "must be nil if the type is Limited")
-		}
-		if s.Limited == nil {
-			l.Required(specPath.Child("limited"), "must not be empty when type is Limited")
-		} else {
-			checkLimited(l, specPath.Child("limited"), s.Limited)
-		}
-	default:
-		check.OneOf(l, specPath.Child("type"), s.Type, flowcontrolv1.PriorityLevelEnablementExempt, flowcontrolv1.PriorityLevelEnablementLimited)
 	}
 	return l.Errors
 }
 
 func checkLimited(l *check.List, p *field.Path, s *flowcontrolv1.LimitedPriorityLevelConfiguration) {
-	if n := s.NominalConcurrencyShares; n != nil && *n < 0 {
-		l.Invalid(p.Child("nominalConcurrencyShares"), *n, "must be a non-negative integer")
-	}
-	if n := s.LendablePercent; n != nil && (*n < 0 || *n > 100) {
-		l.Invalid(p.Child("lendablePercent"), *n, "must be between 0 and 100, inclusive")
-	}
+	checkShares(l, p, s.NominalConcurrencyShares, s.LendablePercent)
 	if n := s.BorrowingLimitPercent; n != nil && *n < 0 {
 		l.Invalid(p.Child("borrowingLimitPercent"), *n, "if specified, must be a non-negative integer")
 	}
 	r, at := &s.LimitResponse, p.Child("limitResponse")
-	switch r.Type {
-	case flowcontrolv1.LimitResponseTypeReject:
-		if r.Queuing != nil {
-			l.Forbidden(at.Child("queuing"), "must be nil if limited.limitResponse.type is not Limited")
-		}
-	case flowcontrolv1.LimitResponseTypeQueue:
-		if r.Queuing == nil {
-			l.Required(at.Child("queuing"), "must not be empty if limited.limitResponse.type is Limited")
-			return
-		}
-		q, p := r.Queuing, at.Child("queuing")
-		if q.QueueLengthLimit <= 0 {
-			l.Invalid(p.Child("queueLengthLimit"), q.QueueLengthLimit, "must be positive")
-		}
-		if q.Queues <= 0 {
-			l.Invalid(p.Child("queues"), q.Queues, "must be positive")
-		}
-		if q.HandSize <= 0 {
-			l.Invalid(p.Child("handSize"), q.HandSize, "must be positive")
-		} else if q.HandSize > q.Queues {
-			l.Invalid(p.Child("handSize"), q.HandSize, "should not be greater than queues")
-		}
-	default:
-		check.OneOf(l, at.Child("type"), r.Type, flowcontrolv1.LimitResponseTypeQueue, flowcontrolv1.LimitResponseTypeReject)
+	check.Choice(l, at.Child("type"), r.Type, flowcontrolv1.LimitResponseTypeQueue, flowcontrolv1.LimitResponseTypeReject)
+	q, p := r.Queuing, at.Child("queuing")
+	if r.Type != flowcontrolv1.LimitResponseTypeQueue {
+		l.ForbidIf(p, q != nil, "")
+		return
+	}
+	if q == nil {
+		l.Required(p, "")
+		return
+	}
+	if q.QueueLengthLimit <= 0 {
+		l.Invalid(p.Child("queueLengthLimit"), q.QueueLengthLimit, "must be positive")
+	}
+	if q.Queues <= 0 {
+		l.Invalid(p.Child("queues"), q.Queues, "must be positive")
+	}
+	// A flow's hash has so many bits to deal a hand of queues with.
+	const bits = 60
+	if hand := p.Child("handSize"); q.HandSize <= 0 {
+		l.Invalid(hand, q.HandSize, "must be positive")
+	} else if q.HandSize > q.Queues {
+		l.Invalid(hand, q.HandSize, fmt.Sprintf("should not be greater than queues (%d)", q.Queues))
+	} else if math.Ceil(math.Log2(float64(q.Queues))*float64(q.HandSize)) > bits {
+		l.Invalid(hand, q.HandSize, fmt.Sprintf("required entropy bits of deckSize %d and handSize %d should not be greater than %d", q.Queues, q.HandSize, bits))
 	}
 }

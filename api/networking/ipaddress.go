@@ -1,13 +1,12 @@
 package networking
 
 import (
-	"net/netip"
 	"strings"
 
 	networkingv1 "k8s.io/api/networking/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
-	"k8s.io/apimachinery/pkg/fields"
 	"k8s.io/apimachinery/pkg/runtime/schema"
+	"k8s.io/apimachinery/pkg/util/validation"
 	"k8s.io/apimachinery/pkg/util/validation/field"
 
 	"github.com/skiff-project/skiff/api"
@@ -22,21 +21,11 @@ func ipAddressResource() *api.Resource {
 		Strategy: api.Strategy{
 			Validate: api.Check(validateIPAddress),
 			ValidateUpdate: api.CheckUpdate(func(a, old *networkingv1.IPAddress) field.ErrorList {
-				l := &check.List{}
+				l := &check.List{Errors: validateIPAddress(a)}
 				l.Immutable(specPath.Child("parentRef"), a.Spec.ParentRef, old.Spec.ParentRef)
 				return l.Errors
 			}),
 			NameValid: canonicalIP,
-			Selectable: api.Select(func(a *networkingv1.IPAddress) fields.Set {
-				if a.Spec.ParentRef == nil {
-					a = &networkingv1.IPAddress{Spec: networkingv1.IPAddressSpec{ParentRef: &networkingv1.ParentReference{}}}
-				}
-				r := a.Spec.ParentRef
-				return fields.Set{
-					"spec.parentRef.group": r.Group, "spec.parentRef.resource": r.Resource,
-					"spec.parentRef.namespace": r.Namespace, "spec.parentRef.name": r.Name,
-				}
-			}),
 		},
 		Columns: []metav1.TableColumnDefinition{
 			api.Column("ParentRef", "string", networkingv1.IPAddressSpec{}.SwaggerDoc()["parentRef"]),
@@ -56,15 +45,11 @@ func ipAddressResource() *api.Resource {
 }
 
 // canonicalIP wants addresses as names, in the one form that is canonical.
-func canonicalIP(name string, _ bool) []string {
-	ip, err := netip.ParseAddr(name)
-	switch {
-	case err != nil:
-		return []string{err.Error()}
-	case ip.String() != name:
-		return []string{"must be a canonical format IP address"}
+func canonicalIP(name string, _ bool) (msgs []string) {
+	for _, e := range validation.IsValidIP(&field.Path{}, name) {
+		msgs = append(msgs, e.Detail)
 	}
-	return nil
+	return msgs
 }
 
 func validateIPAddress(a *networkingv1.IPAddress) field.ErrorList {

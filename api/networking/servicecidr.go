@@ -28,7 +28,10 @@ func serviceCIDRResource() *api.Resource {
 			}),
 			ValidateUpdate: api.CheckUpdate(validateCIDRUpdate),
 		},
-		Subresources: []api.Subresource{api.StatusView(func(c, old *networkingv1.ServiceCIDR) { c.Spec = old.Spec }, nil)},
+		Subresources: []api.Subresource{api.StatusView(func(c, old *networkingv1.ServiceCIDR) {
+			c.Spec = old.Spec
+			api.KeepMetadata(c, old)
+		}, nil)},
 		Columns: []metav1.TableColumnDefinition{
 			api.Column("CIDRs", "string", networkingv1.ServiceCIDRSpec{}.SwaggerDoc()["cidrs"]),
 			api.AgeColumn(),
@@ -50,7 +53,7 @@ func checkCIDRs(l *check.List, cidrs []string) {
 		a, errA := netip.ParsePrefix(cidrs[0])
 		b, errB := netip.ParsePrefix(cidrs[1])
 		if errA == nil && errB == nil && a.Addr().Is4() == b.Addr().Is4() {
-			l.Invalid(at, cidrs, "may specify no more than one IP for each IP family, i.e 192.168.0.0/24 and 2001:db8::/96")
+			l.Invalid(at, cidrs, "may specify no more than one IP for each IP family, i.e 192.168.0.0/24 and 2001:db8::/64")
 		}
 	default:
 		l.Invalid(at, cidrs, "may only hold up to 2 values")

@@ -3,7 +3,9 @@ package node
 import (
 	corev1 "k8s.io/api/core/v1"
 	nodev1 "k8s.io/api/node/v1"
+	"k8s.io/apimachinery/pkg/api/validate/content"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/util/validation"
 	"k8s.io/apimachinery/pkg/util/validation/field"
 
 	"github.com/skiff-project/skiff/api"
@@ -20,10 +22,10 @@ func runtimeClassResource() *api.Resource {
 			}
 		})},
 		Strategy: api.Strategy{
-			Validate: api.Check(validate),
+			Validate: api.Check(func(c *nodev1.RuntimeClass) field.ErrorList { return validate(c, content.IsDNS1123Label) }),
 			ValidateUpdate: api.CheckUpdate(func(c, old *nodev1.RuntimeClass) field.ErrorList {
-				l := &check.List{}
-				l.Immutable(field.NewPath("handler"), c.Handler, old.Handler)
+				l := &check.List{Errors: validate(c, validation.IsDNS1123Label)}
+				l.Fixed(field.NewPath("handler"), c.Handler, old.Handler)
 				return l.Errors
 			}),
 			AllowCreateOnUpdate:     true,
@@ -39,11 +41,16 @@ func runtimeClassResource() *api.Resource {
 	}
 }
 
-func validate(c *nodev1.RuntimeClass) field.ErrorList {
+// validate checks a class; name is the rule for its handler, whose words differ from create to update.
+func validate(c *nodev1.RuntimeClass, name func(string) []string) field.ErrorList {
 	l := &check.List{}
-	l.Label(field.NewPath("handler"), c.Handler)
+	if at := field.NewPath("handler"); c.Handler == "" {
+		l.Required(at, "")
+	} else {
+		l.Messages(at, c.Handler, name(c.Handler))
+	}
 	if c.Overhead != nil {
-		podspec.CheckOverhead(l, field.NewPath("overhead", "podFixed"), c.Overhead.PodFixed)
+		podspec.CheckOverhead(l, field.NewPath("overhead"), c.Overhead.PodFixed)
 	}
 	if s := c.Scheduling; s != nil {
 		p := field.NewPath("scheduling")

@@ -25,6 +25,7 @@ func podDisruptionBudgetResource() *api.Resource {
 				b.Status = old.Status
 				api.BumpGeneration(b, old, api.Changed(b.Spec, old.Spec))
 			}),
+			NameValid:               check.PathSegment,
 			Validate:                api.Check(validate),
 			ValidateUpdate:          api.CheckUpdate(func(b, _ *policyv1.PodDisruptionBudget) field.ErrorList { return validate(b) }),
 			DenyUnconditionalUpdate: true,

@@ -20,7 +20,7 @@ func checkRules(l *check.List, rules []rbacv1.PolicyRule, namespaced bool) {
 	for i, r := range rules {
 		at := field.NewPath("rules").Index(i)
 		if len(r.Verbs) == 0 {
-			l.Required(at.Child("verbs"), "verbs must contain at least one value")
+			l.Required(at.Child("verbs"), "")
 		}
 		if len(r.NonResourceURLs) > 0 {
 			if namespaced {

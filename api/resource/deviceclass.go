@@ -1,26 +1,26 @@
 package resource
 
 import (
-	corev1 "k8s.io/api/core/v1"
+	"context"
+
 	resourcev1 "k8s.io/api/resource/v1"
+	"k8s.io/apimachinery/pkg/api/operation"
+	"k8s.io/apimachinery/pkg/api/validate"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/util/validation/field"
 
 	"github.com/skiff-project/skiff/api"
 	"github.com/skiff-project/skiff/api/check"
-	"github.com/skiff-project/skiff/api/core/podspec"
 )
 
 func deviceClassResource() *api.Resource {
-	validate := func(c *resourcev1.DeviceClass) field.ErrorList {
+	validateClass := func(c *resourcev1.DeviceClass) field.ErrorList {
 		l := &check.List{}
 		checkSelectors(l, specPath.Child("selectors"), c.Spec.Selectors)
 		for i := range c.Spec.Config {
 			checkConfig(l, specPath.Child("config").Index(i), &c.Spec.Config[i].DeviceConfiguration)
 		}
-		if n := c.Spec.ExtendedResourceName; n != nil && !podspec.IsExtended(corev1.ResourceName(*n)) {
-			l.Invalid(specPath.Child("extendedResourceName"), *n, "must be a valid extended resource name")
-		}
+		l.Add(validate.ExtendedResourceName(context.Background(), operation.Operation{}, specPath.Child("extendedResourceName"), c.Spec.ExtendedResourceName, nil))
 		return l.Errors
 	}
 	return &api.Resource{
@@ -31,8 +31,9 @@ func deviceClassResource() *api.Resource {
 			PrepareForUpdate: api.OnUpdate(func(c, old *resourcev1.DeviceClass) {
 				api.BumpGeneration(c, old, api.Changed(c.Spec, old.Spec))
 			}),
-			Validate:       api.Check(validate),
-			ValidateUpdate: api.CheckUpdate(func(c, _ *resourcev1.DeviceClass) field.ErrorList { return validate(c) }),
+			Validate:       api.Check(validateClass),
+			ValidateUpdate: api.CheckUpdate(func(c, _ *resourcev1.DeviceClass) field.ErrorList { return validateClass(c) }),
+			NameValid:      check.DeclaredName,
 		},
 		Columns: ageOnly(),
 		Cells: api.Row(func(c *resourcev1.DeviceClass, now metav1.Time) []any {

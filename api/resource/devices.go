@@ -2,9 +2,12 @@ package resource
 
 import (
 	"fmt"
+	"regexp"
+	"slices"
 	"strings"
 
 	resourcev1 "k8s.io/api/resource/v1"
+	"k8s.io/apimachinery/pkg/api/resource"
 	"k8s.io/apimachinery/pkg/util/sets"
 	"k8s.io/apimachinery/pkg/util/validation"
 	"k8s.io/apimachinery/pkg/util/validation/field"
@@ -44,8 +47,8 @@ func checkEffect(l *check.List, p *field.Path, e resourcev1.DeviceTaintEffect) {
 }
 
 // checkQualified checks the name of an attribute or capacity: an identifier,
-// perhaps behind a domain and a slash, or surely so.
-func checkQualified(l *check.List, p *field.Path, name string, domain bool) {
+// perhaps behind a domain and a slash.
+func checkQualified(l *check.List, p *field.Path, name string) {
 	parts := strings.Split(name, "/")
 	if len(parts) == 2 {
 		if parts[0] == "" {
@@ -63,9 +66,6 @@ func checkQualified(l *check.List, p *field.Path, name string, domain bool) {
 		}
 		l.Messages(p, id, validation.IsCIdentifier(id))
 	}
-	if domain && len(parts) == 1 {
-		l.Invalid(p, name, "a fully qualified name must be a domain and a name separated by a slash")
-	}
 }
 
 func checkPoolName(l *check.List, p *field.Path, name string) {
@@ -81,19 +81,25 @@ func checkPoolName(l *check.List, p *field.Path, name string) {
 	}
 }
 
-// checkDevice checks what a slice says of one device, but for its place.
+// checkDevice checks what a slice says of one device.
 func checkDevice(l *check.List, p *field.Path, d *resourcev1.Device) {
-	if d.Name == "" {
-		l.Required(p.Child("name"), "")
-	} else {
-		l.Label(p.Child("name"), d.Name)
+	l.Label(p.Child("name"), d.Name)
+	if n := len(d.Attributes) + len(d.Capacity); n > resourcev1.ResourceSliceMaxAttributesAndCapacitiesPerDevice {
+		l.Invalid(p, n, fmt.Sprintf("the total number of attributes and capacities must not exceed %d", resourcev1.ResourceSliceMaxAttributesAndCapacitiesPerDevice))
 	}
 	for name, a := range check.Sorted(d.Attributes) {
-		checkQualified(l, p.Child("attributes"), string(name), false)
+		checkQualified(l, p.Child("attributes"), string(name))
 		checkAttribute(l, p.Child("attributes").Key(string(name)), &a)
 	}
-	for name := range check.Sorted(d.Capacity) {
-		checkQualified(l, p.Child("capacity"), string(name), false)
+	for name, c := range check.Sorted(d.Capacity) {
+		checkQualified(l, p.Child("capacity"), string(name))
+		if at := p.Child("capacity").Key(string(name)).Child("requestPolicy"); c.RequestPolicy == nil {
+			continue
+		} else if d.AllowMultipleAllocations != nil && *d.AllowMultipleAllocations {
+			checkPolicy(l, at, c.Value, c.RequestPolicy)
+		} else {
+			l.Forbidden(at, "allowMultipleAllocations must be true")
+		}
 	}
 	for j := range d.Taints {
 		checkTaint(l, p.Child("taints").Index(j), &d.Taints[j])
@@ -105,12 +111,95 @@ func checkDevice(l *check.List, p *field.Path, d *resourcev1.Device) {
 		} else {
 			l.Label(at.Child("counterSet"), c.CounterSet)
 		}
-		if len(c.Counters) == 0 {
-			l.Required(at.Child("counters"), "")
+		if slices.ContainsFunc(d.ConsumesCounters[:j], func(o resourcev1.DeviceCounterConsumption) bool { return o.CounterSet == c.CounterSet }) {
+			l.Duplicate(at, c.CounterSet)
+		}
+		checkCounters(l, at.Child("counters"), c.Counters)
+	}
+	checkBinding(l, p, d.BindingConditions, d.BindingFailureConditions)
+}
+
+func checkCounters(l *check.List, p *field.Path, counters map[string]resourcev1.Counter) {
+	if len(counters) == 0 {
+		l.Required(p, "")
+	} else if n := len(counters); n > resourcev1.ResourceSliceMaxCountersPerCounterSet {
+		l.TooMany(p, n, resourcev1.ResourceSliceMaxCountersPerCounterSet)
+		return
+	}
+	for name := range check.Sorted(counters) {
+		l.Label(p, name)
+	}
+}
+
+// checkPolicy checks how much of a capacity may be asked for: one of a list of amounts, or steps of a range.
+func checkPolicy(l *check.List, p *field.Path, capacity resource.Quantity, r *resourcev1.CapacityRequestPolicy) {
+	values, span := r.ValidValues, r.ValidRange
+	name := "validRange"
+	if len(values) > 0 {
+		name = "validValues"
+	}
+	at := p.Child(name)
+	more := func(p *field.Path, what string, q, than resource.Quantity, of string) {
+		if q.Cmp(than) > 0 {
+			l.Invalid(p, q.String(), what+" is larger than "+of+": "+than.String())
 		}
 	}
-	checkBinding(l, p, d)
+	switch {
+	case len(values) > 0 && span != nil:
+		l.Forbidden(p, `exactly one policy can be specified, cannot specify "validValues" and "validRange" at the same time`)
+	case len(values) == 0 && span == nil:
+	case r.Default == nil:
+		l.Required(p.Child("default"), "required when "+name+" is defined")
+	case len(values) > 0:
+		for i, v := range values {
+			if i > 0 && values[i-1].Cmp(v) > 0 {
+				l.Invalid(at.Index(i), v.String(), "values must be sorted in ascending order")
+			}
+			more(at.Index(i), "option", v, capacity, "capacity value")
+		}
+		if !slices.ContainsFunc(values, func(v resource.Quantity) bool { return v.Cmp(*r.Default) == 0 }) {
+			l.Invalid(at, r.Default.String(), "default value is not valid according to the requestPolicy")
+		}
+	case span.Min == nil:
+		l.Required(at.Child("min"), "required when validRange is defined")
+	default:
+		more(at.Child("min"), "min", *span.Min, capacity, "capacity value")
+		if r.Default.Cmp(*span.Min) < 0 {
+			l.Invalid(at.Child("default"), r.Default.String(), "default is less than min: "+span.Min.String())
+		}
+		if span.Max != nil {
+			more(at.Child("max"), "min", *span.Min, *span.Max, "max")
+			more(at.Child("max"), "max", *span.Max, capacity, "capacity value")
+			if r.Default.Cmp(*span.Max) > 0 {
+				l.Invalid(at.Child("default"), r.Default.String(), "default is more than max: "+span.Max.String())
+			}
+		}
+		if span.Step != nil {
+			checkStep(l, at.Child("step"), capacity, r)
+		}
+	}
 }
+
+func checkStep(l *check.List, p *field.Path, capacity resource.Quantity, r *resourcev1.CapacityRequestPolicy) {
+	low, step := r.ValidRange.Min, r.ValidRange.Step
+	if step.Sign() <= 0 {
+		l.Invalid(p, step.String(), "must be greater than zero")
+		return
+	}
+	one := low.DeepCopy()
+	if one.Add(*step); one.Cmp(capacity) > 0 {
+		l.Invalid(p, step.String(), fmt.Sprintf("one step %s is larger than capacity value: %s", one.String(), capacity.String()))
+	}
+	for _, q := range []*resource.Quantity{r.Default, r.ValidRange.Max} {
+		if q != nil && step.Value() > 0 && (q.Value()-low.Value())%step.Value() != 0 {
+			l.Invalid(p, q.String(), fmt.Sprintf("value is not a multiple of a given step (%s) from (%s)", step.String(), low.String()))
+		}
+	}
+}
+
+// semantic matches a version as of semver.org 2.0.0.
+var semantic = regexp.MustCompile(`^(0|[1-9]\d*)\.(0|[1-9]\d*)\.(0|[1-9]\d*)` +
+	`(-(0|[1-9]\d*|\d*[a-zA-Z-][0-9a-zA-Z-]*)(\.(0|[1-9]\d*|\d*[a-zA-Z-][0-9a-zA-Z-]*))*)?(\+[0-9a-zA-Z-]+(\.[0-9a-zA-Z-]+)*)?$`)
 
 func checkAttribute(l *check.List, p *field.Path, a *resourcev1.DeviceAttribute) {
 	var set []string
@@ -119,31 +208,31 @@ func checkAttribute(l *check.List, p *field.Path, a *resourcev1.DeviceAttribute)
 			set = append(set, name)
 		}
 	}
-	note("bool", a.BoolValue != nil)
 	note("int", a.IntValue != nil)
+	note("bool", a.BoolValue != nil)
 	note("string", a.StringValue != nil)
 	note("version", a.VersionValue != nil)
-	note("bools", a.BoolValues != nil)
-	note("ints", a.IntValues != nil)
-	note("strings", a.StringValues != nil)
-	note("versions", a.VersionValues != nil)
 	for at, text := range map[string]*string{"string": a.StringValue, "version": a.VersionValue} {
 		if text != nil && len(*text) > maxAttribute {
 			l.TooLong(p.Child(at), maxAttribute)
 		}
 	}
-	const one = "exactly one value must be specified"
+	if a.VersionValue != nil && !semantic.MatchString(*a.VersionValue) {
+		l.Invalid(p.Child("version"), *a.VersionValue, "must be a string compatible with semver.org spec 2.0.0")
+	}
+	// Lists of values have been dropped: their gate is off.
+	const one = "one of: `int`, `bool`, `string`, `version`, `ints`, `bools`, `strings`, `versions`"
 	switch len(set) {
 	case 0:
-		l.Invalid(p, "", one)
+		l.Invalid(p, "", "must specify "+one)
 	case 1:
 	default:
-		l.Invalid(p, fmt.Sprintf("{%s}", strings.Join(set, ", ")), one)
+		l.Invalid(p, fmt.Sprintf("{%s}", strings.Join(set, ", ")), "must specify exactly "+one)
 	}
 }
 
 // checkBinding checks the conditions under which a pod is bound to a node for a device.
-func checkBinding(l *check.List, p *field.Path, d *resourcev1.Device) {
+func checkBinding(l *check.List, p *field.Path, conditions, failures []string) {
 	binding, failure := p.Child("bindingConditions"), p.Child("bindingFailureConditions")
 	names := func(p *field.Path, list []string) {
 		if len(list) > maxConditions {
@@ -153,16 +242,16 @@ func checkBinding(l *check.List, p *field.Path, d *resourcev1.Device) {
 			l.LabelName(p.Index(i), name)
 		}
 	}
-	names(binding, d.BindingConditions)
-	names(failure, d.BindingFailureConditions)
+	names(binding, conditions)
+	names(failure, failures)
 	bound, failed := sets.Set[string]{}, sets.Set[string]{}
-	for i, c := range d.BindingConditions {
+	for i, c := range conditions {
 		if bound.Has(c) {
 			l.Duplicate(binding.Index(i), c)
 		}
 		bound.Insert(c)
 	}
-	for i, c := range d.BindingFailureConditions {
+	for i, c := range failures {
 		if failed.Has(c) {
 			l.Duplicate(failure.Index(i), c)
 		}
@@ -173,8 +262,8 @@ func checkBinding(l *check.List, p *field.Path, d *resourcev1.Device) {
 	}
 	switch {
 	case len(bound) == 0 && len(failed) > 0:
-		l.Invalid(binding, d.BindingConditions, "bindingConditions are required to use bindingFailureConditions")
+		l.Invalid(binding, conditions, "bindingConditions are required to use bindingFailureConditions")
 	case len(failed) == 0 && len(bound) > 0:
-		l.Invalid(failure, d.BindingFailureConditions, "bindingFailureConditions are required to use bindingConditions")
+		l.Invalid(failure, failures, "bindingFailureConditions are required to use bindingConditions")
 	}
 }

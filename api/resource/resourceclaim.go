@@ -28,8 +28,14 @@ func resourceClaimResource() *api.Resource {
 			}
 		})},
 		Strategy: api.Strategy{
-			PrepareForCreate: api.On(func(c *resourcev1.ResourceClaim) { c.Status = resourcev1.ResourceClaimStatus{} }),
-			PrepareForUpdate: api.OnUpdate(func(c, old *resourcev1.ResourceClaim) { c.Status = old.Status }),
+			PrepareForCreate: api.On(func(c *resourcev1.ResourceClaim) {
+				c.Status = resourcev1.ResourceClaimStatus{}
+				dropClaimFields(&c.Spec)
+			}),
+			PrepareForUpdate: api.OnUpdate(func(c, old *resourcev1.ResourceClaim) {
+				c.Status = old.Status
+				dropClaimFields(&c.Spec)
+			}),
 			Validate: api.Check(func(c *resourcev1.ResourceClaim) field.ErrorList {
 				l := &check.List{}
 				checkClaimSpec(l, specPath, &c.Spec)
@@ -105,7 +111,7 @@ func validateClaimStatus(c, old *resourcev1.ResourceClaim) field.ErrorList {
 		checkPoolName(l, at.Child("pool"), d.Pool)
 		l.Label(at.Child("device"), d.Device)
 		if !allocates(s.Allocation, d) {
-			l.Invalid(at, strings.Join([]string{d.Driver, d.Pool, d.Device}, "/"), "must be an allocated device in the claim")
+			l.Invalid(at, resourcev1.AllocatedDeviceStatus{Driver: d.Driver, Pool: d.Pool, Device: d.Device, ShareID: d.ShareID}, "must be an allocated device in the claim")
 		}
 	}
 	if len(s.ReservedFor) > 0 && s.Allocation == nil {
@@ -122,6 +128,32 @@ func validateClaimStatus(c, old *resourcev1.ResourceClaim) field.ErrorList {
 	}
 	if old.Status.Allocation != nil && s.Allocation != nil {
 		l.Immutable(p.Child("allocation"), s.Allocation, old.Status.Allocation)
+	} else if s.Allocation != nil {
+		checkAllocated(l, p.Child("allocation"), s.Allocation, requestNames(&c.Spec))
 	}
 	return l.Errors
+}
+
+// checkAllocated checks what a scheduler gave a claim.
+func checkAllocated(l *check.List, p *field.Path, a *resourcev1.AllocationResult, names sets.Set[string]) {
+	for i := range a.Devices.Results {
+		r, at := &a.Devices.Results[i], p.Child("devices", "results").Index(i)
+		checkReference(l, at.Child("request"), r.Request, names)
+		l.DriverName(at.Child("driver"), r.Driver)
+		checkPoolName(l, at.Child("pool"), r.Pool)
+		l.Label(at.Child("device"), r.Device)
+		checkBinding(l, at, r.BindingConditions, r.BindingFailureConditions)
+		for j := range r.Tolerations {
+			checkToleration(l, at.Child("tolerations").Index(j), &r.Tolerations[j])
+		}
+	}
+	for i := range a.Devices.Config {
+		c, at := &a.Devices.Config[i], p.Child("devices", "config").Index(i)
+		check.Choice(l, at.Child("source"), c.Source, resourcev1.AllocationConfigSourceClaim, resourcev1.AllocationConfigSourceClass)
+		checkReferences(l, at.Child("requests"), c.Requests, names)
+		checkConfig(l, at, &c.DeviceConfiguration)
+	}
+	if a.NodeSelector != nil {
+		podspec.CheckNodeSelector(l, p.Child("nodeSelector"), a.NodeSelector)
+	}
 }

@@ -7,6 +7,7 @@ import (
 
 	"github.com/skiff-project/skiff/api"
 	"github.com/skiff-project/skiff/api/check"
+	"github.com/skiff-project/skiff/api/core/podspec"
 )
 
 func resourceClaimTemplateResource() *api.Resource {
@@ -17,15 +18,16 @@ func resourceClaimTemplateResource() *api.Resource {
 			defaultClaimSpec(&t.Spec.Spec)
 		})},
 		Strategy: api.Strategy{
+			PrepareForCreate: api.On(func(t *resourcev1.ResourceClaimTemplate) { dropClaimFields(&t.Spec.Spec) }),
+			PrepareForUpdate: api.OnUpdate(func(t, _ *resourcev1.ResourceClaimTemplate) { dropClaimFields(&t.Spec.Spec) }),
 			Validate: api.Check(func(t *resourcev1.ResourceClaimTemplate) field.ErrorList {
 				l := &check.List{}
-				l.Annotations(specPath.Child("metadata", "annotations"), t.Spec.Annotations)
-				l.Labels(specPath.Child("metadata", "labels"), t.Spec.Labels)
-				checkClaimSpec(l, specPath.Child("spec"), &t.Spec.Spec)
+				checkTemplate(l, t)
 				return l.Errors
 			}),
 			ValidateUpdate: api.CheckUpdate(func(t, old *resourcev1.ResourceClaimTemplate) field.ErrorList {
 				l := &check.List{}
+				checkTemplate(l, t)
 				l.Immutable(specPath, t.Spec, old.Spec)
 				return l.Errors
 			}),
@@ -35,4 +37,9 @@ func resourceClaimTemplateResource() *api.Resource {
 			return []any{t.Name, api.Age(t.CreationTimestamp, now)}
 		}),
 	}
+}
+
+func checkTemplate(l *check.List, t *resourcev1.ResourceClaimTemplate) {
+	podspec.CheckTemplateMeta(l, specPath.Child("metadata"), &t.Spec.ObjectMeta)
+	checkClaimSpec(l, specPath.Child("spec"), &t.Spec.Spec)
 }

@@ -2,6 +2,7 @@ package resource
 
 import (
 	"fmt"
+	"slices"
 	"strings"
 
 	resourcev1 "k8s.io/api/resource/v1"
@@ -27,8 +28,12 @@ func resourceSliceResource() *api.Resource {
 			}
 		})},
 		Strategy: api.Strategy{
-			PrepareForCreate: api.On(func(s *resourcev1.ResourceSlice) { s.Generation = 1 }),
+			PrepareForCreate: api.On(func(s *resourcev1.ResourceSlice) {
+				dropSliceFields(&s.Spec)
+				s.Generation = 1
+			}),
 			PrepareForUpdate: api.OnUpdate(func(s, old *resourcev1.ResourceSlice) {
+				dropSliceFields(&s.Spec)
 				api.BumpGeneration(s, old, api.Changed(s.Spec, old.Spec))
 			}),
 			Validate: api.Check(validateSlice),
@@ -42,6 +47,7 @@ func resourceSliceResource() *api.Resource {
 			Selectable: api.Select(func(s *resourcev1.ResourceSlice) fields.Set {
 				return fields.Set{"spec.driver": s.Spec.Driver, "spec.nodeName": nodeName(s)}
 			}),
+			NoField: "field label not supported for resource.k8s.io/v1, Kind=ResourceSlice: %s",
 		},
 		Columns: []metav1.TableColumnDefinition{
 			api.Column("Node", "string", doc["nodeName"]),
@@ -64,6 +70,19 @@ func nodeNameOf(s *resourcev1.ResourceSliceSpec) string {
 	return *s.NodeName
 }
 
+// dropSliceFields drops what is behind gates that are off.
+func dropSliceFields(s *resourcev1.ResourceSliceSpec) {
+	s.PartitionTypeAttribute, s.SkipNodeOperations = nil, nil
+	for i := range s.Devices {
+		d := &s.Devices[i]
+		d.NodeAllocatableResources = nil
+		for name, a := range d.Attributes {
+			a.BoolValues, a.IntValues, a.StringValues, a.VersionValues = nil, nil, nil, nil
+			d.Attributes[name] = a
+		}
+	}
+}
+
 func validateSlice(r *resourcev1.ResourceSlice) field.ErrorList {
 	l, s := &check.List{}, &r.Spec
 	podspec.CheckCSIDriverName(l, specPath.Child("driver"), s.Driver)
@@ -76,6 +95,10 @@ func validateSlice(r *resourcev1.ResourceSlice) field.ErrorList {
 		l.Invalid(pool.Child("generation"), s.Pool.Generation, "must be greater than or equal to zero")
 	}
 	checkPlace(l, s)
+	if s.SharedCounters != nil && s.Devices != nil {
+		l.Invalid(specPath, "", "only one of `sharedCounters` or `devices` is allowed")
+	}
+	checkSharedCounters(l, specPath.Child("sharedCounters"), s.SharedCounters)
 	if n := len(s.Devices); n > maxDevices {
 		l.TooMany(specPath.Child("devices"), n, maxDevices)
 	}
@@ -83,12 +106,63 @@ func validateSlice(r *resourcev1.ResourceSlice) field.ErrorList {
 	for i := range s.Devices {
 		d, at := &s.Devices[i], specPath.Child("devices").Index(i)
 		checkDevice(l, at, d)
+		checkDevicePlace(l, at, d, s.PerDeviceNodeSelection != nil && *s.PerDeviceNodeSelection)
 		if names.Has(d.Name) {
-			l.Duplicate(at.Child("name"), d.Name)
+			l.Duplicate(at, d.Name)
 		}
 		names.Insert(d.Name)
 	}
 	return l.Errors
+}
+
+func checkSharedCounters(l *check.List, p *field.Path, list []resourcev1.CounterSet) {
+	if n := len(list); n > resourcev1.ResourceSliceMaxCounterSets {
+		l.TooMany(p, n, resourcev1.ResourceSliceMaxCounterSets)
+	}
+	for i, c := range list {
+		at := p.Index(i)
+		if c.Name == "" {
+			l.Required(at.Child("name"), "")
+		} else {
+			l.Label(at.Child("name"), c.Name)
+		}
+		if slices.ContainsFunc(list[:i], func(o resourcev1.CounterSet) bool { return o.Name == c.Name }) {
+			l.Duplicate(at, c)
+		}
+		checkCounters(l, at.Child("counters"), c.Counters)
+	}
+}
+
+// checkDevicePlace checks that a device says where it is just where its slice leaves that to the devices.
+func checkDevicePlace(l *check.List, p *field.Path, d *resourcev1.Device, each bool) {
+	if !each {
+		if d.NodeName != nil || d.NodeSelector != nil || d.AllNodes != nil {
+			l.Invalid(p, nil, "`nodeName`, `nodeSelector` and `allNodes` can only be set if `perDeviceNodeSelection` is set to true in the ResourceSlice spec")
+		}
+		return
+	}
+	var set []string
+	if n := d.NodeName; n != nil && *n == "" {
+		l.Invalid(p.Child("nodeName"), *n, "must not be empty")
+	} else if n != nil {
+		l.Subdomain(p.Child("nodeName"), *n)
+		set = append(set, "`nodeName`")
+	}
+	if d.NodeSelector != nil {
+		podspec.CheckNodeSelector(l, p.Child("nodeSelector"), d.NodeSelector)
+		set = append(set, "`nodeSelector`")
+	}
+	if a := d.AllNodes; a != nil && !*a {
+		l.Invalid(p.Child("allNodes"), *a, "must be either unset or set to true")
+	} else if a != nil {
+		set = append(set, "`allNodes`")
+	}
+	const one = "exactly one of `nodeName`, `nodeSelector`, or `allNodes` is required when `perDeviceNodeSelection` is set to true in the ResourceSlice spec"
+	if len(set) == 0 {
+		l.Required(p, one)
+	} else if len(set) > 1 {
+		l.Invalid(p, fmt.Sprintf("{%s}", strings.Join(set, ", ")), one)
+	}
 }
 
 // checkPlace checks that a slice says in exactly one way where its devices are.
@@ -118,5 +192,13 @@ func checkPlace(l *check.List, s *resourcev1.ResourceSliceSpec) {
 	}
 	if s.NodeSelector != nil {
 		podspec.CheckNodeSelector(l, specPath.Child("nodeSelector"), s.NodeSelector)
+		if terms := s.NodeSelector.NodeSelectorTerms; len(terms) != 1 {
+			l.Invalid(specPath.Child("nodeSelector", "nodeSelectorTerms"), terms, "must have exactly one node selector term")
+		}
+	}
+	for at, b := range map[string]*bool{"allNodes": s.AllNodes, "perDeviceNodeSelection": s.PerDeviceNodeSelection} {
+		if b != nil && !*b {
+			l.Invalid(specPath.Child(at), *b, "must be either unset or set to true")
+		}
 	}
 }

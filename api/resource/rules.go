@@ -1,10 +1,17 @@
 package resource
 
 import (
+	"context"
+	"encoding/json"
 	"fmt"
+	"slices"
+	"strings"
 	"time"
 
 	resourcev1 "k8s.io/api/resource/v1"
+	"k8s.io/apimachinery/pkg/api/operation"
+	"k8s.io/apimachinery/pkg/api/validate"
+	"k8s.io/apimachinery/pkg/api/validate/content"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/util/sets"
 	"k8s.io/apimachinery/pkg/util/validation"
@@ -12,7 +19,6 @@ import (
 
 	"github.com/skiff-project/skiff/api"
 	"github.com/skiff-project/skiff/api/check"
-	"github.com/skiff-project/skiff/api/core/podspec"
 )
 
 var specPath = field.NewPath("spec")
@@ -39,6 +45,19 @@ func defaultClaimSpec(s *resourcev1.ResourceClaimSpec) {
 			sub := &r.FirstAvailable[j]
 			defaultAllocation(&sub.AllocationMode, &sub.Count)
 			defaultTolerations(sub.Tolerations)
+		}
+	}
+}
+
+// dropClaimFields drops what is behind gates that are off.
+func dropClaimFields(s *resourcev1.ResourceClaimSpec) {
+	for i := range s.Devices.Requests {
+		r := &s.Devices.Requests[i]
+		if r.Exactly != nil {
+			r.Exactly.DerivedAttributes = nil
+		}
+		for j := range r.FirstAvailable {
+			r.FirstAvailable[j].DerivedAttributes = nil
 		}
 	}
 }
@@ -80,36 +99,59 @@ func checkClaimSpec(l *check.List, p *field.Path, s *resourcev1.ResourceClaimSpe
 		r, p := &s.Devices.Requests[i], requests.Index(i)
 		checkRequest(l, p, r)
 		if names.Has(r.Name) {
-			l.Duplicate(p.Child("name"), r.Name)
+			l.Duplicate(p, r)
 		}
 		names.Insert(r.Name)
-		for _, sub := range r.FirstAvailable {
-			names.Insert(r.Name + "/" + sub.Name)
-		}
 	}
-	known := func(p *field.Path, list []string) {
-		for i, name := range list {
-			if !names.Has(name) {
-				l.Invalid(p.Index(i), name, "must be the name of a request in the claim or the name of a request and a subrequest separated by '/'")
-			}
-		}
-	}
+	names = requestNames(s)
 	for i, c := range s.Devices.Constraints {
 		p := at.Child("constraints").Index(i)
-		known(p.Child("requests"), c.Requests)
-		switch {
-		case c.MatchAttribute != nil:
-			checkQualified(l, p.Child("matchAttribute"), string(*c.MatchAttribute), true)
-		case c.DistinctAttribute != nil:
-			checkQualified(l, p.Child("distinctAttribute"), string(*c.DistinctAttribute), true)
-		default:
+		checkReferences(l, p.Child("requests"), c.Requests, names)
+		qualified := func(at string, name *resourcev1.FullyQualifiedName) {
+			l.Add(validate.ResourceFullyQualifiedName(context.Background(), operation.Operation{}, p.Child(at), name, nil))
+		}
+		qualified("matchAttribute", c.MatchAttribute)
+		qualified("distinctAttribute", c.DistinctAttribute)
+		if c.MatchAttribute == nil && c.DistinctAttribute == nil {
 			l.Required(p, `exactly one of "matchAttribute" or "distinctAttribute" is required, but multiple fields are set`)
 		}
 	}
 	for i, c := range s.Devices.Config {
 		p := at.Child("config").Index(i)
-		known(p.Child("requests"), c.Requests)
+		checkReferences(l, p.Child("requests"), c.Requests, names)
 		checkConfig(l, p, &c.DeviceConfiguration)
+	}
+}
+
+// requestNames are the names that constraints, configuration and results may refer to.
+func requestNames(s *resourcev1.ResourceClaimSpec) sets.Set[string] {
+	names := sets.Set[string]{}
+	for _, r := range s.Devices.Requests {
+		names.Insert(r.Name)
+		for _, sub := range r.FirstAvailable {
+			names.Insert(r.Name + "/" + sub.Name)
+		}
+	}
+	return names
+}
+
+func checkReferences(l *check.List, p *field.Path, list []string, names sets.Set[string]) {
+	for i, name := range list {
+		checkReference(l, p.Index(i), name, names)
+		if slices.Contains(list[:i], name) {
+			l.Duplicate(p.Index(i), name)
+		}
+	}
+}
+
+func checkReference(l *check.List, p *field.Path, name string, names sets.Set[string]) {
+	if parts := strings.Split(name, "/"); len(parts) <= 2 {
+		for _, part := range parts {
+			l.Label(p, part)
+		}
+	}
+	if !names.Has(name) {
+		l.Invalid(p, name, "must be the name of a request in the claim or the name of a request and a subrequest separated by '/'")
 	}
 }
 
@@ -118,18 +160,26 @@ func checkConfig(l *check.List, p *field.Path, c *resourcev1.DeviceConfiguration
 		l.Required(p.Child("opaque"), "")
 		return
 	}
-	podspec.CheckCSIDriverName(l, p.Child("opaque", "driver"), c.Opaque.Driver)
-	if len(c.Opaque.Parameters.Raw) == 0 {
-		l.Required(p.Child("opaque", "parameters"), "")
+	l.DriverName(p.Child("opaque", "driver"), c.Opaque.Driver)
+	checkRaw(l, p.Child("opaque", "parameters"), c.Opaque.Parameters.Raw)
+}
+
+// checkRaw wants a JSON object of at most 10 KiB.
+func checkRaw(l *check.List, p *field.Path, raw []byte) {
+	var v any
+	if len(raw) > resourcev1.OpaqueParametersMaxLength {
+		l.TooLong(p, resourcev1.OpaqueParametersMaxLength)
+	} else if err := json.Unmarshal(raw, &v); err != nil && len(raw) > 0 {
+		l.Invalid(p, "<value omitted>", fmt.Sprintf("error parsing data as JSON: %v", err))
+	} else if v == nil {
+		l.Required(p, "")
+	} else if _, isObject := v.(map[string]any); !isObject {
+		l.Invalid(p, "<value omitted>", "must be a valid JSON object")
 	}
 }
 
 func checkRequest(l *check.List, p *field.Path, r *resourcev1.DeviceRequest) {
-	if r.Name == "" {
-		l.Required(p.Child("name"), "")
-	} else {
-		l.Label(p.Child("name"), r.Name)
-	}
+	l.Label(p.Child("name"), r.Name)
 	switch exactly, first := r.Exactly != nil, len(r.FirstAvailable) > 0; {
 	case !exactly && !first:
 		l.Required(p, "exactly one of `exactly` or `firstAvailable` is required")
@@ -150,12 +200,15 @@ func checkRequest(l *check.List, p *field.Path, r *resourcev1.DeviceRequest) {
 		}
 		for i, sub := range r.FirstAvailable {
 			p := at.Index(i)
-			if sub.Name == "" {
-				l.Required(p.Child("name"), "")
-			} else {
-				l.Label(p.Child("name"), sub.Name)
+			l.Label(p.Child("name"), sub.Name)
+			if slices.ContainsFunc(r.FirstAvailable[:i], func(o resourcev1.DeviceSubRequest) bool { return o.Name == sub.Name }) {
+				l.Duplicate(p, sub)
 			}
-			checkClassName(l, p.Child("deviceClassName"), sub.DeviceClassName)
+			if at := p.Child("deviceClassName"); sub.DeviceClassName == "" {
+				l.Required(at, "")
+			} else {
+				l.Messages(at, sub.DeviceClassName, content.IsDNS1123Subdomain(sub.DeviceClassName))
+			}
 			checkSelectors(l, p.Child("selectors"), sub.Selectors)
 			checkAllocation(l, p, sub.AllocationMode, sub.Count)
 			for i := range sub.Tolerations {
@@ -188,8 +241,7 @@ func checkAllocation(l *check.List, p *field.Path, mode resourcev1.DeviceAllocat
 	}
 }
 
-// checkSelectors checks that selectors say something; whether their CEL
-// compiles is for admission.
+// checkSelectors checks that selectors say something. Their CEL is not compiled: nothing here allocates devices.
 func checkSelectors(l *check.List, p *field.Path, list []resourcev1.DeviceSelector) {
 	if n := len(list); n > maxSelectors {
 		l.TooMany(p, n, maxSelectors)

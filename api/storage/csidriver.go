@@ -10,7 +10,6 @@ import (
 
 	"github.com/skiff-project/skiff/api"
 	"github.com/skiff-project/skiff/api/check"
-	"github.com/skiff-project/skiff/api/core/podspec"
 )
 
 func csiDriverResource() *api.Resource {
@@ -57,7 +56,6 @@ func defaultCSIDriver(d *storagev1.CSIDriver) {
 
 func validateCSIDriver(d *storagev1.CSIDriver) field.ErrorList {
 	l, s := &check.List{}, &d.Spec
-	podspec.CheckCSIDriverName(l, field.NewPath("name"), d.Name)
 	need := func(name string, set bool) {
 		if !set {
 			l.Required(specPath.Child(name), "")
@@ -87,6 +85,9 @@ func validateCSIDriver(d *storagev1.CSIDriver) field.ErrorList {
 	}
 	for _, m := range s.VolumeLifecycleModes {
 		check.OneOf(l, specPath.Child("volumeLifecycleModes"), m, storagev1.VolumeLifecyclePersistent, storagev1.VolumeLifecycleEphemeral)
+	}
+	if p := s.NodeAllocatableUpdatePeriodSeconds; p != nil && *p < 10 {
+		l.Invalid(specPath.Child("nodeAllocatableUpdatePeriodSeconds"), *p, "must be greater than or equal to 10 seconds")
 	}
 	need("seLinuxMount", s.SELinuxMount != nil)
 	return l.Errors

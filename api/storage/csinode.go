@@ -30,7 +30,7 @@ func csiNodeResource() *api.Resource {
 	}
 }
 
-const maxNodeID = 192
+const maxNodeID = 256
 
 func validateCSINode(n *storagev1.CSINode) field.ErrorList {
 	l, names := &check.List{}, sets.Set[string]{}
@@ -40,7 +40,7 @@ func validateCSINode(n *storagev1.CSINode) field.ErrorList {
 		if d.NodeID == "" {
 			l.Required(at.Child("nodeID"), d.NodeID)
 		} else if len(d.NodeID) > maxNodeID {
-			l.Invalid(at.Child("nodeID"), d.NodeID, "must be 192 characters or less")
+			l.Invalid(at.Child("nodeID"), d.NodeID, "must be 256 characters or less")
 		}
 		if a := d.Allocatable; a != nil && a.Count != nil {
 			l.Nonnegative(at.Child("allocatable", "count"), int64(*a.Count))

@@ -7,7 +7,6 @@ import (
 	storagev1 "k8s.io/api/storage/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/util/sets"
-	"k8s.io/apimachinery/pkg/util/validation"
 	"k8s.io/apimachinery/pkg/util/validation/field"
 
 	"github.com/skiff-project/skiff/api"
@@ -28,11 +27,11 @@ func storageClassResource() *api.Resource {
 		Strategy: api.Strategy{
 			Validate: api.Check(validateClass),
 			ValidateUpdate: api.CheckUpdate(func(c, old *storagev1.StorageClass) field.ErrorList {
-				l := &check.List{}
+				l := &check.List{Errors: validateClass(c)}
 				l.Immutable(field.NewPath("parameters"), c.Parameters, old.Parameters)
-				l.Immutable(field.NewPath("provisioner"), c.Provisioner, old.Provisioner)
-				l.Immutable(field.NewPath("reclaimPolicy"), c.ReclaimPolicy, old.ReclaimPolicy)
-				l.Immutable(field.NewPath("volumeBindingMode"), c.VolumeBindingMode, old.VolumeBindingMode)
+				l.Fixed(field.NewPath("provisioner"), c.Provisioner, old.Provisioner)
+				l.Fixed(field.NewPath("reclaimPolicy"), c.ReclaimPolicy, old.ReclaimPolicy)
+				l.Fixed(field.NewPath("volumeBindingMode"), c.VolumeBindingMode, old.VolumeBindingMode)
 				return l.Errors
 			}),
 		},
@@ -105,14 +104,23 @@ func validateClass(c *storagev1.StorageClass) field.ErrorList {
 	} else {
 		check.OneOf(l, field.NewPath("volumeBindingMode"), *m, storagev1.VolumeBindingImmediate, storagev1.VolumeBindingWaitForFirstConsumer)
 	}
+	// Upstream compares each term with as many empty ones first.
+	terms := make([]map[string]sets.Set[string], len(c.AllowedTopologies))
 	for i, t := range c.AllowedTopologies {
-		checkTopology(l, field.NewPath("allowedTopologies").Index(i), t.MatchLabelExpressions)
+		at := field.NewPath("allowedTopologies").Index(i)
+		term := checkTopology(l, at, t.MatchLabelExpressions)
+		for _, other := range terms {
+			if !api.Changed(term, other) {
+				l.Duplicate(at.Child("matchLabelExpressions"), "")
+			}
+		}
+		terms = append(terms, term)
 	}
 	return l.Errors
 }
 
-func checkTopology(l *check.List, p *field.Path, list []corev1.TopologySelectorLabelRequirement) {
-	keys := sets.Set[string]{}
+func checkTopology(l *check.List, p *field.Path, list []corev1.TopologySelectorLabelRequirement) map[string]sets.Set[string] {
+	keys := map[string]sets.Set[string]{}
 	for i, r := range list {
 		at := p.Child("matchLabelExpressions").Index(i)
 		if len(r.Values) == 0 {
@@ -124,12 +132,13 @@ func checkTopology(l *check.List, p *field.Path, list []corev1.TopologySelectorL
 				l.Duplicate(at.Child("values").Index(j), v)
 			}
 			values.Insert(v)
-			l.Messages(at.Child("values").Index(j), v, validation.IsValidLabelValue(v))
 		}
 		l.LabelName(at.Child("key"), r.Key)
-		if keys.Has(r.Key) {
+		if keys[r.Key] != nil {
 			l.Duplicate(at.Child("key"), r.Key)
+		} else {
+			keys[r.Key] = values
 		}
-		keys.Insert(r.Key)
 	}
+	return keys
 }

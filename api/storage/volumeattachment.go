@@ -1,6 +1,8 @@
 package storage
 
 import (
+	"math"
+
 	storagev1 "k8s.io/api/storage/v1"
 	apivalidation "k8s.io/apimachinery/pkg/api/validation"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -26,9 +28,11 @@ func volumeAttachmentResource() *api.Resource {
 		Strategy: api.Strategy{
 			PrepareForCreate: api.On(func(a *storagev1.VolumeAttachment) { a.Status = storagev1.VolumeAttachmentStatus{} }),
 			PrepareForUpdate: api.OnUpdate(func(a, old *storagev1.VolumeAttachment) { a.Status = old.Status }),
-			Validate:         api.Check(validateAttachment),
+			Validate: api.Check(func(a *storagev1.VolumeAttachment) field.ErrorList {
+				return validateAttachment(a, (*check.List).DriverName)
+			}),
 			ValidateUpdate: api.CheckUpdate(func(a, old *storagev1.VolumeAttachment) field.ErrorList {
-				l := &check.List{Errors: validateAttachment(a)}
+				l := &check.List{Errors: validateAttachment(a, podspec.CheckCSIDriverName)}
 				l.Immutable(specPath, a.Spec, old.Spec)
 				return l.Errors
 			}),
@@ -37,7 +41,9 @@ func volumeAttachmentResource() *api.Resource {
 		Subresources: []api.Subresource{api.StatusView(func(a, old *storagev1.VolumeAttachment) {
 			a.Spec = old.Spec
 			api.KeepMetadata(a, old)
-		}, nil)},
+		}, func(a, _ *storagev1.VolumeAttachment) field.ErrorList {
+			return validateAttachment(a, podspec.CheckCSIDriverName)
+		})},
 		Columns: []metav1.TableColumnDefinition{
 			attacher,
 			api.Column("PV", "string", storagev1.VolumeAttachmentSource{}.SwaggerDoc()["persistentVolumeName"]),
@@ -55,9 +61,10 @@ func volumeAttachmentResource() *api.Resource {
 	}
 }
 
-func validateAttachment(a *storagev1.VolumeAttachment) field.ErrorList {
+// validateAttachment checks an attachment; name is the rule for its attacher, whose words differ from create to update.
+func validateAttachment(a *storagev1.VolumeAttachment, name func(*check.List, *field.Path, string)) field.ErrorList {
 	l, src, at := &check.List{}, &a.Spec.Source, specPath.Child("source")
-	podspec.CheckCSIDriverName(l, specPath.Child("attacher"), a.Spec.Attacher)
+	name(l, specPath.Child("attacher"), a.Spec.Attacher)
 	const one = "must specify exactly one of inlineVolumeSpec and persistentVolumeName"
 	switch {
 	case src.InlineVolumeSpec == nil && src.PersistentVolumeName == nil:
@@ -75,5 +82,30 @@ func validateAttachment(a *storagev1.VolumeAttachment) field.ErrorList {
 		core.CheckCSIVolume(l, at.Child("inlineVolumeSpec", "csi"), src.InlineVolumeSpec.CSI)
 	}
 	l.Messages(specPath.Child("nodeName"), a.Spec.NodeName, apivalidation.NameIsDNSSubdomain(a.Spec.NodeName, false))
+	checkAttachmentStatus(l, field.NewPath("status"), &a.Status)
 	return l.Errors
+}
+
+// Limits of an attachment's status, in bytes.
+const (
+	maxAttachmentMetadata = 256 * 1024
+	maxErrorMessage       = 1024
+)
+
+func checkAttachmentStatus(l *check.List, p *field.Path, s *storagev1.VolumeAttachmentStatus) {
+	size := 0
+	for k, v := range s.AttachmentMetadata {
+		size += len(k) + len(v)
+	}
+	if size > maxAttachmentMetadata {
+		l.TooLong(p.Child("attachmentMetadata"), maxAttachmentMetadata)
+	}
+	for at, e := range map[string]*storagev1.VolumeError{"attachError": s.AttachError, "detachError": s.DetachError} {
+		if e != nil && len(e.Message) > maxErrorMessage {
+			l.TooLong(p.Child(at, "message"), maxErrorMessage)
+		}
+		if e != nil && e.ErrorCode != nil {
+			l.Range(p.Child(at, "errorCode"), int64(*e.ErrorCode), 0, math.MaxInt32)
+		}
+	}
 }

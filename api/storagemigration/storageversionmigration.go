@@ -25,7 +25,7 @@ func storageVersionMigrationResource() *api.Resource {
 			PrepareForUpdate: api.OnUpdate(func(m, old *storagemigrationv1.StorageVersionMigration) { m.Status = old.Status }),
 			Validate:         api.Check(validate),
 			ValidateUpdate: api.CheckUpdate(func(m, old *storagemigrationv1.StorageVersionMigration) field.ErrorList {
-				l := &check.List{}
+				l := &check.List{Errors: validate(m)}
 				l.Immutable(field.NewPath("spec"), m.Spec, old.Spec)
 				return l.Errors
 			}),

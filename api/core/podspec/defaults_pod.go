@@ -180,11 +180,12 @@ func pullPolicy(image string) corev1.PullPolicy {
 // imageTag returns the tag of an image reference: "latest" when it has neither
 // tag nor digest, "" when there is only a digest or the reference is broken.
 func imageTag(image string) string {
+	const longest = 255 // of a repository's name
 	name, digest, _ := strings.Cut(image, "@")
 	rest := name[strings.LastIndexByte(name, '/')+1:]
 	rest, tag, tagged := strings.Cut(rest, ":")
 	switch {
-	case rest == "" || rest != strings.ToLower(rest) || strings.ContainsFunc(image, notInReference):
+	case len(name)-len(tag) > longest || rest == "" || rest != strings.ToLower(rest) || strings.ContainsFunc(image, notInReference):
 		return ""
 	case tagged:
 		return tag

@@ -29,18 +29,18 @@ func NameSet(names ...corev1.ResourceName) map[corev1.ResourceName]bool {
 	return m
 }
 
-func isNative(name corev1.ResourceName) bool {
+func IsNative(name corev1.ResourceName) bool {
 	return !strings.Contains(string(name), "/") || strings.Contains(string(name), corev1.ResourceDefaultNamespacePrefix)
 }
 
 // IsExtended tells the names of resources that are not Kubernetes's own.
 func IsExtended(name corev1.ResourceName) bool {
-	return !isNative(name) && !strings.HasPrefix(string(name), requestsPrefix) &&
+	return !IsNative(name) && !strings.HasPrefix(string(name), requestsPrefix) &&
 		len(validation.IsQualifiedName(requestsPrefix+string(name))) == 0
 }
 
 // OvercommitAllowed tells whether limits of a resource may exceed its requests.
-func OvercommitAllowed(name corev1.ResourceName) bool { return isNative(name) && !IsHugePages(name) }
+func OvercommitAllowed(name corev1.ResourceName) bool { return IsNative(name) && !IsHugePages(name) }
 
 func isQuotaHugePages(name corev1.ResourceName) bool {
 	return IsHugePages(name) || strings.HasPrefix(string(name), requestsPrefix+corev1.ResourceHugePagesPrefix)
@@ -76,7 +76,7 @@ func CheckContainerResourceName(l *check.List, p *field.Path, name corev1.Resour
 		if !isStandardContainer(name) {
 			l.Invalid(p, name, "must be a standard resource for containers")
 		}
-	case !isNative(name) && !IsExtended(name):
+	case !IsNative(name) && !IsExtended(name):
 		l.Invalid(p, name, "doesn't follow extended resource name standard")
 	}
 }

@@ -130,7 +130,13 @@ func (c *projection) trustBundle(p *field.Path, b *corev1.ClusterTrustBundleProj
 
 func (c *projection) certificate(p *field.Path, s *corev1.PodCertificateProjection) {
 	CheckSignerName(c.List, p.Child("signerName"), s.SignerName)
-	check.OneOf(c.List, p.Child("keyType"), s.KeyType, "ECDSAP256", "ECDSAP384", "ECDSAP521", "ED25519", "RSA3072", "RSA4096")
+	for key := range check.Sorted(s.UserAnnotations) {
+		c.Add(validation.IsDomainPrefixedKey(p.Child("userAnnotations"), strings.ToLower(key)))
+	}
+	if apivalidation.ValidateAnnotationsSize(s.UserAnnotations) != nil {
+		c.TooLong(p.Child("userAnnotations"), apivalidation.TotalAnnotationSizeLimitB)
+	}
+	check.OneOf(c.List, p.Child("keyType"), s.KeyType, "RSA3072", "RSA4096", "ECDSAP256", "ECDSAP384", "ECDSAP521", "ED25519")
 	CheckMaxExpiration(c.List, p.Child("maxExpirationSeconds"), s.MaxExpirationSeconds, s.SignerName)
 	n := 0
 	for name, path := range check.Sorted(map[string]string{

@@ -56,6 +56,9 @@ func checkVolumeSource(l *check.List, p *field.Path, v *corev1.Volume, meta *met
 	n := 0
 	src := reflect.ValueOf(v.VolumeSource)
 	for i := range src.NumField() {
+		if i < 2 {
+			i = 1 - i // upstream looks at an emptyDir before a hostPath
+		}
 		if src.Field(i).IsNil() {
 			continue
 		}
@@ -84,12 +87,12 @@ func checkVolumeSource(l *check.List, p *field.Path, v *corev1.Volume, meta *met
 // checkOneSource checks the first source that is set.
 func checkOneSource(l *check.List, p *field.Path, s *corev1.VolumeSource) {
 	switch {
-	case s.HostPath != nil:
-		CheckHostPath(l, p, s.HostPath)
 	case s.EmptyDir != nil:
 		if q := s.EmptyDir.SizeLimit; q != nil && q.Sign() < 0 {
 			l.Forbidden(p.Child("sizeLimit"), "SizeLimit field must be a valid resource quantity")
 		}
+	case s.HostPath != nil:
+		CheckHostPath(l, p, s.HostPath)
 	case s.GitRepo != nil:
 		l.Text(p.Child("repository"), s.GitRepo.Repository)
 		checkDescending(l, p.Child("directory"), s.GitRepo.Directory)
@@ -282,9 +285,13 @@ func checkEphemeralSource(l *check.List, p *field.Path, e *corev1.EphemeralVolum
 		l.Required(at, "")
 		return
 	}
-	meta := at.Child("metadata")
-	l.Annotations(meta.Child("annotations"), t.Annotations)
-	l.Labels(meta.Child("labels"), t.Labels)
-	checkAllowed(l, meta, t.ObjectMeta, sets.New("Annotations", "Labels"), "cannot be set")
+	CheckTemplateMeta(l, at.Child("metadata"), &t.ObjectMeta)
 	CheckClaimSpec(l, at.Child("spec"), &t.Spec)
+}
+
+// CheckTemplateMeta checks the metadata of a template, which may be only annotations and labels.
+func CheckTemplateMeta(l *check.List, p *field.Path, m *metav1.ObjectMeta) {
+	l.Annotations(p.Child("annotations"), m.Annotations)
+	l.Labels(p.Child("labels"), m.Labels)
+	checkAllowed(l, p, *m, sets.New("Annotations", "Labels"), "cannot be set")
 }
