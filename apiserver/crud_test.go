@@ -255,7 +255,7 @@ func TestPatches(t *testing.T) {
 		{types.StrategicMergePatchType, `{"data":{"z":"3","y":null}}`, "map[z:3]", ""},
 		{types.ApplyYAMLPatchType, "apiVersion: v1\nkind: ConfigMap\nmetadata: {name: a}\ndata: {w: \"4\"}\n", "map[w:4 z:3]", ""},
 		{types.JSONPatchType, `[{"op":"test","path":"/data/z","value":"no"}]`, "", "the server rejected our request due to an error in our request"},
-		{types.JSONPatchType, `{`, "", "unexpected end of JSON input"},
+		{types.JSONPatchType, `{`, "", "invalid JSON patch"},
 		{types.MergePatchType, `{"metadata":{"name":"b"}}`, "", "the name of the object (b) does not match the name on the URL (a)"},
 		{types.MergePatchType, `{"metadata":{"resourceVersion":"1"}}`, "", "the object has been modified"},
 	} {

@@ -1,9 +1,11 @@
 package apiserver
 
 import (
+	"errors"
 	"fmt"
 	"net/http"
 	"slices"
+	"strings"
 
 	authenticationv1 "k8s.io/api/authentication/v1"
 	authorizationv1 "k8s.io/api/authorization/v1"
@@ -40,7 +42,10 @@ func (s *Server) serveReview(c *call) {
 		s.notImplemented(c)
 		return
 	}
-	out, err := c.negotiate(false)
+	out, err := c.negotiate(true)
+	if err == nil && out.shape == shapeTable {
+		err = notAcceptable(acceptedMedia...)
+	}
 	if err != nil {
 		s.fail(c, err)
 		return
@@ -54,6 +59,7 @@ func (s *Server) serveReview(c *call) {
 	err = s.decodeBody(c, o, c.ep.kind, obj)
 	c.audited(obj)
 	if err == nil {
+		request.ClearReviewed(obj, c.ep.res.Namespaced)
 		err = admission.Admit(c.ctx(), s.cfg.Admission, s.admissionRequest(c, obj, nil, o.create(), o.isDryRun()))
 	}
 	if err == nil {
@@ -64,7 +70,16 @@ func (s *Server) serveReview(c *call) {
 		return
 	}
 	obj.GetObjectKind().SetGroupVersionKind(c.ep.kind)
-	s.writeObject(c, out, http.StatusCreated, obj)
+	if out.shape == shapePlain {
+		s.writeObject(c, out, http.StatusCreated, obj)
+		return
+	}
+	data, err := s.encodeOne(c, out, obj)
+	if err != nil {
+		s.fail(c, err)
+		return
+	}
+	s.write(c, out.media, http.StatusCreated, data)
 }
 
 // componentStatuses answers how the control plane's components are.
@@ -95,9 +110,6 @@ func (s *Server) notImplemented(c *call) {
 
 func (s *Server) tokenReview(c *call, obj api.Object) error {
 	r := obj.(*authenticationv1.TokenReview)
-	if r.Namespace != "" {
-		return apierrors.NewBadRequest(fmt.Sprintf("namespace is not allowed on this type: %v", r.Namespace))
-	}
 	if r.Spec.Token == "" {
 		return apierrors.NewBadRequest("token is required for TokenReview in authentication")
 	}
@@ -107,13 +119,14 @@ func (s *Server) tokenReview(c *call, obj api.Object) error {
 		return nil
 	}
 	id, ok, err := s.cfg.Tokens.AuthenticateToken(c.ctx(), token, r.Spec.Audiences)
-	r.Status.Authenticated = ok && err == nil
+	if err == nil && !ok {
+		err = errors.New("invalid bearer token")
+	}
 	if err != nil {
 		r.Status.Error = err.Error()
-	}
-	if !r.Status.Authenticated {
 		return nil
 	}
+	r.Status.Authenticated = true
 	r.Status.User = id.User.Info()
 	if !slices.Contains(r.Status.User.Groups, auth.GroupAuthenticated) {
 		r.Status.User.Groups = append(append([]string(nil), r.Status.User.Groups...), auth.GroupAuthenticated)
@@ -124,8 +137,8 @@ func (s *Server) tokenReview(c *call, obj api.Object) error {
 
 func (s *Server) selfReview(c *call, obj api.Object) error {
 	r := obj.(*authenticationv1.SelfSubjectReview)
+	*r = authenticationv1.SelfSubjectReview{Status: authenticationv1.SelfSubjectReviewStatus{UserInfo: c.user.User.Info()}}
 	r.CreationTimestamp = metav1.NewTime(s.cfg.Clock.Now())
-	r.Status.UserInfo = c.user.User.Info()
 	return nil
 }
 
@@ -162,12 +175,12 @@ func (s *Server) selfAccessReview(c *call, obj api.Object) error {
 
 // decide asks the authorizer on someone's behalf.
 func (s *Server) decide(c *call, u auth.User, res *authorizationv1.ResourceAttributes, non *authorizationv1.NonResourceAttributes) authorizationv1.SubjectAccessReviewStatus {
-	d, reason, err := s.cfg.Authorizer.Authorize(c.ctx(), request.ReviewedAttributes(u, res, non))
-	st := authorizationv1.SubjectAccessReviewStatus{Allowed: d == auth.Allow, Denied: d == auth.Deny, Reason: reason}
+	attrs, problems := request.ReviewedAttributes(u, res, non)
+	d, reason, err := s.cfg.Authorizer.Authorize(c.ctx(), attrs)
 	if err != nil {
-		st.EvaluationError = err.Error()
+		problems = slices.Insert(problems, 0, err.Error())
 	}
-	return st
+	return authorizationv1.SubjectAccessReviewStatus{Allowed: d == auth.Allow, Denied: d == auth.Deny, Reason: reason, EvaluationError: strings.Join(problems, "; ")}
 }
 
 func (s *Server) rulesReview(c *call, obj api.Object) error {
@@ -175,10 +188,12 @@ func (s *Server) rulesReview(c *call, obj api.Object) error {
 	if r.Spec.Namespace == "" {
 		return apierrors.NewBadRequest("no namespace on request")
 	}
+	namespace := r.Spec.Namespace
+	*r = authorizationv1.SelfSubjectRulesReview{} // which is all that is asked about
 	if s.cfg.Rules == nil {
 		r.Status = authorizationv1.SubjectRulesReviewStatus{Incomplete: true, ResourceRules: []authorizationv1.ResourceRule{}, NonResourceRules: []authorizationv1.NonResourceRule{}}
 		return nil
 	}
-	r.Status = s.cfg.Rules.ReviewRules(c.user.User, r.Spec.Namespace)
+	r.Status = s.cfg.Rules.ReviewRules(c.user.User, namespace)
 	return nil
 }

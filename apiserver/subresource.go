@@ -18,6 +18,7 @@ import (
 	"k8s.io/apimachinery/pkg/util/validation/field"
 
 	"github.com/skiff-project/skiff/api"
+	"github.com/skiff-project/skiff/api/core"
 	"github.com/skiff-project/skiff/apiserver/admission"
 	"github.com/skiff-project/skiff/apiserver/discovery"
 	"github.com/skiff-project/skiff/apiserver/managed"
@@ -196,8 +197,8 @@ func (s *Server) updateScale(c *call, sc *api.Scale) (registry.Item, error) {
 }
 
 func (s *Server) checkScale(ctx context.Context, c *call, scale, old *autoscalingv1.Scale, o writeOptions) error {
-	if scale.Name != c.info.Name {
-		return apierrors.NewBadRequest(fmt.Sprintf("the name of the object (%s) does not match the name on the URL (%s)", scale.Name, c.info.Name))
+	if err := checkName(c, scale); err != nil {
+		return err
 	}
 	if scale.Namespace != "" && scale.Namespace != c.info.Namespace {
 		return apierrors.NewBadRequest("the namespace of the provided object does not match the namespace sent on the request")
@@ -279,8 +280,8 @@ func (s *Server) bindPod(c *call) {
 	if err == nil && c.info.Subresource != "" && b.Name != c.info.Name {
 		err = apierrors.NewBadRequest("name in URL does not match name in Binding object")
 	}
-	if err == nil {
-		err = checkBinding(b)
+	if errs := core.ValidateBinding(b); err == nil && len(errs) > 0 {
+		err = errs.ToAggregate()
 	}
 	if err == nil {
 		err = s.assign(c, b, o.isDryRun())
@@ -290,20 +291,6 @@ func (s *Server) bindPod(c *call) {
 		return
 	}
 	s.success(c, out, http.StatusCreated)
-}
-
-func checkBinding(b *corev1.Binding) error {
-	var errs field.ErrorList
-	if k := b.Target.Kind; k != "" && k != "Node" {
-		errs = append(errs, field.NotSupported(field.NewPath("target", "kind"), k, []string{"Node", "<empty>"}))
-	}
-	if b.Target.Name == "" {
-		errs = append(errs, field.Required(field.NewPath("target", "name"), ""))
-	}
-	if len(errs) > 0 {
-		return errs.ToAggregate()
-	}
-	return nil
 }
 
 func (s *Server) assign(c *call, b *corev1.Binding, dryRun bool) error {
@@ -354,7 +341,7 @@ func (s *Server) bind(pod *corev1.Pod, b *corev1.Binding) error {
 	for k, v := range b.Labels {
 		metav1.SetMetaDataLabel(&pod.ObjectMeta, k, v)
 	}
-	setPodCondition(pod, corev1.PodCondition{Type: corev1.PodScheduled, Status: corev1.ConditionTrue, ObservedGeneration: pod.Generation}, metav1.NewTime(s.cfg.Clock.Now()))
+	setPodCondition(pod, corev1.PodCondition{Type: corev1.PodScheduled, Status: corev1.ConditionTrue}, metav1.NewTime(s.cfg.Clock.Now()))
 	return nil
 }
 

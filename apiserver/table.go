@@ -3,6 +3,7 @@ package apiserver
 import (
 	"encoding/json"
 	"fmt"
+	"slices"
 
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -25,6 +26,9 @@ func (s *Server) table(c *call, out output, objs []api.Object) (*metav1.Table, e
 	}
 	t := &metav1.Table{ColumnDefinitions: c.ep.res.TableColumns(), Rows: make([]metav1.TableRow, 0, len(objs))}
 	t.SetGroupVersionKind(schema.GroupVersionKind{Group: metav1.GroupName, Version: out.version, Kind: "Table"})
+	if order := c.ep.res.RowOrder; order != nil {
+		slices.SortStableFunc(objs, order)
+	}
 	now := metav1.NewTime(s.cfg.Clock.Now())
 	for _, obj := range objs {
 		row := metav1.TableRow{Cells: c.ep.res.TableCells(obj, now)}

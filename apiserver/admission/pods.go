@@ -510,7 +510,7 @@ func (p runtimeClass) Validate(_ context.Context, r *Request) error {
 		if !equality.Semantic.DeepEqual(class.Overhead.PodFixed, pod.Spec.Overhead) {
 			return forbidden(r, errors.New("pod rejected: Pod's Overhead doesn't match RuntimeClass's defined Overhead"))
 		}
-	case len(pod.Spec.Overhead) > 0:
+	case pod.Spec.Overhead != nil:
 		return forbidden(r, errors.New("pod rejected: Pod Overhead set without corresponding RuntimeClass defined Overhead"))
 	}
 	return nil

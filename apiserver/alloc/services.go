@@ -269,8 +269,8 @@ func (s *Services) checkFamilies(svc *corev1.Service) error {
 	if p := svc.Spec.IPFamilyPolicy; p != nil && *p == corev1.IPFamilyPolicyRequireDualStack && len(families) < 2 {
 		return invalidService(svc, field.Invalid(spec.Child("ipFamilyPolicy"), *p, "this cluster is not configured for dual-stack services"))
 	}
-	for i, f := range svc.Spec.IPFamilies {
-		if !families[f] {
+	for i, f := range svc.Spec.IPFamilies { // validation refuses those that are none
+		if !families[f] && (f == corev1.IPv4Protocol || f == corev1.IPv6Protocol) {
 			return invalidService(svc, field.Invalid(spec.Child("ipFamilies").Index(i), f, "not configured on this cluster"))
 		}
 	}

@@ -201,7 +201,8 @@ func (r *Registry) setCollectionFinalizers(obj api.Object, opts *metav1.DeleteOp
 	want := slices.DeleteFunc(slices.Clone(had), func(f string) bool {
 		return f == metav1.FinalizerOrphanDependents || f == metav1.FinalizerDeleteDependents
 	})
-	if r.Resource.Strategy.TTLSeconds > 0 { // what ends by itself (events) has no dependents to care for
+	// What ends by itself (events) and definitions have no dependents to care for.
+	if r.Resource.Strategy.TTLSeconds > 0 || r.Resource.Group == "apiextensions.k8s.io" {
 		orphan, foreground = false, false
 	}
 	if orphan {

@@ -36,6 +36,9 @@ func (r *Registry) CheckFields(sel fields.Selector) error {
 		if r.Resource.Strategy.Selectable == nil {
 			return apierrors.NewBadRequest(fmt.Sprintf("%q is not a known field selector: only %q, %q", q.Field, "metadata.name", "metadata.namespace"))
 		}
+		if f := r.Resource.Strategy.NoField; f != "" {
+			return apierrors.NewBadRequest(fmt.Sprintf(f, q.Field))
+		}
 		return apierrors.NewBadRequest("field label not supported: " + q.Field)
 	}
 	return nil

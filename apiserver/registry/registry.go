@@ -84,7 +84,7 @@ func New(c Config) (*Registry, error) {
 	r.prefix = Root + c.Resource.Prefix() + "/"
 	r.lease = leases{ttl: c.Resource.Strategy.TTLSeconds}
 	r.selectable = map[string]bool{"metadata.name": true}
-	if c.Resource.Namespaced {
+	if c.Resource.Namespaced || c.Resource.Strategy.Selectable == nil && c.Resource.Codec == nil {
 		r.selectable["metadata.namespace"] = true
 	}
 	if f := c.Resource.Strategy.Selectable; f != nil {

@@ -35,6 +35,9 @@ type operation struct {
 // JSON applies an RFC 6902 patch to a JSON document. With strict set, unknown
 // and duplicate fields of the patch itself are reported beside the result.
 func JSON(doc, patch []byte, strict bool) (out []byte, strictErrs []error, err error) {
+	if !json.Valid(patch) {
+		return nil, nil, badPatch()
+	}
 	if strict {
 		var ops []operation
 		if strictErrs, err = kjson.UnmarshalStrict(patch, &ops); err != nil {
