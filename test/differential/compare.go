@@ -128,8 +128,12 @@ var replacements = []struct {
 	{regexp.MustCompile(`0xc[0-9a-f]{8,}`), "<pointer>"},
 }
 
-// clean removes what differs from server to server: UIDs, times, versions, and
-// the order of causes, which is any where upstream goes through a map.
+// ownManager matches the managers of what upstream's server writes for itself.
+var ownManager = regexp.MustCompile(`^(kube-apiserver|api-priority-and-fairness-\S+|apiextensions-apiserver|kube-aggregator)$`)
+
+// clean removes what differs from server to server: UIDs, times, versions, what
+// upstream's server owns of fields itself, and the order of causes and of rules
+// of a review, which is any where upstream goes through a map.
 func clean(v any) any {
 	switch v := v.(type) {
 	case string:
@@ -152,6 +156,20 @@ func clean(v any) any {
 				v["name"] = prefix + "<random>"
 			}
 		}
+		for _, key := range []string{"resourceRules", "nonResourceRules"} {
+			rules, _ := v[key].([]any)
+			slices.SortFunc(rules, func(a, b any) int { return strings.Compare(show(a), show(b)) })
+		}
+		if entries, ok := v["managedFields"].([]any); ok {
+			v["managedFields"] = slices.DeleteFunc(entries, func(e any) bool {
+				m, _ := e.(map[string]any)
+				name, _ := m["manager"].(string)
+				return ownManager.MatchString(name)
+			})
+			if len(v["managedFields"].([]any)) == 0 {
+				delete(v, "managedFields")
+			}
+		}
 		sortCauses(v)
 		for k := range v {
 			v[k] = clean(v[k])
@@ -167,7 +185,7 @@ var (
 	changed    = regexp.MustCompile(`(?s)\n@@ .*`)
 )
 
-// sortCauses puts the causes of a Status in order, without what upstream's
+// sortCauses puts the causes of a Status in order, each once, without what upstream's
 // internal types show in them, and leaves of the message what does not repeat them.
 func sortCauses(v map[string]any) {
 	details, _ := v["details"].(map[string]any)
@@ -182,6 +200,7 @@ func sortCauses(v map[string]any) {
 		}
 	}
 	slices.SortFunc(causes, func(a, b any) int { return strings.Compare(show(a), show(b)) })
+	details["causes"] = slices.CompactFunc(causes, func(a, b any) bool { return show(a) == show(b) })
 	message, _ := v["message"].(string)
 	v["message"], _, _ = strings.Cut(message, " is invalid: ")
 }
@@ -226,6 +245,15 @@ func differ(path string, a, b any, list *[]string) {
 	}
 	al, ok1 := a.([]any)
 	bl, ok2 := b.([]any)
+	if ok1 && ok2 && path == ".details.causes" {
+		for _, c := range without(al, bl) {
+			*list = append(*list, "cause missing: "+show(c))
+		}
+		for _, c := range without(bl, al) {
+			*list = append(*list, "cause too much: "+show(c))
+		}
+		return
+	}
 	if ok1 && ok2 && len(al) == len(bl) {
 		for i := range al {
 			differ(fmt.Sprintf("%s[%d]", path, i), al[i], bl[i], list)
@@ -233,6 +261,19 @@ func differ(path string, a, b any, list *[]string) {
 		return
 	}
 	*list = append(*list, fmt.Sprintf("%s: %s != %s", path, show(a), show(b)))
+}
+
+// without is what a list has more than another.
+func without(list, other []any) []any {
+	var out []any
+	for _, v := range list {
+		if i := slices.IndexFunc(other, func(o any) bool { return reflect.DeepEqual(v, o) }); i >= 0 {
+			other = slices.Delete(slices.Clone(other), i, i+1)
+			continue
+		}
+		out = append(out, v)
+	}
+	return out
 }
 
 func show(v any) string {
