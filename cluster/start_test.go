@@ -99,7 +99,7 @@ func TestStartRunsWorkloads(t *testing.T) {
 		if err != nil {
 			return err.Error()
 		}
-		if d.Status.AvailableReplicas != 3 || j.Status.Succeeded != 1 {
+		if d.Status.AvailableReplicas != 3 || j.Status.Succeeded != 1 || j.Status.CompletionTime == nil {
 			return d.Status.String() + j.Status.String()
 		}
 		return ""
