@@ -29,7 +29,7 @@ var (
 	ErrNoSpace = errors.New("database space exceeded")
 	// ErrLeaseNotFound: no such lease, or it has expired.
 	ErrLeaseNotFound = errors.New("requested lease not found")
-	// ErrLeaseTTL: a lease was asked for a TTL above MaxLeaseTTL.
+	// ErrLeaseTTL: a TTL above MaxLeaseTTL, or in a log one below 1.
 	ErrLeaseTTL = errors.New("too large lease TTL")
 	// ErrLeaseExists: a lease with the asked-for ID exists already.
 	ErrLeaseExists = errors.New("lease already exists")

@@ -14,9 +14,10 @@ type lease struct {
 	keys map[string]struct{}
 }
 
-// Grant makes a lease. Errors: store.ErrLeaseExists, store.ErrLeaseTTL.
+// Grant makes a lease of 1 to store.MaxLeaseTTL seconds. Errors:
+// store.ErrLeaseExists, store.ErrLeaseTTL.
 func (c *Core) Grant(id store.LeaseID, ttl int64) error {
-	if ttl > store.MaxLeaseTTL {
+	if ttl < 1 || ttl > store.MaxLeaseTTL {
 		return store.ErrLeaseTTL
 	}
 	if _, ok := c.leases[id]; ok {

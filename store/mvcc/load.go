@@ -36,7 +36,7 @@ func (c *Core) replay(kind byte, d *decoder) error {
 			return nil
 		}
 		if err := c.Grant(id, ttl); err != nil {
-			return corrupt("grant of lease %x: %v", id, err)
+			return corrupt("grant of lease %x for %d s: %v", id, ttl, err)
 		}
 	case recRevoke:
 		id := store.LeaseID(d.varint())
