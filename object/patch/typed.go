@@ -35,7 +35,7 @@ func Typed(obj runtime.Object, patch []byte, strategic bool) bool {
 
 type patcher struct{ strategic bool }
 
-// structure applies a patch to a structure.
+// structure applies a patch to a structure, or changes nothing of it and reports false.
 func (p patcher) structure(v reflect.Value, patch []byte, root bool) bool {
 	var keys map[string]json.RawMessage
 	if json.Unmarshal(patch, &keys) != nil || keys == nil {
@@ -43,19 +43,32 @@ func (p patcher) structure(v reflect.Value, patch []byte, root bool) bool {
 	}
 	rest := map[string]json.RawMessage{}
 	for name, raw := range keys {
-		field, tag, ok := fieldOf(v, name)
-		if root && (name == "kind" || name == "apiVersion") || !ok && (root || name[:min(1, len(name))] != "$") {
+		_, tag, ok := fieldOf(v, name)
+		list := strings.HasPrefix(name, "$setElementOrder/") || strings.HasPrefix(name, "$deleteFromPrimitiveList/")
+		switch {
+		case root && (!ok || name == "kind" || name == "apiVersion"):
 			return false
-		}
-		if !ok || p.strategic && tag.Get("patchStrategy") != "" {
-			rest[name] = raw
-			continue
-		}
-		if !p.value(field, raw) {
+		case !ok && !list: // a directive about all of the structure, or a mistake
+			return p.document(v, keys)
+		case !ok, p.strategic && tag.Get("patchStrategy") != "":
 			rest[name] = raw
 		}
 	}
-	return len(rest) == 0 || !root && p.document(v, rest)
+	next := reflect.New(v.Type()).Elem()
+	next.Set(v)
+	for name, raw := range keys {
+		if rest[name] != nil {
+			continue
+		}
+		if field, _, _ := fieldOf(next, name); !p.value(field, raw) {
+			rest[name] = raw
+		}
+	}
+	if len(rest) > 0 && (root || !p.document(next, rest)) {
+		return false
+	}
+	v.Set(next)
+	return true
 }
 
 // value applies a patch to a value, or changes nothing and reports false.
@@ -67,14 +80,13 @@ func (p patcher) value(v reflect.Value, raw json.RawMessage) bool {
 	case raw[0] == '{':
 		switch at := reflect.Indirect(v); {
 		case !at.IsValid(), reflect.PointerTo(at.Type()).Implements(reflect.TypeFor[json.Unmarshaler]()):
+		case v.Kind() == reflect.Struct:
+			return p.structure(v, raw, false)
 		case at.Kind() == reflect.Struct:
 			next := reflect.New(at.Type())
 			next.Elem().Set(at)
 			if !p.structure(next.Elem(), raw, false) {
 				return false
-			}
-			if v.Kind() != reflect.Pointer {
-				next = next.Elem()
 			}
 			v.Set(next)
 			return true

@@ -98,6 +98,21 @@ func less(r *rand.Rand, v any) any {
 	return m
 }
 
+// directed puts a directive into one of a patch's objects.
+func directed(r *rand.Rand, patch []byte) []byte {
+	opens := []int{}
+	for i, c := range patch {
+		if c == '{' && i+1 < len(patch) && patch[i+1] == '"' && i > 0 && patch[i-1] == ':' {
+			opens = append(opens, i+1)
+		}
+	}
+	if len(opens) == 0 {
+		return patch
+	}
+	d := []string{`"$patch":"replace",`, `"$patch":"delete",`, `"$retainKeys":["name"],`, `"$patch":"merge",`}[r.Intn(4)]
+	return slices.Insert(slices.Clone(patch), opens[r.Intn(len(opens))], []byte(d)...)
+}
+
 func sorted(t *testing.T, o runtime.Object) string {
 	t.Helper()
 	raw, err := json.Marshal(o)
@@ -140,6 +155,9 @@ func TestTypedEqualsTheDocument(t *testing.T) {
 					continue
 				}
 				for range 4 {
+					if r.Intn(3) == 0 {
+						made = directed(r, made)
+					}
 					var v any
 					if err := json.Unmarshal(made, &v); err != nil {
 						t.Fatal(err)
@@ -178,6 +196,12 @@ func TestUsualPatchesAreTyped(t *testing.T) {
 		{false, `{"metadata":{"annotations":{"a":"b"},"finalizers":["a/b"]},"spec":{"nodeName":"n"}}`, true},
 		{true, `{"metadata":{"uid":"u"},"status":{"$setElementOrder/conditions":[{"type":"Ready"}],"conditions":[{"type":"Ready","status":"True"}],"phase":"Running"}}`, true},
 		{true, `{"spec":{"containers":[{"name":"web","image":"other"}]}}`, true},
+		{true, `{"metadata":{"$patch":"replace","name":"other","labels":{"a":"b"}}}`, true},
+		{true, `{"metadata":{"labels":{"$patch":"replace","a":"b"}}}`, true},
+		{true, `{"spec":{"$retainKeys":["nodeName"],"nodeName":"n"}}`, true},
+		{true, `{"metadata":{"$patch":"delete"}}`, true},
+		{true, `{"metadata":{"finalizers":["a/c"],"$deleteFromPrimitiveList/finalizers":["a/b"]},"status":{"phase":"Running"}}`, true},
+		{true, `{"status":{"$patch":"merge","phase":"Running"}}`, false},
 		{false, `{"metadata":{"labels":{"turn":1}}}`, false},
 		{false, `{"spek":{}}`, false},
 		{false, `{"kind":"Node"}`, false},
@@ -187,9 +211,13 @@ func TestUsualPatchesAreTyped(t *testing.T) {
 		{false, `[]`, false},
 		{false, `{`, false},
 	} {
-		pod := &corev1.Pod{Spec: corev1.PodSpec{Containers: []corev1.Container{{Name: "web", Image: "nginx"}}}}
+		pod := &corev1.Pod{ObjectMeta: metav1.ObjectMeta{Name: "p", Labels: map[string]string{"app": "web"}, Finalizers: []string{"a/b"}}, Spec: corev1.PodSpec{Containers: []corev1.Container{{Name: "web", Image: "nginx"}}}}
+		before, theirs := pod.DeepCopy(), &corev1.Pod{}
 		if got := Typed(pod, []byte(tc.patch), tc.strategic); got != tc.want {
 			t.Errorf("%s: %t", tc.patch, got)
+		}
+		if tc.want && (!whole(before, theirs, []byte(tc.patch), tc.strategic) || sorted(t, pod) != sorted(t, theirs)) {
+			t.Errorf("%s: %s\nwith the document: %s", tc.patch, sorted(t, pod), sorted(t, theirs))
 		}
 	}
 }
