@@ -6,7 +6,6 @@ import (
 	"cmp"
 	"context"
 	"iter"
-	"maps"
 	"slices"
 	"strconv"
 	"strings"
@@ -227,7 +226,12 @@ func (l *List) IP(p *field.Path, ip string) {
 // Sorted walks a map in the order of its keys, so that errors come in one order.
 func Sorted[M ~map[K]V, K cmp.Ordered, V any](m M) iter.Seq2[K, V] {
 	return func(yield func(K, V) bool) {
-		for _, k := range slices.Sorted(maps.Keys(m)) {
+		keys := make([]K, 0, len(m)) // mostly few, which growing a list would cost thrice
+		for k := range m {
+			keys = append(keys, k)
+		}
+		slices.Sort(keys)
+		for _, k := range keys {
 			if !yield(k, m[k]) {
 				return
 			}
