@@ -114,7 +114,7 @@ func Strategic(original runtime.Object, patch []byte, strict bool, into runtime.
 	if err != nil {
 		return nil, apierrors.NewBadRequest(err.Error())
 	}
-	merged, err := strategicpatch.StrategicMergeMapPatch(doc, m, into)
+	merged, err := strategicMerge(doc, m, into)
 	if err != nil {
 		return nil, strategicError(err)
 	}
@@ -126,6 +126,16 @@ func Strategic(original runtime.Object, patch []byte, strict bool, into runtime.
 		strictErrs = append(strictErrs, strictErr.Errors()...)
 	}
 	return strictErrs, nil
+}
+
+// strategicMerge guards against the library's panics, as on a null in a list.
+func strategicMerge(doc, patch map[string]any, schema any) (merged map[string]any, err error) {
+	defer func() {
+		if r := recover(); r != nil {
+			err = fmt.Errorf("cannot apply patch: %v", r)
+		}
+	}()
+	return strategicpatch.StrategicMergeMapPatch(doc, patch, schema)
 }
 
 // Text shows a strategic patch in an error as upstream does.

@@ -70,7 +70,7 @@ func TestStrategicMergesListsByKey(t *testing.T) {
 	if err != nil || len(strict) != 1 || !strings.Contains(strict[0].Error(), `unknown field "spek"`) {
 		t.Errorf("%v %v", strict, err)
 	}
-	for _, bad := range []string{`{`, `{"spec":5}`, `{"spec":{"containers":[{"image":"no key"}]}}`, `{"$patch":"fly"}`} {
+	for _, bad := range []string{`{`, `{"spec":5}`, `{"spec":{"containers":[{"image":"no key"}]}}`, `{"$patch":"fly"}`, `{"spec":{"containers":[null,{"name":"a"}]}}`, `{"spec":{"tolerations":5}}`} {
 		if _, err := Strategic(old, []byte(bad), false, &corev1.Pod{}); code(err) < 400 || code(err) >= 500 {
 			t.Errorf("%s: %d %v", bad, code(err), err)
 		}

@@ -8,7 +8,6 @@ import (
 
 	jsonpatch "gopkg.in/evanphx/json-patch.v4"
 	"k8s.io/apimachinery/pkg/runtime"
-	"k8s.io/apimachinery/pkg/util/strategicpatch"
 	kjson "sigs.k8s.io/json"
 )
 
@@ -143,7 +142,7 @@ func (p patcher) document(v reflect.Value, patch map[string]json.RawMessage) boo
 		if err != nil || kjson.UnmarshalCaseSensitivePreserveInts(raw, &m) != nil {
 			return false
 		}
-		merged, err := strategicpatch.StrategicMergeMapPatch(doc, m, next.Interface())
+		merged, err := strategicMerge(doc, m, next.Interface())
 		if err != nil || runtime.DefaultUnstructuredConverter.FromUnstructuredWithValidation(merged, next.Interface(), true) != nil {
 			return false
 		}
