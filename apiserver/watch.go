@@ -166,6 +166,15 @@ func (st *stream) follow(ctx context.Context, w *registry.Watch) {
 }
 
 func (st *stream) send(changes []registry.Change) bool {
+	if len(changes) == 1 && len(st.buf) == 0 { // by far the most frequent
+		frame, err := st.frame(changes[0])
+		if err != nil {
+			st.sendError(err)
+			return false
+		}
+		_, err = st.c.w.Write(frame)
+		return err == nil && st.flusher.Flush() == nil
+	}
 	for _, ch := range changes {
 		if !st.add(ch) {
 			return false

@@ -60,6 +60,7 @@ type conn struct {
 	idleFor  int    // times it found nothing new
 
 	sendWindow   int64 // what the client takes on this connection
+	short        bool  // a stream waits for more
 	streamWindow int64 // the same for a new stream
 	peerFrame    int   // the largest payload it takes
 	recvWindow   int64 // what it may send on this connection
@@ -313,8 +314,11 @@ func (c *conn) takeWindow(id uint32, more int64) error {
 		if c.sendWindow += more; c.sendWindow > maxWindow {
 			return c.wrong(http2.ErrCodeFlowControl, "a window too large")
 		}
-		for _, st := range c.streams {
-			st.window.Broadcast()
+		if c.short {
+			c.short = false
+			for _, st := range c.streams {
+				st.window.Broadcast()
+			}
 		}
 		return nil
 	}

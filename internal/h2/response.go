@@ -6,6 +6,7 @@ import (
 	"net/textproto"
 	"strconv"
 	"strings"
+	"sync"
 
 	"golang.org/x/net/http/httpguts"
 	"golang.org/x/net/http2"
@@ -14,6 +15,12 @@ import (
 // chunk is how much of a response is collected before it is sent, as in
 // net/http: a handler that writes less gets a Content-Length.
 const chunk = 4 << 10
+
+// chunks are lent to responses that have something written and not yet sent.
+var chunks = sync.Pool{New: func() any {
+	b := make([]byte, 0, chunk)
+	return &b
+}}
 
 // response is a handler's http.ResponseWriter.
 type response struct {
@@ -123,7 +130,7 @@ func (w *response) Write(p []byte) (int, error) {
 		return 0, http.ErrContentLength
 	}
 	if w.buf == nil {
-		w.buf = buffers.Get().(*[]byte)
+		w.buf = chunks.Get().(*[]byte)
 	}
 	if len(*w.buf)+len(p) > chunk && len(*w.buf) > 0 {
 		if err := w.flush(*w.buf, false, false); err != nil {
@@ -163,7 +170,8 @@ func (w *response) EnableFullDuplex() error { return nil }
 
 func (w *response) free() {
 	if w.buf != nil {
-		free(w.buf)
+		*w.buf = (*w.buf)[:0]
+		chunks.Put(w.buf)
 		w.buf = nil
 	}
 }
@@ -304,6 +312,7 @@ func (st *stream) room(n int) (int, error) {
 		}
 		c.write() // what the client is to read before it lets us send more
 		if st.err == nil && min(st.sendWindow, c.sendWindow) <= 0 {
+			c.short = c.short || c.sendWindow <= 0
 			st.window.Wait()
 		}
 	}

@@ -155,8 +155,12 @@ func (g *gather) release() error {
 	return err
 }
 
-// buffers are lent to connections that have something to write.
-var buffers = sync.Pool{New: func() any { return new([]byte) }}
+// buffers are lent to connections that have something to write. They grow to
+// what a busy connection has at once, and stay so until the next collection.
+var buffers = sync.Pool{New: func() any {
+	b := make([]byte, 0, 16<<10)
+	return &b
+}}
 
 func free(b *[]byte) {
 	if cap(*b) > 2*maxPending { // an unusual answer's
