@@ -2,6 +2,7 @@ package mvcc
 
 import (
 	"maps"
+	"math"
 	"slices"
 
 	"github.com/skiff-project/skiff/store"
@@ -139,11 +140,17 @@ func (c *Core) decorated(kv *store.KV) *store.KV {
 func (c *Core) loadBase(d *decoder) error {
 	kv := d.kv()
 	if len(d.b) > 0 {
-		kv.Order = int32(d.uvarint())
+		order := d.uvarint()
+		kv.Order = int32(min(order, math.MaxInt32))
+		d.bad = d.bad || order > math.MaxInt32
 	}
 	last, _ := c.cur.Max()
-	if d.bad || kv.Key == "" || kv.ModRevision > c.compacted || (last != nil && last.Key >= kv.Key) {
+	if d.bad || kv.Key == "" || (last != nil && last.Key >= kv.Key) {
 		return corrupt("a key of the checkpoint does not decode or is out of order")
+	}
+	if kv.CreateRevision < 1 || kv.CreateRevision > kv.ModRevision || kv.ModRevision > c.compacted || kv.Version < 1 {
+		return corrupt("a key of the checkpoint has revision %d, created at %d, version %d, before compaction at %d",
+			kv.ModRevision, kv.CreateRevision, kv.Version, c.compacted)
 	}
 	c.AddBase(c.decorated(kv))
 	return nil
@@ -162,7 +169,7 @@ func (c *Core) AddBase(kv *store.KV) {
 func (c *Core) loadEvent(d *decoder) error {
 	typ, kv := store.EventType(d.byte()), d.kv()
 	rev := kv.ModRevision
-	if d.bad || kv.Key == "" || rev < c.compacted || rev > c.rev {
+	if d.bad || kv.Key == "" || rev < max(c.compacted, 1) || rev > c.rev || typ != store.EventPut && typ != store.EventDelete {
 		return corrupt("an event of the checkpoint does not decode")
 	}
 	if c.log.end > c.log.base && c.log.at(c.log.end-1).KV.ModRevision > rev {
