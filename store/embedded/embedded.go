@@ -130,7 +130,7 @@ func Open(opt Options) (*Store, error) {
 			return nil, err
 		}
 	}
-	s.hub = hub.New(s.core.View(), s.done, s.Err)
+	s.hub = hub.New(s.core.View(), s.Err)
 	s.work.Go(s.lessor.run)
 	return s, nil
 }
@@ -314,6 +314,7 @@ func (s *Store) stop(err error) bool {
 	s.queue = nil
 	close(s.done)
 	s.mu.Unlock()
+	s.hub.Stop()
 	for _, c := range queue {
 		if !c.lead { // a leader to be finds out by itself
 			c.finish(err)

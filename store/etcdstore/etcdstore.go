@@ -116,7 +116,7 @@ func Open(ctx context.Context, opt Options) (*Store, error) {
 	}
 	conn := client.ActiveConnection()
 	s.client, s.kv, s.watch, s.lease = client, pb.NewKVClient(conn), pb.NewWatchClient(conn), pb.NewLeaseClient(conn)
-	s.hub = hub.New(mvcc.New(nil).View(), s.ctx.Done(), s.Err)
+	s.hub = hub.New(mvcc.New(nil).View(), s.Err)
 	s.index.moved = make(chan struct{})
 	if err := s.list(ctx); err != nil {
 		s.Close()
@@ -147,6 +147,7 @@ func (s *Store) Close() error {
 	s.index.Lock()
 	s.end() // nobody starts to ask any more
 	s.index.Unlock()
+	s.hub.Stop()
 	s.client.Close() // says only that the context has ended
 	s.work.Wait()
 	return nil

@@ -19,8 +19,7 @@ import (
 // costs one map lookup for each distinct length of a watched prefix, however
 // many watchers there are, and wakes only watchers that have an event.
 type Hub struct {
-	done <-chan struct{} // closed when err has something to say
-	err  func() error    // why there is nothing more to come
+	err  func() error // why there is nothing more to come
 	view atomic.Pointer[mvcc.View]
 
 	mu       sync.Mutex
@@ -48,13 +47,22 @@ type feed struct {
 	lost    bool // the events that come next are not known
 }
 
-// New returns a hub that shows v. Once done is closed, watchers end with err's
-// answer, which is nil before.
-func New(v *mvcc.View, done <-chan struct{}, err func() error) *Hub {
-	h := &Hub{done: done, err: err}
+// New returns a hub that shows v. Watchers end with err's answer once there is
+// one; Stop tells those that wait.
+func New(v *mvcc.View, err func() error) *Hub {
+	h := &Hub{err: err}
 	h.clear()
 	h.view.Store(v)
 	return h
+}
+
+// Stop wakes every watcher, after err has come to have an answer.
+func (h *Hub) Stop() {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	for f := range h.feeds() {
+		f.wakeAll()
+	}
 }
 
 // View is the newest published state.

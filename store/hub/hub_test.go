@@ -11,7 +11,7 @@ import (
 // and its look at the feed woke nobody, so the watcher must look again.
 func TestNoWakeupIsLost(t *testing.T) {
 	core := mvcc.New(nil)
-	h := New(core.View(), make(chan struct{}), func() error { return nil })
+	h := New(core.View(), func() error { return nil })
 	watch, err := h.Watch(store.WatchRequest{Key: "a", End: "b"})
 	if err != nil {
 		t.Fatal(err)

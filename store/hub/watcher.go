@@ -28,8 +28,7 @@ type watcher struct {
 	h     *Hub
 	feed  *feed
 	start int64 // first revision wanted
-	wake  chan struct{}
-	gone  chan struct{}
+	wake  chan struct{} // capacity 1: there may be something to see
 	once  sync.Once
 
 	next     sync.Mutex // held by Next: one reader at a time
@@ -62,7 +61,7 @@ func (h *Hub) Watch(req store.WatchRequest) (store.Watcher, error) {
 	}
 	w := &watcher{
 		h: h, start: start, last: min(start-1, v.Revision()),
-		wake: make(chan struct{}, 1), gone: make(chan struct{}),
+		wake: make(chan struct{}, 1),
 	}
 	w.feed, w.index = h.join(req.Key, req.End)
 	w.hist, w.histEnd = v.Log().Find(start), v.Log().End()
@@ -97,14 +96,12 @@ func (w *watcher) Next(ctx context.Context) (store.Batch, error) {
 		if err != nil || len(batch.Events) > 0 {
 			return batch, err
 		}
-		if more {
+		if more || w.finished.Load() || w.h.err() != nil { // who stops now wakes those that waited before
 			continue
 		}
 		select {
 		case <-w.wake:
 		case <-ctx.Done():
-		case <-w.gone:
-		case <-w.h.done:
 		}
 	}
 }
@@ -231,8 +228,8 @@ func (w *watcher) Progress() int64 {
 func (w *watcher) Close() {
 	w.once.Do(func() {
 		w.finished.Store(true)
-		close(w.gone)
 		w.feed.mu.Lock()
+		w.signal()
 		w.feed.waiting = slices.DeleteFunc(w.feed.waiting, func(o *watcher) bool { return o == w })
 		w.feed.mu.Unlock()
 		w.h.leave(w.feed)
