@@ -93,6 +93,16 @@ func StatusView[P Object](keep func(obj, old P), check func(obj, old P) field.Er
 	return Subresource{Name: "status", View: NewView(keep, check)}
 }
 
+// StatusOnly is a StatusView that keeps the metadata, too.
+func StatusOnly[P Object](keep func(obj, old P), check func(obj, old P) field.ErrorList) Subresource {
+	s := StatusView(func(obj, old P) {
+		keep(obj, old)
+		KeepMetadata(obj, old)
+	}, check)
+	s.View.Reset = []string{"metadata"}
+	return s
+}
+
 // NewView lifts the two rules of a view; check may be nil.
 func NewView[P Object](keep func(obj, old P), check func(obj, old P) field.ErrorList) *View {
 	v := &View{PrepareForUpdate: OnUpdate(keep)}

@@ -166,6 +166,9 @@ type Strategy struct {
 	// metadata.name and metadata.namespace, with their values for obj. It is
 	// called with an empty object too, to learn which fields there are.
 	Selectable func(obj Object) fields.Set
+	// Reset are fields ("spec") besides status that a write cannot change, so
+	// that no manager comes to own them by it. See View.Reset.
+	Reset []string
 	// NoField is the format of the refusal to select by another field, where
 	// upstream has its own for the kind.
 	NoField string
@@ -204,6 +207,9 @@ type Subresource struct {
 type View struct {
 	PrepareForUpdate func(ctx context.Context, obj, old Object)
 	ValidateUpdate   func(ctx context.Context, obj, old Object) field.ErrorList
+	// Reset are fields ("metadata.labels") that a write cannot change and so
+	// does not come to own; a status write never owns the spec.
+	Reset []string
 }
 
 // Scale maps a scalable object to and from autoscaling/v1 Scale.

@@ -34,10 +34,7 @@ func validatingAdmissionPolicyResource(envs *expression.Environments) *api.Resou
 			}),
 			DenyUnconditionalUpdate: true,
 		},
-		Subresources: []api.Subresource{api.StatusView(func(p, old *admissionv1.ValidatingAdmissionPolicy) {
-			p.Spec = old.Spec
-			api.KeepMetadata(p, old)
-		}, func(p, _ *admissionv1.ValidatingAdmissionPolicy) field.ErrorList {
+		Subresources: []api.Subresource{api.StatusOnly(func(p, old *admissionv1.ValidatingAdmissionPolicy) { p.Spec = old.Spec }, func(p, _ *admissionv1.ValidatingAdmissionPolicy) field.ErrorList {
 			return validatePolicyStatus(&p.Status)
 		})},
 		Columns: []metav1.TableColumnDefinition{

@@ -47,7 +47,7 @@ func deploymentResource() *api.Resource {
 		Subresources: []api.Subresource{
 			scale(func(d *appsv1.Deployment) (**int32, *metav1.LabelSelector) { return &d.Spec.Replicas, d.Spec.Selector },
 				func(d *appsv1.Deployment) int32 { return d.Status.Replicas }),
-			api.StatusView(func(d, old *appsv1.Deployment) { d.Spec, d.Labels = old.Spec, old.Labels }, validateDeploymentStatus),
+			deploymentStatus(),
 		},
 		Columns: deploymentColumns(),
 		Cells: api.Row(func(d *appsv1.Deployment, now metav1.Time) []any {
@@ -144,4 +144,10 @@ func validateDeploymentStatus(d, old *appsv1.Deployment) field.ErrorList {
 	notMore(l, "availableReplicas", s.AvailableReplicas, s.Replicas, "status.replicas")
 	notMore(l, "availableReplicas", s.AvailableReplicas, s.ReadyReplicas, "readyReplicas")
 	return l.Errors
+}
+
+func deploymentStatus() api.Subresource {
+	s := api.StatusView(func(d, old *appsv1.Deployment) { d.Spec, d.Labels = old.Spec, old.Labels }, validateDeploymentStatus)
+	s.View.Reset = []string{"metadata.labels"}
+	return s
 }

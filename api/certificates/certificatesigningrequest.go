@@ -40,17 +40,14 @@ func certificateSigningRequestResource() *api.Resource {
 				return validateCSRUpdate(c, old, false, false)
 			}),
 			NameValid: check.PathSegment,
+			Reset:     []string{"spec"},
 			Selectable: api.Select(func(c *certificatesv1.CertificateSigningRequest) fields.Set {
 				return fields.Set{"spec.signerName": c.Spec.SignerName}
 			}),
 		},
 		Subresources: []api.Subresource{
-			{Name: "approval", View: api.NewView(keepForApproval, func(c, old *certificatesv1.CertificateSigningRequest) field.ErrorList {
-				return validateCSRUpdate(c, old, true, false)
-			})},
-			api.StatusView(keepForStatus, func(c, old *certificatesv1.CertificateSigningRequest) field.ErrorList {
-				return validateCSRUpdate(c, old, false, true)
-			}),
+			csrPart("approval", keepForApproval, true, "spec", "status.certificate"),
+			csrPart("status", keepForStatus, false, "status.conditions"),
 		},
 		Columns: []metav1.TableColumnDefinition{
 			api.AgeColumn(),
@@ -61,6 +58,14 @@ func certificateSigningRequestResource() *api.Resource {
 		},
 		Cells: api.Row(csrCells),
 	}
+}
+
+func csrPart(name string, keep func(c, old *certificatesv1.CertificateSigningRequest), approval bool, reset ...string) api.Subresource {
+	v := api.NewView(keep, func(c, old *certificatesv1.CertificateSigningRequest) field.ErrorList {
+		return validateCSRUpdate(c, old, approval, !approval)
+	})
+	v.Reset = reset
+	return api.Subresource{Name: name, View: v}
 }
 
 // prepareCSR records who asks, which the client cannot say itself.

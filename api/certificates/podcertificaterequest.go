@@ -53,10 +53,7 @@ func podCertificateRequestResource() *api.Resource {
 			}),
 			DenyUnconditionalUpdate: true,
 		},
-		Subresources: []api.Subresource{api.StatusView(func(r, old *certificatesv1.PodCertificateRequest) {
-			r.Spec = old.Spec
-			api.KeepMetadata(r, old)
-		}, validatePodRequestStatus)},
+		Subresources: []api.Subresource{api.StatusOnly(func(r, old *certificatesv1.PodCertificateRequest) { r.Spec = old.Spec }, validatePodRequestStatus)},
 		Columns: []metav1.TableColumnDefinition{
 			api.Column("PodName", "string", doc["podName"]),
 			api.Column("ServiceAccountName", "string", doc["serviceAccountName"]),

@@ -40,10 +40,7 @@ func flowSchemaResource() *api.Resource {
 			Validate:       api.Check(validateFlowSchema),
 			ValidateUpdate: api.CheckUpdate(func(f, _ *flowcontrolv1.FlowSchema) field.ErrorList { return validateFlowSchema(f) }),
 		},
-		Subresources: []api.Subresource{api.StatusView(func(f, old *flowcontrolv1.FlowSchema) {
-			f.Spec = old.Spec
-			api.KeepMetadata(f, old)
-		}, func(f, _ *flowcontrolv1.FlowSchema) field.ErrorList {
+		Subresources: []api.Subresource{api.StatusOnly(func(f, old *flowcontrolv1.FlowSchema) { f.Spec = old.Spec }, func(f, _ *flowcontrolv1.FlowSchema) field.ErrorList {
 			var types []flowcontrolv1.FlowSchemaConditionType
 			for _, c := range f.Status.Conditions {
 				types = append(types, c.Type)

@@ -29,10 +29,7 @@ func priorityLevelConfigurationResource() *api.Resource {
 			Validate:       api.Check(validatePriorityLevel),
 			ValidateUpdate: api.CheckUpdate(func(c, _ *flowcontrolv1.PriorityLevelConfiguration) field.ErrorList { return validatePriorityLevel(c) }),
 		},
-		Subresources: []api.Subresource{api.StatusView(func(c, old *flowcontrolv1.PriorityLevelConfiguration) {
-			c.Spec = old.Spec
-			api.KeepMetadata(c, old)
-		}, func(c, _ *flowcontrolv1.PriorityLevelConfiguration) field.ErrorList {
+		Subresources: []api.Subresource{api.StatusOnly(func(c, old *flowcontrolv1.PriorityLevelConfiguration) { c.Spec = old.Spec }, func(c, _ *flowcontrolv1.PriorityLevelConfiguration) field.ErrorList {
 			var types []flowcontrolv1.PriorityLevelConfigurationConditionType
 			for _, condition := range c.Status.Conditions {
 				types = append(types, condition.Type)

@@ -28,10 +28,7 @@ func serviceCIDRResource() *api.Resource {
 			}),
 			ValidateUpdate: api.CheckUpdate(validateCIDRUpdate),
 		},
-		Subresources: []api.Subresource{api.StatusView(func(c, old *networkingv1.ServiceCIDR) {
-			c.Spec = old.Spec
-			api.KeepMetadata(c, old)
-		}, nil)},
+		Subresources: []api.Subresource{api.StatusOnly(func(c, old *networkingv1.ServiceCIDR) { c.Spec = old.Spec }, nil)},
 		Columns: []metav1.TableColumnDefinition{
 			api.Column("CIDRs", "string", networkingv1.ServiceCIDRSpec{}.SwaggerDoc()["cidrs"]),
 			api.AgeColumn(),

@@ -50,10 +50,7 @@ func deviceTaintRuleResource() *api.Resource {
 			Validate:       api.Check(validate),
 			ValidateUpdate: api.CheckUpdate(func(r, _ *resourcev1.DeviceTaintRule) field.ErrorList { return validate(r) }),
 		},
-		Subresources: []api.Subresource{api.StatusView(func(r, old *resourcev1.DeviceTaintRule) {
-			r.Spec = old.Spec
-			api.KeepMetadata(r, old)
-		}, func(r, _ *resourcev1.DeviceTaintRule) field.ErrorList {
+		Subresources: []api.Subresource{api.StatusOnly(func(r, old *resourcev1.DeviceTaintRule) { r.Spec = old.Spec }, func(r, _ *resourcev1.DeviceTaintRule) field.ErrorList {
 			return metavalidation.ValidateConditions(r.Status.Conditions, field.NewPath("status", "conditions"))
 		})},
 		Columns: []metav1.TableColumnDefinition{

@@ -47,10 +47,7 @@ func resourceClaimResource() *api.Resource {
 				return l.Errors
 			}),
 		},
-		Subresources: []api.Subresource{api.StatusView(func(c, old *resourcev1.ResourceClaim) {
-			c.Spec = old.Spec
-			api.KeepMetadata(c, old)
-		}, validateClaimStatus)},
+		Subresources: []api.Subresource{api.StatusOnly(func(c, old *resourcev1.ResourceClaim) { c.Spec = old.Spec }, validateClaimStatus)},
 		Columns: []metav1.TableColumnDefinition{
 			api.Column("State", "string", "A summary of the current state (allocated, pending, reserved, etc.)."),
 			api.AgeColumn(),

@@ -38,10 +38,7 @@ func volumeAttachmentResource() *api.Resource {
 			}),
 			DenyUnconditionalUpdate: true,
 		},
-		Subresources: []api.Subresource{api.StatusView(func(a, old *storagev1.VolumeAttachment) {
-			a.Spec = old.Spec
-			api.KeepMetadata(a, old)
-		}, func(a, _ *storagev1.VolumeAttachment) field.ErrorList {
+		Subresources: []api.Subresource{api.StatusOnly(func(a, old *storagev1.VolumeAttachment) { a.Spec = old.Spec }, func(a, _ *storagev1.VolumeAttachment) field.ErrorList {
 			return validateAttachment(a, podspec.CheckCSIDriverName)
 		})},
 		Columns: []metav1.TableColumnDefinition{

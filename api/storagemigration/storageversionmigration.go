@@ -31,10 +31,7 @@ func storageVersionMigrationResource() *api.Resource {
 			}),
 			DenyUnconditionalUpdate: true,
 		},
-		Subresources: []api.Subresource{api.StatusView(func(m, old *storagemigrationv1.StorageVersionMigration) {
-			m.Spec = old.Spec
-			api.KeepMetadata(m, old)
-		}, func(m, _ *storagemigrationv1.StorageVersionMigration) field.ErrorList {
+		Subresources: []api.Subresource{api.StatusOnly(func(m, old *storagemigrationv1.StorageVersionMigration) { m.Spec = old.Spec }, func(m, _ *storagemigrationv1.StorageVersionMigration) field.ErrorList {
 			return metavalidation.ValidateConditions(m.Status.Conditions, field.NewPath("status", "conditions"))
 		})},
 		Columns: []metav1.TableColumnDefinition{

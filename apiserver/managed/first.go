@@ -171,6 +171,9 @@ var stripped = []string{"name", "namespace", "creationTimestamp", "selfLink", "u
 // first notes manager as the owner of all fields of a new object of type typ.
 // It reports false, having changed nothing, when the library must do it.
 func (f *Fields) first(typ *Type, obj api.Object, manager string) bool {
+	if !usualReset(typ.Resource, "", nil, obj) {
+		return false
+	}
 	if typ.Kind != typ.Stored || obj.GetManagedFields() != nil || manager == "" {
 		return false
 	}

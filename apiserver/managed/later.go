@@ -29,6 +29,9 @@ const maxUpdaters = 10
 // later notes what an update of old to obj changes in who owns what. It
 // reports false, having changed nothing, when the library must do it.
 func (f *Fields) later(typ *Type, sub string, old, obj api.Object, manager string) bool {
+	if !usualReset(typ.Resource, sub, old, obj) {
+		return false
+	}
 	entries := old.GetManagedFields()
 	if typ.Kind != typ.Stored || manager == "" {
 		return false

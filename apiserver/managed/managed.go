@@ -4,6 +4,7 @@ package managed
 
 import (
 	"fmt"
+	"maps"
 	"reflect"
 	"slices"
 	"strings"
@@ -205,20 +206,50 @@ func (f *Fields) get(typ *Type, sub string) (*managedfields.FieldManager, error)
 // resetFields are the fields a write to this endpoint cannot change, so that
 // no manager comes to own them by it.
 func resetFields(typ *Type, sub string) map[fieldpath.APIVersion]fieldpath.Filter {
-	var path fieldpath.Path
+	paths := fieldpath.NewSet()
+	for _, p := range moreReset(typ.Resource, sub) {
+		parts := []any{}
+		for part := range strings.SplitSeq(p, ".") {
+			parts = append(parts, part)
+		}
+		paths.Insert(fieldpath.MakePathOrDie(parts...))
+	}
 	switch {
 	case sub == "status":
-		path = fieldpath.MakePathOrDie("spec")
+		paths.Insert(fieldpath.MakePathOrDie("spec"))
 	case sub == "" && slices.ContainsFunc(typ.Resource.Subresources, func(s api.Subresource) bool { return s.Name == "status" }):
-		path = fieldpath.MakePathOrDie("status")
-	default:
+		paths.Insert(fieldpath.MakePathOrDie("status"))
+	case paths.Empty():
 		return nil
 	}
 	out := map[fieldpath.APIVersion]fieldpath.Filter{}
 	for _, gvk := range typ.served() {
-		out[fieldpath.APIVersion(gvk.GroupVersion().String())] = fieldpath.NewExcludeSetFilter(fieldpath.NewSet(path))
+		out[fieldpath.APIVersion(gvk.GroupVersion().String())] = fieldpath.NewExcludeSetFilter(paths)
 	}
 	return out
+}
+
+// moreReset are the fields that are reset at this endpoint besides spec or status.
+func moreReset(res *api.Resource, sub string) []string {
+	if sub == "" {
+		return res.Strategy.Reset
+	}
+	for i := range res.Subresources {
+		if s := &res.Subresources[i]; s.Name == sub && s.View != nil {
+			return s.View.Reset
+		}
+	}
+	return nil
+}
+
+// usualReset tells whether no more than spec or status has to be reset in a write:
+// such writes have a short way.
+func usualReset(res *api.Resource, sub string, old, obj api.Object) bool {
+	more := moreReset(res, sub)
+	return len(more) == 0 || old != nil && !slices.ContainsFunc(more, func(p string) bool { return !strings.HasPrefix(p, "metadata") }) &&
+		old.GetGenerateName() == obj.GetGenerateName() && maps.Equal(old.GetLabels(), obj.GetLabels()) && maps.Equal(old.GetAnnotations(), obj.GetAnnotations()) &&
+		slices.Equal(old.GetFinalizers(), obj.GetFinalizers()) && reflect.DeepEqual(old.GetOwnerReferences(), obj.GetOwnerReferences()) &&
+		old.GetDeletionTimestamp().Equal(obj.GetDeletionTimestamp()) && reflect.DeepEqual(old.GetDeletionGracePeriodSeconds(), obj.GetDeletionGracePeriodSeconds())
 }
 
 // Update records a create (old nil) or update in obj's managedFields. Both
