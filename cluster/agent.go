@@ -20,6 +20,7 @@ import (
 
 	"github.com/skiff-project/skiff/bootstrap"
 	"github.com/skiff-project/skiff/network"
+	"github.com/skiff-project/skiff/object/cached"
 )
 
 // lockWait is how long a node's agent waits for one before it to end: an agent
@@ -84,7 +85,7 @@ func (c *Cluster) connect(context.Context) (string, error) {
 	if c.client, err = kubernetes.NewForConfig(c.config("")); err != nil {
 		return "", err
 	}
-	c.informers = informers.NewSharedInformerFactoryWithOptions(c.client, 0, informers.WithTransform(slim))
+	c.informers = informers.NewSharedInformerFactoryWithOptions(c.client, 0, informers.WithTransform(cached.New(c.opts.NodeName).Transform))
 	// Whoever asks for pods gets this node's: it may not see others, and nothing here needs them.
 	c.informers.InformerFor(&corev1.Pod{}, func(client kubernetes.Interface, resync time.Duration) cache.SharedIndexInformer {
 		return coreinformers.NewFilteredPodInformer(client, metav1.NamespaceAll, resync, cache.Indexers{}, func(o *metav1.ListOptions) {

@@ -33,6 +33,7 @@ import (
 	"github.com/skiff-project/skiff/auth/serviceaccount"
 	"github.com/skiff-project/skiff/auth/x509"
 	"github.com/skiff-project/skiff/bootstrap"
+	"github.com/skiff-project/skiff/object/cached"
 	"github.com/skiff-project/skiff/store/embedded"
 	"github.com/skiff-project/skiff/store/etcdapi"
 )
@@ -126,7 +127,7 @@ func (c *Cluster) startAPI(ctx context.Context) (string, error) {
 	if c.client, err = kubernetes.NewForConfig(c.config("system:apiserver", auth.GroupMasters)); err != nil {
 		return "", err
 	}
-	c.informers = informers.NewSharedInformerFactoryWithOptions(c.client, 0, informers.WithTransform(slim))
+	c.informers = informers.NewSharedInformerFactoryWithOptions(c.client, 0, informers.WithTransform(cached.New(c.opts.NodeName).Transform))
 	if err := poll(ctx, "the API server to be ready", c.apiReady); err != nil {
 		return "", err
 	}

@@ -8,7 +8,6 @@ import (
 
 	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
-	"k8s.io/apimachinery/pkg/api/meta"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/util/intstr"
 	"k8s.io/client-go/kubernetes"
@@ -31,14 +30,6 @@ const dnsService = 10
 
 func gitVersion() string { return KubernetesVersion + "+skiff." + Version }
 func platform() string   { return goruntime.GOOS + "/" + goruntime.GOARCH }
-
-// slim drops what no component reads before an informer keeps an object.
-func slim(obj any) (any, error) {
-	if m, err := meta.Accessor(obj); err == nil {
-		m.SetManagedFields(nil)
-	}
-	return obj, nil
-}
 
 // startControlPlane runs the controllers and the scheduler, and makes what
 // the node expects to find.

@@ -32,6 +32,7 @@ import (
 	"github.com/skiff-project/skiff/api"
 	"github.com/skiff-project/skiff/auth/serviceaccount"
 	"github.com/skiff-project/skiff/controller"
+	"github.com/skiff-project/skiff/object/cached"
 	"github.com/skiff-project/skiff/scheduler"
 )
 
@@ -197,7 +198,7 @@ func (o *Component) alone(name string) (*Cluster, error) {
 	if c.client, err = kubernetes.NewForConfig(c.remote); err != nil {
 		return nil, err
 	}
-	c.informers = informers.NewSharedInformerFactoryWithOptions(c.client, 0, informers.WithTransform(slim))
+	c.informers = informers.NewSharedInformerFactoryWithOptions(c.client, 0, informers.WithTransform(cached.New("").Transform))
 	return c, nil
 }
 

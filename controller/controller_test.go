@@ -20,6 +20,8 @@ import (
 	"k8s.io/client-go/kubernetes/fake"
 	metadatafake "k8s.io/client-go/metadata/fake"
 	ktesting "k8s.io/client-go/testing"
+
+	"github.com/skiff-project/skiff/object/cached"
 )
 
 // preferred is discovery that knows Pods only.
@@ -51,7 +53,7 @@ func cluster(t *testing.T, objs ...runtime.Object) *fake.Clientset {
 	scheme := metadatafake.NewTestScheme()
 	_ = metav1.AddMetaToScheme(scheme)
 	c, err := New(Config{Client: client, Metadata: metadatafake.NewSimpleMetadataClient(scheme),
-		Discovery: preferred{client.Discovery()}, Informers: informers.NewSharedInformerFactory(client, 0),
+		Discovery: preferred{client.Discovery()}, Informers: informers.NewSharedInformerFactoryWithOptions(client, 0, informers.WithTransform(cached.New("").Transform)),
 		ClusterCIDRs: []netip.Prefix{netip.MustParsePrefix("10.244.0.0/16")}, RootCA: []byte("CA")})
 	if err != nil {
 		t.Fatal(err)

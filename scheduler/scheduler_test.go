@@ -22,6 +22,7 @@ import (
 	"k8s.io/klog/v2"
 	clocktesting "k8s.io/utils/clock/testing"
 
+	"github.com/skiff-project/skiff/object/cached"
 	"github.com/skiff-project/skiff/scheduler/core"
 )
 
@@ -49,7 +50,7 @@ func (w recorder) WithLogger(klog.Logger) events.EventRecorderLogger { return w 
 func start(t *testing.T, objects ...runtime.Object) *world {
 	w := &world{T: t, client: fake.NewClientset(objects...), clock: clocktesting.NewFakeClock(time.Unix(1e9, 0)), events: make(chan string, 1000)}
 	w.client.PrependReactor("create", "pods", w.binding)
-	inf := informers.NewSharedInformerFactory(w.client, 0)
+	inf := informers.NewSharedInformerFactoryWithOptions(w.client, 0, informers.WithTransform(cached.New("").Transform))
 	s, err := New(Config{Client: w.client, Informers: inf, Recorder: recorder{w}, Rand: func(int) int { return 0 }, Clock: w.clock, Parallelism: 2})
 	if err != nil {
 		t.Fatal(err)

@@ -30,6 +30,7 @@ import (
 	clocktesting "k8s.io/utils/clock/testing"
 
 	"github.com/skiff-project/skiff/controller/engine"
+	"github.com/skiff-project/skiff/object/cached"
 )
 
 // Epoch is when every World begins.
@@ -58,7 +59,7 @@ func New(t *testing.T, objs ...runtime.Object) *World {
 	w.Client.PrependReactor("*", "*", w.react)
 	w.Env = engine.Env{
 		Client:    w.Client,
-		Informers: informers.NewSharedInformerFactory(w.Client, 0),
+		Informers: informers.NewSharedInformerFactoryWithOptions(w.Client, 0, informers.WithTransform(cached.New("").Transform)),
 		Events:    w.events,
 		Clock:     w.Clock,
 		Log:       slog.New(slog.DiscardHandler),

@@ -36,6 +36,7 @@ import (
 	"k8s.io/utils/clock"
 
 	"github.com/skiff-project/skiff/api"
+	"github.com/skiff-project/skiff/object/cached"
 )
 
 // Config says how many nodes there are and how they behave.
@@ -189,7 +190,7 @@ func (k *Kubelets) Run(ctx context.Context) error {
 	factory := k.cfg.Informers
 	if own {
 		factory = informers.NewSharedInformerFactoryWithOptions(k.cfg.Client, 0,
-			informers.WithTransform(essence),
+			informers.WithTransform(cached.New("").Transform),
 			informers.WithTweakListOptions(func(o *metav1.ListOptions) {
 				o.FieldSelector = fields.OneTermNotEqualSelector("spec.nodeName", "").String()
 			}))
