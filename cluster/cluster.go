@@ -162,7 +162,7 @@ func newCluster(progress Progress) *Cluster {
 
 // paceCollector keeps an idle cluster's heap small and a busy one's collections few.
 func (c *Cluster) paceCollector() {
-	c.servers.wg.Go(func() { gcpace.Pace{Rest: 50, Slack: 128 << 20}.Keep(c.servers.ctx) })
+	c.servers.wg.Go(func() { gcpace.Pace{Rest: 50, Slack: 64 << 20}.Keep(c.servers.ctx) })
 }
 
 // prepare settles the options and claims the folder.

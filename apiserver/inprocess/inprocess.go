@@ -74,6 +74,10 @@ func (t *Transport) RoundTrip(req *http.Request) (*http.Response, error) {
 // streaming response, in bytes.
 const maxLocalBuffer = 1 << 20
 
+// keptBuffer is what a stream that was read to its end keeps of that for the
+// next burst, in bytes.
+const keptBuffer = 64 << 10
+
 // localResponse carries a response from the handler's goroutine to the
 // client's. Until the first flush everything is buffered; a response never
 // flushed needs one hand-over.
@@ -203,6 +207,9 @@ func (b *localBody) Read(p []byte) (int, error) {
 		return 0, http.ErrBodyReadAfterClose
 	case w.buf.Len() > 0:
 		n, _ := w.buf.Read(p)
+		if w.buf.Len() == 0 && w.buf.Cap() > keptBuffer {
+			w.buf = bytes.Buffer{}
+		}
 		w.cond.Broadcast()
 		return n, nil
 	case w.done:

@@ -18,12 +18,16 @@ const (
 	// calmAfter is how long a busy server goes without a collection before
 	// its garbage is given back to the machine.
 	calmAfter = 10 * time.Second
+	// restSlack is how many bytes of garbage a calm program has at most, unless
+	// that is less than leastRest percent of its heap: each look at the heap costs.
+	restSlack = 16 << 20
+	leastRest = 15
 )
 
 // Pace is what garbage may cost.
 type Pace struct {
-	// Rest is the percentage of the live heap while little is allocated, and
-	// the least there is.
+	// Rest is the percentage of the live heap while little is allocated, less
+	// for a large one, and the least while much is.
 	Rest int
 	// Slack is how many bytes of garbage a busy server has before a collection.
 	Slack uint64
@@ -46,8 +50,9 @@ func (p Pace) Keep(ctx context.Context) {
 		case <-ctx.Done():
 			return
 		case <-calm.C:
-			debug.SetGCPercent(p.Rest)
 			debug.FreeOSMemory()
+			metrics.Read(live)
+			debug.SetGCPercent(p.rest(live[0].Value.Uint64()))
 		case <-collected:
 			now := time.Now()
 			if now.Sub(last) < busyWithin {
@@ -63,6 +68,11 @@ func (p Pace) Keep(ctx context.Context) {
 // busy is the percentage that leaves a heap its slack.
 func (p Pace) busy(live uint64) int {
 	return max(int(p.Slack*100/max(live, 1<<20)), p.Rest)
+}
+
+// rest is the percentage of a calm program.
+func (p Pace) rest(live uint64) int {
+	return min(p.Rest, max(int(restSlack*100/max(live, 1<<20)), leastRest))
 }
 
 // notify sends on c after every collection until ctx ends.

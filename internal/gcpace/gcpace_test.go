@@ -18,6 +18,19 @@ func TestBusy(t *testing.T) {
 	}
 }
 
+// TestRest: a small heap may half again be garbage; a large one less, but its
+// collections stay rare.
+func TestRest(t *testing.T) {
+	for live, want := range map[uint64]int{0: 50, 16 << 20: 50, 64 << 20: 25, 1 << 30: 15} {
+		if got := (Pace{Rest: 50}).rest(live); got != want {
+			t.Errorf("%d bytes live: %d %%, want %d %%", live, got, want)
+		}
+	}
+	if got := (Pace{Rest: 10}).rest(1 << 30); got != 10 {
+		t.Errorf("who asks for 10 %% gets %d %%", got)
+	}
+}
+
 // TestKeep: collections that follow each other closely make the next one wait
 // for more garbage; at the end all is as it was.
 func TestKeep(t *testing.T) {
