@@ -70,10 +70,6 @@ func (s *Server) serveReview(c *call) {
 		return
 	}
 	obj.GetObjectKind().SetGroupVersionKind(c.ep.kind)
-	if out.shape == shapePlain {
-		s.writeObject(c, out, http.StatusCreated, obj)
-		return
-	}
 	data, err := s.encodeOne(c, out, obj)
 	if err != nil {
 		s.fail(c, err)
