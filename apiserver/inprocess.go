@@ -2,6 +2,7 @@ package apiserver
 
 import (
 	"net/http"
+	"strings"
 
 	"k8s.io/client-go/rest"
 
@@ -29,16 +30,9 @@ func (s *Server) InProcess(user auth.User) *rest.Config {
 
 // userAgent names in-process components as upstream's binaries name themselves.
 func userAgent(u auth.User) string {
-	const prefix = "system:"
-	name := u.Name
-	if len(name) > len(prefix) && name[:len(prefix)] == prefix {
-		name = name[len(prefix):]
-	}
-	for i := range len(name) {
-		if name[i] == ':' || name[i] == '/' {
-			name = name[:i]
-			break
-		}
+	name := strings.TrimPrefix(u.Name, "system:")
+	if i := strings.IndexAny(name, ":/"); i >= 0 {
+		name = name[:i]
 	}
 	if name == "node" {
 		name = "kubelet"
