@@ -140,9 +140,11 @@ func differences(known string) string {
 	var b strings.Builder
 	b.WriteString("\n## Differences from upstream's API server\n\n" +
 		"`make differential` sends the same requests to both and compares code, body and warnings. Times, UIDs,\n" +
-		"versions, random names and the order of causes are left out, and so is how an object inside a message is\n" +
-		"written: Skiff writes the fields of the API, upstream those of its internal types. What else differs, with\n" +
-		"why it stays (test/differential/known.txt):\n\n")
+		"versions, random names, the order of causes and how often one is told are left out, and so is how an object\n" +
+		"inside a message is written (Skiff writes the fields of the API, upstream those of its internal types), and\n" +
+		"which fields upstream's server manages itself: what a server writes for itself (bootstrap objects, conditions\n" +
+		"of definitions) has no managedFields here, as nobody else's apply contests it. What else differs, with why it\n" +
+		"stays (test/differential/known.txt):\n\n")
 	said := map[string]bool{}
 	for line := range strings.Lines(known) {
 		parts := strings.Split(strings.TrimSpace(line), " | ")

@@ -129,7 +129,7 @@ var replacements = []struct {
 }
 
 // ownManager matches the managers of what upstream's server writes for itself.
-var ownManager = regexp.MustCompile(`^(kube-apiserver|api-priority-and-fairness-\S+|apiextensions-apiserver|kube-aggregator)$`)
+var ownManager = regexp.MustCompile(`^(kube-apiserver|api-priority-and-fairness-\S+|apiextensions-apiserver|kube-aggregator|kubernetes-service-cidr-controller)$`)
 
 // clean removes what differs from server to server: UIDs, times, versions, what
 // upstream's server owns of fields itself, and the order of causes and of rules
