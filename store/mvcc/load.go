@@ -36,6 +36,9 @@ func (c *Core) replay(kind byte, d *decoder) error {
 		if d.bad {
 			return nil
 		}
+		if id == 0 {
+			return corrupt("lease 0 is granted")
+		}
 		if err := c.Grant(id, ttl); err != nil {
 			return corrupt("grant of lease %x for %d s: %v", id, ttl, err)
 		}
@@ -101,13 +104,16 @@ func (c *Core) replayOp(d *decoder, rev int64) error {
 		if d.bad || kv.Key == "" {
 			return corrupt("a put in revision %d does not decode", rev)
 		}
+		if !c.granted(kv.Lease) {
+			return corrupt("a put in revision %d has lease %x, which was not granted", rev, kv.Lease)
+		}
 		c.decorated(kv)
 		c.put(kv, rev)
 	case opPutSameVal:
 		kv := &store.KV{Key: d.str(), Lease: store.LeaseID(d.varint())}
 		cur := c.get(kv.Key)
-		if d.bad || cur == nil {
-			return corrupt("a put in revision %d keeps the value of a missing key", rev)
+		if d.bad || cur == nil || !c.granted(kv.Lease) {
+			return corrupt("a put in revision %d keeps the value of a missing key or has a missing lease", rev)
 		}
 		kv.Value, kv.Attrs = cur.Value, cur.Attrs
 		c.put(kv, rev)
@@ -128,6 +134,9 @@ func (c *Core) replayOp(d *decoder, rev int64) error {
 	}
 	return nil
 }
+
+// granted reports whether a key can have the lease, or has none.
+func (c *Core) granted(id store.LeaseID) bool { return id == 0 || c.leases[id] != nil }
 
 func (c *Core) decorated(kv *store.KV) *store.KV {
 	if c.decorate != nil {
