@@ -27,7 +27,7 @@ const (
 type watcher struct {
 	h     *Hub
 	feed  *feed
-	start int64 // first revision wanted
+	start int64         // first revision wanted
 	wake  chan struct{} // capacity 1: there may be something to see
 	once  sync.Once
 
