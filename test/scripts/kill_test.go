@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io/fs"
 	"math/rand/v2"
@@ -179,11 +180,17 @@ func (c *killCluster) connect(t *testing.T) {
 		t.Fatal(err)
 	}
 	c.pods, c.all = client.CoreV1().Pods(metav1.NamespaceDefault), client.CoreV1().Pods("")
-	system, err := c.all.List(t.Context(), metav1.ListOptions{LabelSelector: "tier=control-plane"})
-	if err != nil || len(system.Items) == 0 {
-		t.Fatalf("control plane pods: %v", err)
-	}
-	c.image = system.Items[0].Spec.Containers[0].Image
+	c.settle(t, func() error { // the node is Ready a moment before its static pods are shown
+		system, err := c.all.List(t.Context(), metav1.ListOptions{LabelSelector: "tier=control-plane"})
+		if err != nil {
+			return err
+		}
+		if len(system.Items) == 0 {
+			return errors.New("no control plane pods are shown")
+		}
+		c.image = system.Items[0].Spec.Containers[0].Image
+		return nil
+	})
 	var made struct{ Suffix string }
 	b, err := os.ReadFile(filepath.Join(c.data, "cluster.json"))
 	if err == nil {
