@@ -87,6 +87,12 @@ func (c *rawConn) get(id uint32, path string) {
 	c.headers(id, true, ":method", "GET", ":scheme", "https", ":path", path, ":authority", "localhost")
 }
 
+// takeAll opens the windows as far as they go.
+func (c *rawConn) takeAll() {
+	c.WriteSettings(http2.Setting{ID: http2.SettingInitialWindowSize, Val: 1 << 30}) //nolint:errcheck // the next read tells
+	c.WriteWindowUpdate(0, 1<<30)                                                    //nolint:errcheck // see above
+}
+
 // BenchmarkGet is a small answer, one after the other on a connection; the
 // client is next to free.
 func BenchmarkGet(b *testing.B) {
@@ -98,8 +104,7 @@ func BenchmarkGet(b *testing.B) {
 	servers(b, func(name string, start func(http.Handler) string) {
 		b.Run(name, func(b *testing.B) {
 			c := dialRaw(b, start(h))
-			c.WriteSettings(http2.Setting{ID: http2.SettingInitialWindowSize, Val: 1 << 30}) //nolint:errcheck // see above
-			c.WriteWindowUpdate(0, 1<<30)                                                    //nolint:errcheck // see above
+			c.takeAll()
 			b.ReportAllocs()
 			id := uint32(1)
 			for b.Loop() {
@@ -167,8 +172,7 @@ func BenchmarkFanOut(b *testing.B) {
 			arrived := make(chan int, conns)
 			for range conns {
 				c := dialRaw(b, addr)
-				c.WriteSettings(http2.Setting{ID: http2.SettingInitialWindowSize, Val: 1 << 30}) //nolint:errcheck // see above
-				c.WriteWindowUpdate(0, 1<<30)                                                    //nolint:errcheck // see above
+				c.takeAll()
 				for i := range each {
 					c.get(uint32(2*i+1), "/")
 				}
@@ -228,8 +232,7 @@ func BenchmarkLarge(b *testing.B) {
 	servers(b, func(name string, start func(http.Handler) string) {
 		b.Run(name, func(b *testing.B) {
 			c := dialRaw(b, start(h))
-			c.WriteSettings(http2.Setting{ID: http2.SettingInitialWindowSize, Val: 1 << 30}) //nolint:errcheck // see above
-			c.WriteWindowUpdate(0, 1<<30)                                                    //nolint:errcheck // see above
+			c.takeAll()
 			b.ReportAllocs()
 			b.SetBytes(int64(len(body)))
 			id := uint32(1)
