@@ -11,6 +11,7 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/api/resource"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/client-go/rest"
 
 	"github.com/skiff-project/skiff/object/codec"
 	"github.com/skiff-project/skiff/object/wire"
@@ -104,6 +105,33 @@ func BenchmarkPodList10kJSON(b *testing.B) {
 		}
 		io.Copy(io.Discard, resp.Body)
 		resp.Body.Close()
+	}
+}
+
+// BenchmarkPodListOverTLS is a LIST of 3,000 pods, client included.
+func BenchmarkPodListOverTLS(b *testing.B) {
+	s, cfg := newTLSServer(b, nil)
+	fill(b, newRaw(s), 3000)
+	client, err := rest.HTTPClientFor(cfg)
+	if err != nil {
+		b.Fatal(err)
+	}
+	for name, media := range map[string]string{"protobuf": codec.Protobuf, "JSON": codec.JSON} {
+		b.Run(name, func(b *testing.B) {
+			b.ReportAllocs()
+			for b.Loop() {
+				req, _ := http.NewRequestWithContext(b.Context(), "GET", cfg.Host+"/api/v1/pods", http.NoBody)
+				req.Header.Set("Accept", media)
+				req.Header.Set("Accept-Encoding", "identity")
+				resp, err := client.Do(req)
+				if err != nil {
+					b.Fatal(err)
+				}
+				n, _ := io.Copy(io.Discard, resp.Body)
+				resp.Body.Close()
+				b.SetBytes(n)
+			}
+		})
 	}
 }
 

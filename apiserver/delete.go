@@ -181,12 +181,7 @@ func (s *Server) deleteCollection(c *call) {
 		s.fail(c, err)
 		return
 	}
-	data, err := s.encodePage(c, out, page)
-	if err != nil {
-		s.fail(c, err)
-		return
-	}
-	s.write(c, out.media, http.StatusOK, data)
+	s.writePage(c, out, page)
 }
 
 // deletePage deletes the objects of a page; those gone meanwhile are fine.

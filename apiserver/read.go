@@ -1,8 +1,9 @@
 package apiserver
 
 import (
-	"bytes"
+	"errors"
 	"fmt"
+	"net/http"
 	"slices"
 	"strconv"
 
@@ -18,6 +19,7 @@ import (
 	"github.com/skiff-project/skiff/api"
 	"github.com/skiff-project/skiff/apiserver/partial"
 	"github.com/skiff-project/skiff/apiserver/registry"
+	"github.com/skiff-project/skiff/apiserver/reply"
 	"github.com/skiff-project/skiff/apiserver/request"
 	"github.com/skiff-project/skiff/object/codec"
 	"github.com/skiff-project/skiff/object/wire"
@@ -167,24 +169,39 @@ func (s *Server) list(c *call) {
 		s.fail(c, err)
 		return
 	}
-	data, err := s.encodePage(c, out, page)
-	if err != nil {
-		s.fail(c, err)
-		return
-	}
-	s.write(c, out.media, 200, data)
+	s.writePage(c, out, page)
 }
 
-func (s *Server) encodePage(c *call, out output, page registry.Page) ([]byte, error) {
+// writePage sends a list; a large one in pieces, while its objects are encoded.
+func (s *Server) writePage(c *call, out output, page registry.Page) {
+	body := s.body(c, out.media, http.StatusOK)
+	rest, err := s.encodePage(c, out, page, body)
+	switch {
+	case err == nil:
+		s.end(c, body, rest)
+		return
+	case errors.Is(err, reply.ErrGone):
+	case body.Begun():
+		s.cfg.Log.Error("a list ends early: an object cannot be encoded", "path", c.req.URL.Path, "error", err)
+		defer panic(http.ErrAbortHandler) // the client must not take half an answer for a whole one
+	default:
+		s.fail(c, err)
+	}
+	body.Drop()
+}
+
+// encodePage encodes a list. What it returns is left to be sent.
+func (s *Server) encodePage(c *call, out output, page registry.Page, body *reply.Body) ([]byte, error) {
 	lmeta := wire.ListMeta{ResourceVersion: strconv.FormatInt(page.Revision, 10), Continue: page.Continue, Remaining: page.Remaining}
 	stored := out.media == codec.Protobuf && !slices.ContainsFunc(page.Items, func(kv *store.KV) bool { return !wire.IsProtobuf(kv.Value) })
 	switch {
 	case stored && out.shape == shapePartial && out.list:
-		return wire.AppendList(nil, partial.APIVersion(out.version), "PartialObjectMetadataList", lmeta, stamped(page.Items, wire.MetadataOnly)), nil
+		l := storedList{partial.APIVersion(out.version), "PartialObjectMetadataList", lmeta, func(v []byte) []byte { return wire.MetadataOnly(wire.Raw(v)) }}
+		return l.encode(page.Items, body)
 	case stored && out.shape == shapePlain && c.ep.verbatim:
-		return wire.AppendList(nil, c.ep.apiV, c.ep.res.List(), lmeta, stamped(page.Items, nil)), nil
+		return storedList{c.ep.apiV, c.ep.res.List(), lmeta, wire.Raw}.encode(page.Items, body)
 	case out.media == codec.JSON && !out.pretty && out.shape == shapePlain:
-		return s.listJSON(c, lmeta, page.Items)
+		return s.listJSON(c, lmeta, page.Items, body)
 	}
 	objs := make([]api.Object, 0, len(page.Items))
 	if err := c.ep.reg.Each(page.Items, func(obj api.Object) error { objs = append(objs, obj); return nil }); err != nil {
@@ -241,20 +258,29 @@ func typedList(e *endpoint, objs []api.Object, lm metav1.ListMeta) (runtime.Obje
 	return l, nil
 }
 
-func stamped(items []*store.KV, shape func([]byte) []byte) []wire.Stamped {
-	l := make([]wire.Stamped, len(items))
-	for i, kv := range items {
-		raw := wire.Raw(kv.Value)
-		if shape != nil {
-			raw = shape(raw)
-		}
-		l[i] = wire.Stamped{Raw: raw, ResourceVersion: kv.ModRevision}
+// storedList is a protobuf list made of stored bytes.
+type storedList struct {
+	apiVersion, kind string
+	meta             wire.ListMeta
+	raw              func(stored []byte) []byte // an item's message
+}
+
+func (l storedList) encode(items []*store.KV, body *reply.Body) (buf []byte, err error) {
+	size := 0
+	for _, kv := range items {
+		size += wire.ItemSize(l.raw(kv.Value), kv.ModRevision)
 	}
-	return l
+	buf = wire.AppendListStart(body.Buffer(size+256), l.apiVersion, l.kind, l.meta, size)
+	for _, kv := range items {
+		if buf, err = body.Spill(wire.AppendItem(buf, l.raw(kv.Value), kv.ModRevision)); err != nil {
+			return nil, err
+		}
+	}
+	return wire.AppendListEnd(buf), nil
 }
 
 // listJSON assembles a JSON list; what must be decoded is, one object at a time.
-func (s *Server) listJSON(c *call, meta wire.ListMeta, items []*store.KV) ([]byte, error) {
+func (s *Server) listJSON(c *call, meta wire.ListMeta, items []*store.KV, body *reply.Body) ([]byte, error) {
 	lm, err := codec.AppendJSON(nil, metav1.ListMeta{ResourceVersion: meta.ResourceVersion, Continue: meta.Continue, RemainingItemCount: meta.Remaining})
 	if err != nil {
 		return nil, err
@@ -262,31 +288,33 @@ func (s *Server) listJSON(c *call, meta wire.ListMeta, items []*store.KV) ([]byt
 	if c.ep.custom() && meta.Continue == "" { // upstream's lists of custom resources always tell
 		lm = append([]byte(`{"continue":"",`), lm[1:]...)
 	}
-	buf := fmt.Appendf(nil, `{"kind":%q,"apiVersion":%q,"metadata":%s,"items":[`, c.ep.res.List(), c.ep.apiV, lm[:len(lm)-1])
 	size := 0
 	for _, kv := range items {
 		size += len(kv.Value)
 	}
-	buf = slices.Grow(buf, 2*size)
-	comma := func(obj api.Object) (err error) {
-		buf, err = c.ep.appendBareJSON(buf, obj)
-		buf = append(buf, ',')
+	buf := fmt.Appendf(body.Buffer(2*size+256), `{"kind":%q,"apiVersion":%q,"metadata":%s,"items":[`, c.ep.res.List(), c.ep.apiV, lm[:len(lm)-1])
+	separator := ""
+	decoded := func(obj api.Object) (err error) {
+		if buf, err = c.ep.appendBareJSON(append(buf, separator...), obj); err == nil {
+			separator = ","
+			buf, err = body.Spill(buf)
+		}
 		return err
 	}
 	for len(items) > 0 && err == nil {
-		var ok bool
-		if buf, ok = c.ep.asJSON(buf, items[0], items[0].ModRevision); ok {
-			buf, items = append(buf, ','), items[1:]
+		if out, ok := c.ep.asJSON(append(buf, separator...), items[0], items[0].ModRevision); ok {
+			separator, items = ",", items[1:]
+			buf, err = body.Spill(out)
 			continue
 		}
 		n := 1
 		if !c.ep.verbatim {
 			n = len(items) // all at once
 		}
-		err = c.ep.reg.Each(items[:n], comma)
+		err = c.ep.reg.Each(items[:n], decoded)
 		items = items[n:]
 	}
-	return append(bytes.TrimSuffix(buf, []byte(",")), "]}\n"...), err
+	return append(buf, "]}\n"...), err
 }
 
 // appendBareJSON appends an object without kind and apiVersion, as list items

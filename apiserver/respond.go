@@ -7,14 +7,13 @@ import (
 	"net/http"
 	"strconv"
 	"strings"
-	"sync"
 
-	"github.com/klauspost/compress/gzip"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime"
 
 	"github.com/skiff-project/skiff/apiserver/registry"
+	"github.com/skiff-project/skiff/apiserver/reply"
 	"github.com/skiff-project/skiff/object/codec"
 	"github.com/skiff-project/skiff/object/wire"
 )
@@ -100,43 +99,25 @@ func encodeObject(out output, obj runtime.Object) ([]byte, error) {
 	return codec.AppendJSON(nil, obj)
 }
 
-// gzipAbove is the size of a response from which compression pays, as upstream.
-const gzipAbove = 128 * 1024
-
-var gzipWriters = sync.Pool{New: func() any {
-	w, _ := gzip.NewWriterLevel(io.Discard, gzip.BestSpeed)
-	return w
-}}
-
-// write sends a whole response body, compressed when large and accepted.
+// write sends a whole response body, which is given away.
 func (s *Server) write(c *call, media string, code int, data []byte) {
+	s.end(c, s.body(c, media, code), data)
+}
+
+// body is that of a response, still to be made.
+func (s *Server) body(c *call, media string, code int) *reply.Body {
+	return &reply.Body{
+		To: c.w, Media: media, Code: code,
+		Gzip: !c.user.local && reply.Accepted(c.req), Keep: c.user.local || c.audit.WantsResponse(),
+	}
+}
+
+// end sends what is left of a response body.
+func (s *Server) end(c *call, body *reply.Body, data []byte) {
 	if c.info.IsResource {
-		c.audit.Response(func() ([]byte, error) { return s.codec.ToJSON(media, data) })
+		c.audit.Response(func() ([]byte, error) { return s.codec.ToJSON(body.Media, data) })
 	}
-	h := c.w.Header()
-	h.Set("Content-Type", media)
-	if len(data) > gzipAbove && !c.user.local && strings.Contains(c.req.Header.Get("Accept-Encoding"), "gzip") {
-		h.Set("Content-Encoding", "gzip")
-		h.Add("Vary", "Accept-Encoding")
-		c.w.WriteHeader(code)
-		gz := gzipWriters.Get().(*gzip.Writer)
-		defer gzipWriters.Put(gz)
-		gz.Reset(c.w)
-		if _, err := gz.Write(data); err == nil {
-			gz.Close()
-		}
-		return
-	}
-	h.Set("Content-Length", strconv.Itoa(len(data)))
-	c.w.WriteHeader(code)
-	if c.req.Method == http.MethodHead {
-		return
-	}
-	if o, ok := c.w.ResponseWriter.(interface{ WriteOwned([]byte) }); ok {
-		o.WriteOwned(data)
-		return
-	}
-	c.w.Write(data) //nolint:errcheck // the client went away
+	body.End(data) //nolint:errcheck // the client went away
 }
 
 // warn adds a Warning header.

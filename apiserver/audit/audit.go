@@ -314,9 +314,14 @@ func (t *Trail) Status(st *metav1.Status) {
 	}
 }
 
+// WantsResponse tells whether Response does anything.
+func (t *Trail) WantsResponse() bool {
+	return t != nil && t.verdict.level.atLeast(LevelRequestResponse)
+}
+
 // Response notes the object in the answer.
 func (t *Trail) Response(encode func() ([]byte, error)) {
-	if t != nil && t.verdict.level.atLeast(LevelRequestResponse) {
+	if t.WantsResponse() {
 		t.event.ResponseObject = t.body(encode)
 	}
 }

@@ -73,6 +73,11 @@ const (
 	formFields
 )
 
+// emptyWhenAbsent tells the forms that omitempty knows an empty value of.
+func (f form) emptyWhenAbsent() bool {
+	return formString <= f && f <= formItems
+}
+
 // known are the types that write themselves.
 var known = map[reflect.Type]form{
 	reflect.TypeFor[metav1.Time]():          formTime,
@@ -107,6 +112,7 @@ type field struct {
 	pointer  bool
 	inline   bool // its fields are its parent's
 	omit     bool // left out when empty
+	absent   bool // left out when it is not there
 	omitZero bool // of a time: left out when zero
 }
 
@@ -184,6 +190,7 @@ func (p *Plans) field(sf reflect.StructField) (f field, number int, err error) {
 	if f.inline = sf.Anonymous && name == ""; f.inline && (f.form != formMessage || f.pointer || f.repeated) {
 		return f, 0, errors.New("it is embedded")
 	}
+	f.absent = f.omit && (f.pointer || f.repeated || f.form.emptyWhenAbsent())
 	if name == "" {
 		name = sf.Name
 	}

@@ -75,12 +75,16 @@ func (w *writer) fields(dst []byte, m *message, data []byte, first bool) (_ []by
 	if err := m.find(w.slots[base:], data); err != nil {
 		return dst, first, err
 	}
+	slots := w.slots[base:] // messages within may move w.slots, but do not change these
 	if m.version >= 0 && w.version != nil {
-		w.slots[base+m.version] = slot{n: 1, val: w.version}
+		slots[m.version] = slot{n: 1, val: w.version}
 		w.version = nil
 	}
 	for i := range m.fields {
-		f, s := &m.fields[i], w.slots[base+i]
+		f, s := &m.fields[i], &slots[i]
+		if s.n == 0 && f.absent {
+			continue
+		}
 		if f.inline {
 			if dst, first, err = w.fields(dst, f.msg, s.val, first); err != nil {
 				return dst, first, err
@@ -95,7 +99,7 @@ func (w *writer) fields(dst []byte, m *message, data []byte, first bool) (_ []by
 		}
 		first = false
 		dst = append(dst, f.key...)
-		if dst, err = w.field(dst, f, s, data); err != nil {
+		if dst, err = w.field(dst, f, *s, data); err != nil {
 			return dst, first, err
 		}
 	}
@@ -131,6 +135,12 @@ func (m *message) find(slots []slot, data []byte) error {
 
 // scan reads the field at off: its number, its value (with the wire type in n) and where the next one is.
 func scan(data []byte, off int) (number uint64, s slot, next int, err error) {
+	if off+1 < len(data) { // mostly: bytes, of a small number and length
+		tag, n := data[off], int(data[off+1])
+		if next = off + 2 + n; tag < 0x80 && tag >= 1<<3 && tag&7 == 2 && n < 0x80 && next <= len(data) {
+			return uint64(tag >> 3), slot{n: 2, val: data[off+2 : next : next]}, next, nil
+		}
+	}
 	tag, off := varint(data, off)
 	if off < 0 || tag>>3 == 0 {
 		return 0, s, 0, ErrMalformed
@@ -173,18 +183,18 @@ func varint(data []byte, off int) (v uint64, next int) {
 }
 
 // empty is what omitempty leaves out.
-func (f *field) empty(s slot) bool {
+func (f *field) empty(s *slot) bool {
 	switch {
-	case f.pointer || f.repeated || f.form == formMap:
-		return s.n == 0
+	case s.n == 0:
+		return f.absent
+	case f.pointer || f.repeated:
+		return false
 	case f.form == formString || f.form == formBytes:
 		return len(s.val) == 0
 	case f.form == formBool || f.form == formInt:
 		return s.num == 0
 	case f.form == formInt32:
 		return int32(s.num) == 0 //nolint:gosec // as it is decoded
-	case f.form == formItems:
-		return s.n == 0
 	}
 	return false
 }

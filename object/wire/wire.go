@@ -133,12 +133,6 @@ func AppendObject(dst []byte, apiVersion, kind string, raw []byte, rv int64) []b
 	return appendEnvelopeEnd(dst)
 }
 
-// Stamped is one object of a list: its raw message and its resource version.
-type Stamped struct {
-	Raw             []byte
-	ResourceVersion int64
-}
-
 // ListMeta is the metadata of a list; Remaining is absent when nil.
 type ListMeta struct {
 	ResourceVersion string
@@ -146,25 +140,31 @@ type ListMeta struct {
 	Remaining       *int64
 }
 
-// AppendList appends an enveloped list of the items in order.
-func AppendList(dst []byte, apiVersion, kind string, meta ListMeta, items []Stamped) []byte {
+// AppendListStart appends the beginning of an enveloped list whose items take
+// size bytes, the sum of their ItemSize. They follow in order by AppendItem,
+// then AppendListEnd.
+func AppendListStart(dst []byte, apiVersion, kind string, meta ListMeta, size int) []byte {
 	m := appendListMeta(nil, meta)
-	n := 1 + uvarintSize(len(m)) + len(m)
-	for i := range items {
-		s := len(items[i].Raw) + stampSize(items[i].ResourceVersion)
-		n += 1 + uvarintSize(s) + s
-	}
-	dst = grow(dst, envelopeSize(apiVersion, kind, n))
-	dst = appendEnvelope(dst, apiVersion, kind, n)
-	dst = appendBytes(dst, tagListMeta, m)
-	for i := range items {
-		dst = append(dst, tagListItems)
-		dst = appendUvarint(dst, uint64(len(items[i].Raw)+stampSize(items[i].ResourceVersion)))
-		dst = append(dst, items[i].Raw...)
-		dst = appendStamp(dst, items[i].ResourceVersion)
-	}
-	return appendEnvelopeEnd(dst)
+	dst = appendEnvelope(dst, apiVersion, kind, 1+uvarintSize(len(m))+len(m)+size)
+	return appendBytes(dst, tagListMeta, m)
 }
+
+// ItemSize is how many bytes AppendItem appends.
+func ItemSize(raw []byte, rv int64) int {
+	n := len(raw) + stampSize(rv)
+	return 1 + uvarintSize(n) + n
+}
+
+// AppendItem appends raw, stamped with resource version rv, as an item of a list.
+func AppendItem(dst, raw []byte, rv int64) []byte {
+	dst = append(dst, tagListItems)
+	dst = appendUvarint(dst, uint64(len(raw)+stampSize(rv)))
+	dst = append(dst, raw...)
+	return appendStamp(dst, rv)
+}
+
+// AppendListEnd appends the end of a list.
+func AppendListEnd(dst []byte) []byte { return appendEnvelopeEnd(dst) }
 
 func appendListMeta(dst []byte, meta ListMeta) []byte {
 	dst = appendString(dst, 1<<3|2, "")

@@ -66,8 +66,10 @@ func TestListDecodesAsUpstreamWould(t *testing.T) {
 	s := testScheme()
 	sealed, _ := Seal("v1", "Pod", testPod())
 	remaining := int64(77)
-	data := AppendList(nil, "v1", "PodList", ListMeta{ResourceVersion: "12", Continue: "more", Remaining: &remaining},
-		[]Stamped{{Raw(sealed), 5}, {Raw(sealed), 600}})
+	raw := Raw(sealed)
+	data := AppendListStart(nil, "v1", "PodList", ListMeta{ResourceVersion: "12", Continue: "more", Remaining: &remaining},
+		ItemSize(raw, 5)+ItemSize(raw, 600))
+	data = AppendListEnd(AppendItem(AppendItem(data, raw, 5), raw, 600))
 	obj, _, err := protobuf.NewSerializer(s, s).Decode(data, nil, nil)
 	if err != nil {
 		t.Fatal(err)
