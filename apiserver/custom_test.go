@@ -28,6 +28,9 @@ var rewrite = flag.Bool("rewrite", false, "rewrite the expected answers in testd
 // "make PATH" is a POST of which only the code is of interest, if it succeeds.
 func TestCustomResources(t *testing.T) { replayFiles(t, "testdata/custom/*.txt", nil) }
 
+// TestBuiltin replays testdata/builtin/*.txt, of built-in resources, likewise.
+func TestBuiltin(t *testing.T) { replayFiles(t, "testdata/builtin/*.txt", nil) }
+
 func replayFiles(t *testing.T, pattern string, edit func(*apiserver.Config)) {
 	files, err := filepath.Glob(pattern)
 	if err != nil || len(files) == 0 {

@@ -8,10 +8,12 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/runtime/schema"
+	"k8s.io/apimachinery/pkg/util/validation/field"
 
 	"github.com/skiff-project/skiff/api"
 	"github.com/skiff-project/skiff/api/apiextensions"
 	"github.com/skiff-project/skiff/api/apiregistration"
+	"github.com/skiff-project/skiff/api/resource"
 	"github.com/skiff-project/skiff/apiserver/asjson"
 	"github.com/skiff-project/skiff/apiserver/discovery"
 	"github.com/skiff-project/skiff/apiserver/managed"
@@ -123,6 +125,9 @@ func (s *Server) registryConfig(res *api.Resource) registry.Config {
 		c.MayRemove = func(obj api.Object) bool { return obj.GetDeletionTimestamp() != nil }
 		c.Marked = s.beginDeletion
 	}
+	if res.Group == resource.Group {
+		c.Validate = func(obj, old api.Object) field.ErrorList { return resource.CheckAdminAccess(obj, old, s.namespace) }
+	}
 	if res.Group != "" {
 		return c
 	}
@@ -133,6 +138,10 @@ func (s *Server) registryConfig(res *api.Resource) registry.Config {
 		c.MayRemove, c.Marked = namespaceEmpty, terminating
 	}
 	return c
+}
+
+func (s *Server) namespace(name string) (api.Object, error) {
+	return s.reader.Get("", "namespaces", "", name)
 }
 
 func (s *Server) beginDeletion(obj api.Object) {

@@ -244,10 +244,6 @@ func (s *Server) createObject(c *call, o writeOptions, options *metav1.CreateOpt
 	if err := checkNamespace(c, obj); err != nil {
 		return registry.Item{}, err
 	}
-	if obj.GetName() == "" && obj.GetGenerateName() == "" {
-		// Validation says it, with everything else that is wrong.
-		obj.SetGenerateName("")
-	}
 	obj.SetUID("")
 	obj.SetSelfLink("")
 	obj.SetDeletionTimestamp(nil)

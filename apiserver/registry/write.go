@@ -160,6 +160,9 @@ func (r *Registry) validateCreate(ctx context.Context, obj api.Object) field.Err
 	if s.Validate != nil {
 		errs = append(errs, s.Validate(ctx, obj)...)
 	}
+	if r.Validate != nil {
+		errs = append(errs, r.Validate(obj, nil)...)
+	}
 	return errs
 }
 
@@ -484,6 +487,9 @@ func (r *Registry) validateUpdate(ctx context.Context, u Update, obj, old api.Ob
 	}
 	if validate != nil {
 		errs = append(errs, validate(ctx, obj, old)...)
+	}
+	if r.Validate != nil {
+		errs = append(errs, r.Validate(obj, old)...)
 	}
 	return errs
 }
