@@ -22,6 +22,7 @@ func PodTemplateWarnings(meta *metav1.ObjectMeta, s *corev1.PodSpec, at *field.P
 	for i := range s.Volumes {
 		w.volume(w.spec.Child("volumes").Index(i), &s.Volumes[i])
 	}
+	w.files(s.Volumes)
 	ips, secrets := sets.Set[string]{}, sets.Set[string]{}
 	for i, a := range s.HostAliases {
 		w.when(ips.Has(a.IP), w.spec.Child("hostAliases").Index(i).Child("ip"), "duplicate ip %q", a.IP)
