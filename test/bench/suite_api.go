@@ -6,9 +6,11 @@ import (
 	"bytes"
 	"context"
 	"encoding/binary"
+	"encoding/json"
 	"fmt"
 	"io"
 	"math"
+	"strconv"
 	"sync/atomic"
 	"time"
 
@@ -25,9 +27,11 @@ import (
 )
 
 var apiSuite = suite{
-	name: "api", limit: 10 * time.Minute, run: runAPI,
-	about: "Control plane and database, all processes together, on a fresh cluster. The clients are 20 at a time over 4 connections, bare HTTP/2 but where client-go is named. " +
-		"No answer is compressed. The pods are no scheduler's. Memory is measured in the first round, as the least it is at rest.",
+	name: "api", limit: 20 * time.Minute, run: runAPI,
+	about: "Control plane and database, all processes together, on a fresh cluster. The clients are 20 at a time, or as many as a figure says, over 4 connections, " +
+		"bare HTTP/2 but where client-go is named; a LIST of all pods is one client's, an event's watchers are over 10 connections. No answer is compressed. " +
+		"The pods are no scheduler's; one of 100 has the label and the node that are selected by. An apply sends the whole pod with one annotation changed. " +
+		"Memory is measured in the first round, as the least it is at rest; how much ten LISTs need is from there to the peak.",
 	budgets: map[string]string{
 		"pod create, protobuf: server CPU": "250 µs, 1/12", "pod GET, protobuf: server CPU": "1/15",
 		"LIST of all pods, protobuf: server CPU": "1/20", "LIST of all pods, JSON: server CPU": "1/4",
@@ -36,9 +40,13 @@ var apiSuite = suite{
 }
 
 const (
-	mergePatch = "application/merge-patch+json"
-	jsonType   = "application/json"
-	podsPath   = "/api/v1/namespaces/default/pods"
+	mergePatch     = "application/merge-patch+json"
+	strategicPatch = "application/strategic-merge-patch+json"
+	applyPatch     = "application/apply-patch+yaml" // JSON is YAML
+	jsonType       = "application/json"
+	tableType      = "application/json;as=Table;v=v1;g=meta.k8s.io"
+	podsPath       = "/api/v1/namespaces/default/pods"
+	mapsPath       = "/api/v1/namespaces/default/configmaps"
 )
 
 func runAPI(ctx context.Context, r *round) error {
@@ -49,7 +57,7 @@ func runAPI(ctx context.Context, r *round) error {
 		}
 		defer hangUp(wires)
 		for _, part := range []func(context.Context, *cluster, []*wire) error{
-			r.configMaps, r.podCreates, r.podRequests, r.leases, r.podLists, r.watchers,
+			r.pods, r.podLists, r.creates, r.podRequests, r.leases, r.watchers,
 		} {
 			if err := part(ctx, c, wires); err != nil {
 				return err
@@ -61,45 +69,168 @@ func runAPI(ctx context.Context, r *round) error {
 
 const clients = 20
 
-func (r *round) configMaps(ctx context.Context, c *cluster, _ []*wire) error {
-	plain, err := kubernetes.NewForConfig(c.config)
-	if err != nil {
-		return err
-	}
-	maps := plain.CoreV1().ConfigMaps(metav1.NamespaceDefault)
-	return r.measure(ctx, "ConfigMap create, client-go, JSON", load{workers: clients, count: 2000}, func(ctx context.Context, _, i int) error {
-		_, err := maps.Create(ctx, &corev1.ConfigMap{
-			ObjectMeta: metav1.ObjectMeta{Name: fmt.Sprintf("map-%d", i)}, Data: map[string]string{"key": "value"},
-		}, metav1.CreateOptions{})
-		return err
-	})
-}
-
-// podCreates makes the pods that the parts after it use.
-func (r *round) podCreates(ctx context.Context, c *cluster, wires []*wire) error {
+// pods makes the pods that the parts after it use.
+func (r *round) pods(ctx context.Context, c *cluster, wires []*wire) error {
 	before, err := r.rested(ctx, 20*time.Second)
 	if err != nil {
 		return err
 	}
-	err = r.measure(ctx, "pod create, protobuf", load{workers: clients, count: r.Pods}, func(ctx context.Context, w, i int) error {
-		body, err := encode(typicalPod(fmt.Sprintf("pod-%05d", i)))
-		if err != nil {
-			return err
-		}
-		return wires[w%len(wires)].do(ctx, "POST", podsPath, protobuf, protobuf, body)
-	})
-	if err != nil {
+	node := &corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: chosen}} // pods of a node that is not there are soon deleted
+	if _, err := c.client.CoreV1().Nodes().Create(ctx, node, metav1.CreateOptions{}); err != nil {
 		return err
 	}
-	if r.Round > 0 {
-		return nil
+	err = r.measure(ctx, "pod create, protobuf", load{workers: clients, count: r.Pods}, func(ctx context.Context, w, i int) error {
+		pod := typicalPod(podName(i))
+		if i%100 == 0 {
+			pod.Labels[chosen], pod.Spec.NodeName = "true", chosen
+			pod.Spec.Tolerations = []corev1.Toleration{{Operator: corev1.TolerationOpExists}} // or they go when the node is not Ready
+		}
+		return wires[w%len(wires)].create(ctx, podsPath, protobuf, pod)
+	})
+	if err != nil || r.Round > 0 {
+		return err
 	}
 	after, err := r.rested(ctx, 150*time.Second) // Go collects a calm program's garbage every two minutes
 	if err != nil {
 		return err
 	}
+	r.figure("memory, empty", "MB", before)
 	r.figure("memory per 10,000 pods", "MB", (after-before)*10_000/float64(r.Pods))
+	peak, err := c.listPeak(ctx)
+	r.figure("ten LISTs of all pods at once, protobuf: memory above", "MB", peak-after)
+	return err
+}
+
+// chosen is the name of the node, and of the label, of one pod of a hundred.
+const chosen = "chosen"
+
+func podName(i int) string { return fmt.Sprintf("pod-%05d", i) }
+
+// create sends an object in a format.
+func (w *wire) create(ctx context.Context, path, format string, obj runtime.Object) error {
+	encoder := encode
+	if format == jsonType {
+		encoder = func(obj runtime.Object) ([]byte, error) { return json.Marshal(obj) }
+	}
+	body, err := encoder(obj)
+	if err != nil {
+		return err
+	}
+	return w.do(ctx, "POST", path, format, format, body)
+}
+
+// listPeak is the most memory the servers have while ten clients list all pods.
+func (c *cluster) listPeak(ctx context.Context) (peak float64, err error) {
+	const lists = 10
+	own, err := c.dial(lists)
+	if err != nil {
+		return 0, err
+	}
+	defer hangUp(own)
+	done := make(chan error, 1)
+	go func() {
+		_, _, err := load{workers: lists, count: lists}.do(ctx, func(ctx context.Context, w, _ int) error {
+			return own[w].do(ctx, "GET", podsPath, protobuf, "", nil)
+		})
+		done <- err
+	}()
+	for list := servers(); ; {
+		peak = max(peak, memory(list))
+		select {
+		case err := <-done:
+			return peak, err
+		case <-time.After(5 * time.Millisecond):
+		}
+	}
+}
+
+// podLists measures before anything changes the pods: who changes more would have longer lists.
+func (r *round) podLists(ctx context.Context, c *cluster, wires []*wire) error {
+	const byLabel, byNode = chosen + "=true", "spec.nodeName=" + chosen
+	for _, k := range []struct {
+		name, query, accept string
+		clients             int
+	}{
+		{"LIST of all pods, protobuf", "", protobuf, 1},
+		{"LIST of all pods, JSON", "", jsonType, 1},
+		{"LIST of all pods, Table", "", tableType, 1},
+		{"LIST of 1 % of pods by label, protobuf", "?labelSelector=" + byLabel, protobuf, clients},
+		{"LIST of 1 % of pods by node, protobuf", "?fieldSelector=" + byNode, protobuf, clients},
+	} {
+		err := r.measure(ctx, k.name, load{workers: k.clients, span: 2 * time.Second}, func(ctx context.Context, w, _ int) error {
+			return wires[w%len(wires)].do(ctx, "GET", podsPath+k.query, k.accept, "", nil)
+		})
+		if err != nil {
+			return err
+		}
+	}
+	for _, o := range []metav1.ListOptions{{LabelSelector: byLabel}, {FieldSelector: byNode}} { // that it was they
+		list, err := c.client.CoreV1().Pods(metav1.NamespaceDefault).List(ctx, o)
+		if err != nil {
+			return err
+		}
+		if want := (r.Pods + 99) / 100; len(list.Items) != want {
+			return fmt.Errorf("LIST with %+v: %d pods, want %d", o, len(list.Items), want)
+		}
+	}
 	return nil
+}
+
+// creates measures what the memory was not to be measured after.
+func (r *round) creates(ctx context.Context, c *cluster, wires []*wire) error {
+	const count = 2000
+	plain, err := kubernetes.NewForConfig(c.config)
+	if err != nil {
+		return err
+	}
+	configMap := func(name string, i int) *corev1.ConfigMap {
+		return &corev1.ConfigMap{
+			TypeMeta:   metav1.TypeMeta{APIVersion: "v1", Kind: "ConfigMap"},
+			ObjectMeta: metav1.ObjectMeta{Name: fmt.Sprintf("%s-%d", name, i)}, Data: map[string]string{"key": "value"},
+		}
+	}
+	maps := plain.CoreV1().ConfigMaps(metav1.NamespaceDefault)
+	err = r.measure(ctx, "ConfigMap create, client-go, JSON", load{workers: clients, count: count}, func(ctx context.Context, _, i int) error {
+		_, err := maps.Create(ctx, configMap("map", i), metav1.CreateOptions{})
+		return err
+	})
+	if err != nil {
+		return err
+	}
+	otherPods, err := c.newNamespace(ctx, "others")
+	if err != nil {
+		return err
+	}
+	for _, k := range []struct {
+		name, path, format string
+		clients            int
+		object             func(i int) runtime.Object
+	}{
+		{"ConfigMap create, JSON", mapsPath, jsonType, clients, func(i int) runtime.Object { return configMap("few", i) }},
+		{"ConfigMap create, JSON, 200 clients", mapsPath, jsonType, 200, func(i int) runtime.Object { return configMap("many", i) }},
+		{"pod create, JSON", otherPods, jsonType, clients, func(i int) runtime.Object { return typicalPod(fmt.Sprintf("json-%d", i)) }},
+		{"pod create, protobuf, 200 clients", otherPods, protobuf, 200, func(i int) runtime.Object { return typicalPod(fmt.Sprintf("many-%d", i)) }},
+	} {
+		err := r.measure(ctx, k.name, load{workers: k.clients, count: count}, func(ctx context.Context, w, i int) error {
+			return wires[w%len(wires)].create(ctx, k.path, k.format, k.object(i))
+		})
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// newNamespace makes one that pods can be made in, and returns the path of its pods.
+func (c *cluster) newNamespace(ctx context.Context, name string) (string, error) {
+	space := &corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: name}}
+	if _, err := c.client.CoreV1().Namespaces().Create(ctx, space, metav1.CreateOptions{}); err != nil {
+		return "", err
+	}
+	return "/api/v1/namespaces/" + name + "/pods", within(ctx, 20*time.Second, "a pod in a new namespace", func(ctx context.Context) error {
+		_, err := c.client.CoreV1().Pods(name).Create(ctx, typicalPod("pod"), metav1.CreateOptions{})
+		return err
+	})
 }
 
 // rested is the least memory the servers have in a span, in the first round: most of what a busy
@@ -115,15 +246,39 @@ func (r *round) rested(ctx context.Context, span time.Duration) (least float64, 
 func (r *round) podRequests(ctx context.Context, c *cluster, wires []*wire) error {
 	span := load{workers: clients, span: 2 * time.Second}
 	err := r.measure(ctx, "pod GET, protobuf", span, func(ctx context.Context, w, i int) error {
-		return wires[w%len(wires)].do(ctx, "GET", fmt.Sprintf("%s/pod-%05d", podsPath, i*7919%r.Pods), protobuf, "", nil)
+		return wires[w%len(wires)].do(ctx, "GET", podsPath+"/"+podName(i*7919%r.Pods), protobuf, "", nil)
 	})
 	if err != nil {
 		return err
 	}
-	return r.measure(ctx, "pod merge patch, JSON", span, func(ctx context.Context, w, i int) error {
-		body := fmt.Appendf(nil, `{"metadata":{"labels":{"turn":"%d"}}}`, i)
-		return wires[w%len(wires)].do(ctx, "PATCH", fmt.Sprintf("%s/pod-%05d", podsPath, i%r.Pods), jsonType, mergePatch, body)
-	})
+	for _, k := range []struct {
+		name, query, format string
+		body                func(i int) ([]byte, error)
+	}{
+		{"pod merge patch, JSON", "", mergePatch, func(i int) ([]byte, error) {
+			return fmt.Appendf(nil, `{"metadata":{"labels":{"turn":"%d"}}}`, i), nil
+		}},
+		{"pod status patch, JSON", "/status", strategicPatch, func(i int) ([]byte, error) {
+			return fmt.Appendf(nil, `{"status":{"message":"turn %d"}}`, i), nil
+		}},
+		{"pod apply, JSON", "?fieldManager=bench", applyPatch, func(i int) ([]byte, error) {
+			pod := typicalPod(podName(i % r.Pods))
+			pod.Annotations["turn"] = strconv.Itoa(i)
+			return json.Marshal(pod)
+		}},
+	} {
+		err := r.measure(ctx, k.name, span, func(ctx context.Context, w, i int) error {
+			body, err := k.body(i)
+			if err != nil {
+				return err
+			}
+			return wires[w%len(wires)].do(ctx, "PATCH", podsPath+"/"+podName(i%r.Pods)+k.query, jsonType, k.format, body)
+		})
+		if err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // leases are renewed as kubelets do: by client-go, from the last answer.
@@ -149,38 +304,28 @@ func (r *round) leases(ctx context.Context, c *cluster, _ []*wire) error {
 	})
 }
 
-func (r *round) podLists(ctx context.Context, c *cluster, wires []*wire) error {
-	for _, kind := range []struct{ name, accept string }{{"protobuf", protobuf}, {"JSON", jsonType}} {
-		err := r.measure(ctx, "LIST of all pods, "+kind.name, load{workers: 1, count: 4}, func(ctx context.Context, _, _ int) error {
-			return wires[0].do(ctx, "GET", podsPath, kind.accept, "", nil)
-		})
-		if err != nil {
-			return err
+// watchers measures one pod's changes on their way to all who watch it.
+func (r *round) watchers(ctx context.Context, c *cluster, wires []*wire) error {
+	pods, err := c.newNamespace(ctx, "watched")
+	if err != nil {
+		return err
+	}
+	for _, k := range []struct {
+		name             string
+		watchers, events int
+	}{
+		{"event to the only watcher", 1, 500},
+		{"event to one of 100 watchers", 100, 200},
+		{"event to one of 1,000 watchers", 1000, 100},
+	} {
+		if err := r.watch(ctx, c, wires[0], pods, k.name, k.watchers, k.events); err != nil {
+			return fmt.Errorf("%s: %w", k.name, err)
 		}
 	}
 	return nil
 }
 
-const (
-	watchers = 1000 // over 10 connections
-	events   = 100
-)
-
-// watchers measures one pod's changes on their way to all who watch it.
-func (r *round) watchers(ctx context.Context, c *cluster, wires []*wire) error {
-	const path = "/api/v1/namespaces/watched/pods"
-	space := &corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: "watched"}}
-	if _, err := c.client.CoreV1().Namespaces().Create(ctx, space, metav1.CreateOptions{}); err != nil {
-		return err
-	}
-	pods := c.client.CoreV1().Pods("watched")
-	err := within(ctx, 20*time.Second, "a pod in a new namespace", func(ctx context.Context) error {
-		_, err := pods.Create(ctx, typicalPod("pod"), metav1.CreateOptions{})
-		return err
-	})
-	if err != nil {
-		return err
-	}
+func (r *round) watch(ctx context.Context, c *cluster, writer *wire, pods, name string, watchers, events int) error {
 	own, err := c.dial(10)
 	if err != nil {
 		return err
@@ -191,16 +336,16 @@ func (r *round) watchers(ctx context.Context, c *cluster, wires []*wire) error {
 	var seen atomic.Int64
 	group, ctx := errgroup.WithContext(ctx)
 	for i := range watchers {
-		body, err := own[i%len(own)].open(ctx, "GET", path+"?watch=true", protobuf+";stream=watch", "", nil)
+		body, err := own[i%len(own)].open(ctx, "GET", pods+"?watch=true", protobuf+";stream=watch", "", nil)
 		if err != nil {
 			return err
 		}
 		defer body.Close()
 		group.Go(func() error { return countFrames(body, events+1, &seen) })
 	}
-	reach := func(n int64) error {
+	reach := func(n int) error {
 		return within(ctx, time.Minute, fmt.Sprintf("%d events", n), func(context.Context) error {
-			if have := seen.Load(); have < n {
+			if have := seen.Load(); have < int64(n) {
 				return fmt.Errorf("%d have come", have)
 			}
 			return nil
@@ -213,14 +358,14 @@ func (r *round) watchers(ctx context.Context, c *cluster, wires []*wire) error {
 	before, began := running(list), time.Now()
 	for i := range events {
 		body := fmt.Appendf(nil, `{"metadata":{"labels":{"turn":"%d"}}}`, i)
-		if err := wires[0].do(ctx, "PATCH", path+"/pod", jsonType, mergePatch, body); err != nil {
+		if err := writer.do(ctx, "PATCH", pods+"/pod", jsonType, mergePatch, body); err != nil {
 			return err
 		}
 	}
 	if err := reach(watchers * (events + 1)); err != nil {
 		return err
 	}
-	r.perOperation("event to one of 1,000 watchers", running(list)-before, watchers*events, time.Since(began))
+	r.perOperation(name, running(list)-before, watchers*events, time.Since(began))
 	return group.Wait()
 }
 
@@ -267,7 +412,7 @@ func typicalPod(name string) *corev1.Pod {
 			Containers: []corev1.Container{{
 				Name: "web", Image: "registry.example.com/web:v1.2.3", Args: []string{"--port=8080", "--log-level=info"},
 				Ports:         []corev1.ContainerPort{{Name: "http", ContainerPort: 8080}},
-				Env:           []corev1.EnvVar{{Name: "MODE", Value: "production"}, {Name: "POD", ValueFrom: &corev1.EnvVarSource{FieldRef: &corev1.ObjectFieldSelector{FieldPath: "metadata.name"}}}},
+				Env:           []corev1.EnvVar{{Name: "MODE", Value: "production"}, {Name: "POD", ValueFrom: &corev1.EnvVarSource{FieldRef: &corev1.ObjectFieldSelector{APIVersion: "v1", FieldPath: "metadata.name"}}}},
 				LivenessProbe: probe("/healthz"), ReadinessProbe: probe("/readyz"),
 				Resources: corev1.ResourceRequirements{
 					Requests: corev1.ResourceList{corev1.ResourceCPU: quantity("100m"), corev1.ResourceMemory: quantity("128Mi")},

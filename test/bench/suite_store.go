@@ -239,6 +239,7 @@ func (r *round) storeReads(ctx context.Context, many []*clientv3.Client) error {
 
 // storeWatches measures puts on their way to all who watch their prefix.
 func (r *round) storeWatches(ctx context.Context, many []*clientv3.Client) error {
+	const watchers, events = 1000, 100
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	var seen atomic.Int64
