@@ -48,12 +48,7 @@ func validateJobStatus(j, old *batchv1.Job) field.ErrorList {
 	if count != nil && s.FailedIndexes != nil {
 		indexErr = overlap(s.CompletedIndexes, failedIndexes, *count)
 	}
-	refuse := func(when bool, name string, value any, detail string) {
-		if when {
-			l.Invalid(at.Child(name), value, detail)
-		}
-	}
-	omit := field.OmitValueType{}
+	refuse, omit := refuseStatus(l), field.OmitValueType{}
 	refuse((completes || fails) && complete && failed, "conditions", omit, "cannot set Complete=True and Failed=true conditions")
 	refuse((completes || turned(batchv1.JobFailureTarget)) && complete && isTrue(batchv1.JobFailureTarget), "conditions", omit, "cannot set Complete=True and FailureTarget=true conditions")
 	refuse((completes || ended) && s.CompletionTime != nil && !complete, "completionTime", s.CompletionTime, "cannot set completionTime when there is no Complete=True condition")
@@ -87,15 +82,19 @@ func validateJobStatus(j, old *batchv1.Job) field.ErrorList {
 	return l.Errors
 }
 
-// checkJobMoves checks what a status may not go back on.
-func checkJobMoves(l *check.List, j, old *batchv1.Job) {
-	s, was, at := &j.Status, &old.Status, field.NewPath("status")
-	refuse := func(when bool, name string, value any, detail string) {
+// refuseStatus finds fault with a field of the status where something is so.
+func refuseStatus(l *check.List) func(when bool, name string, value any, detail string) {
+	return func(when bool, name string, value any, detail string) {
 		if when {
-			l.Invalid(at.Child(name), value, detail)
+			l.Invalid(field.NewPath("status", name), value, detail)
 		}
 	}
-	omit, met := field.OmitValueType{}, jobCondition(j, batchv1.JobSuccessCriteriaMet)
+}
+
+// checkJobMoves checks what a status may not go back on.
+func checkJobMoves(l *check.List, j, old *batchv1.Job) {
+	s, was := &j.Status, &old.Status
+	refuse, omit, met := refuseStatus(l), field.OmitValueType{}, jobCondition(j, batchv1.JobSuccessCriteriaMet)
 	started := api.Changed(s.StartTime, was.StartTime)
 	suspended := j.Spec.Suspend != nil && *j.Spec.Suspend
 	for _, t := range []batchv1.JobConditionType{batchv1.JobFailed, batchv1.JobComplete, batchv1.JobFailureTarget} {

@@ -361,7 +361,7 @@ func (c *conn) takeHeaders(f *http2.MetaHeadersFrame) error {
 		return http2.StreamError{StreamID: id, Code: http2.ErrCodeRefusedStream, Cause: errors.New("too many requests at once")}
 	}
 	c.refused = 0
-	st = &stream{c: c, id: id, declared: -1, remoteDone: f.StreamEnded()}
+	st = newStream(c, id, f.StreamEnded())
 	req, err := c.request(st, f)
 	if err != nil {
 		return http2.StreamError{StreamID: id, Code: http2.ErrCodeProtocol, Cause: err}

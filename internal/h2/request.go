@@ -16,7 +16,6 @@ import (
 // request is what the handler gets of a stream's header fields. An error is
 // the client's fault (RFC 9113, section 8).
 func (c *conn) request(st *stream, f *http2.MetaHeadersFrame) (*http.Request, error) {
-	st.window.L, st.arrived.L = &c.mu, &c.mu
 	fields := f.RegularFields()
 	header := make(http.Header, len(fields))
 	values := make([]string, len(fields)) // one array for those that come once

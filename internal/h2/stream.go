@@ -36,6 +36,10 @@ type stream struct {
 	orphan     bool // the handler runs for nobody
 }
 
+func newStream(c *conn, id uint32, ended bool) *stream {
+	return &stream{c: c, id: id, declared: -1, remoteDone: ended, window: sync.Cond{L: &c.mu}, arrived: sync.Cond{L: &c.mu}}
+}
+
 // run answers the request.
 func (st *stream) run(handler http.Handler, req *http.Request) {
 	w := &response{st: st, req: req}
