@@ -7,6 +7,7 @@ import (
 	"io"
 	"net/http"
 	"testing"
+	"time"
 
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/api/resource"
@@ -76,6 +77,38 @@ func BenchmarkPodMergePatch(b *testing.B) {
 	fill(b, c, 1)
 	for i := 0; b.Loop(); i++ {
 		c.send(b, "PATCH", "/api/v1/namespaces/default/pods/p-0", "application/merge-patch+json", fmt.Appendf(nil, `{"metadata":{"labels":{"turn":"%d"}}}`, i))
+	}
+}
+
+// benchDefinition has what definitions mostly have: a schema with a rule and a default.
+const benchDefinition = `{"apiVersion":"apiextensions.k8s.io/v1","kind":"CustomResourceDefinition","metadata":{"name":"things.bench.example.com"},
+"spec":{"group":"bench.example.com","scope":"Namespaced","names":{"plural":"things","singular":"thing","kind":"Thing","listKind":"ThingList"},
+"versions":[{"name":"v1","served":true,"storage":true,"subresources":{"status":{}},"schema":{"openAPIV3Schema":{"type":"object","properties":{
+"spec":{"type":"object","required":["size"],"x-kubernetes-validations":[{"rule":"self.size <= self.limit"}],"properties":{
+"size":{"type":"integer","minimum":0},"limit":{"type":"integer","default":100},"name":{"type":"string","maxLength":64,"pattern":"^[a-z]*$"},
+"parts":{"type":"array","maxItems":16,"items":{"type":"object","properties":{"key":{"type":"string"},"value":{"type":"string"}}}}}},
+"status":{"type":"object","properties":{"phase":{"type":"string"}}}}}}}]}}`
+
+func BenchmarkCustomResourceCreate(b *testing.B) {
+	c := newRaw(newServer(b, nil))
+	const json, things = "application/json", "/apis/bench.example.com/v1/namespaces/default/things"
+	if code, body := c.do(b, "POST", "/apis/apiextensions.k8s.io/v1/customresourcedefinitions", json, []byte(benchDefinition)); code != 201 {
+		b.Fatal(body)
+	}
+	for i := 0; ; i++ {
+		if code, body := c.do(b, "GET", things, "", nil); code == 200 {
+			break
+		} else if i == 1000 {
+			b.Fatal(body)
+		}
+		time.Sleep(10 * time.Millisecond)
+	}
+	for i := 0; b.Loop(); i++ {
+		code, body := c.do(b, "POST", things, json, fmt.Appendf(nil, `{"apiVersion":"bench.example.com/v1","kind":"Thing","metadata":{"name":"thing-%d","labels":{"app":"web"}},
+			"spec":{"size":3,"name":"abc","parts":[{"key":"a","value":"1"},{"key":"b","value":"2"}]}}`, i))
+		if code != 201 {
+			b.Fatal(body)
+		}
 	}
 }
 

@@ -53,7 +53,7 @@ func (s *Server) writeItem(c *call, out output, code int, it registry.Item) {
 // encodeItem encodes one stored object as the client wants it.
 func (s *Server) encodeItem(c *call, out output, it registry.Item) ([]byte, error) {
 	if it.KV != nil && out.media == codec.JSON && !out.pretty && out.shape == shapePlain {
-		if data, ok := c.ep.asJSON(nil, it.KV, it.ResourceVersion); ok && c.ep.custom() {
+		if data, ok := c.ep.asJSON(nil, it.KV, it.ResourceVersion, it.Fresh); ok && c.ep.custom() {
 			return append(data, '\n'), nil
 		} else if ok {
 			return append(codec.JSONWithKind(c.ep.kind.Kind, c.ep.apiV, data), '\n'), nil
@@ -302,7 +302,7 @@ func (s *Server) listJSON(c *call, meta wire.ListMeta, items []*store.KV, body *
 		return err
 	}
 	for len(items) > 0 && err == nil {
-		if out, ok := c.ep.asJSON(append(buf, separator...), items[0], items[0].ModRevision); ok {
+		if out, ok := c.ep.asJSON(append(buf, separator...), items[0], items[0].ModRevision, false); ok {
 			separator, items = ",", items[1:]
 			buf, err = body.Spill(out)
 			continue

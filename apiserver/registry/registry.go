@@ -122,7 +122,9 @@ type Item struct {
 	// ResourceVersion is what the object's metadata shall say; for a deleted
 	// object the revision of its deletion.
 	ResourceVersion int64
-	obj             api.Object
+	// Fresh says that KV was written just now: what it holds is what its writer may be shown.
+	Fresh bool
+	obj   api.Object
 }
 
 // Object returns the decoded object with its resourceVersion set. The caller

@@ -280,7 +280,7 @@ func (r *Registry) put(ctx context.Context, key string, value []byte, mod int64)
 		return Item{}, false, nil
 	}
 	if kv := res.Results[0].KV; kv != nil {
-		return Item{KV: stored(kv, value, enc), ResourceVersion: kv.ModRevision}, true, nil
+		return Item{KV: stored(kv, value, enc), ResourceVersion: kv.ModRevision, Fresh: true}, true, nil
 	}
 	return Item{ResourceVersion: res.Revision}, true, nil
 }
