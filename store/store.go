@@ -227,11 +227,17 @@ type WatchRequest struct {
 	// StartRevision is the first revision wanted, history included; 0 means
 	// from the next transaction on.
 	StartRevision int64
+	// Wake is for a reader that polls. It is called when there may be
+	// something new since a Poll that found all there was, and when the
+	// watcher ends. It must neither block nor call the store.
+	Wake func()
 }
 
 // Batch is a run of events. All events of one revision are in one batch, in
 // order; every event of the range up to Revision has been delivered with it.
-// Events may be empty: then the batch only reports progress.
+// Events may be empty: then the batch only reports progress. It must not be
+// changed: watchers of one range that stand at one place share its array, so
+// callers may key caches by it.
 type Batch struct {
 	Revision int64
 	Events   []Event
@@ -241,9 +247,13 @@ type Batch struct {
 // holds a cursor, not a buffer: a slow reader costs no memory, and gets
 // ErrCompacted once the history it still needs is gone.
 type Watcher interface {
-	// Next blocks for the next batch with events, or until ctx ends. The
-	// slice is the caller's; what its pointers lead to is shared.
+	// Next blocks for the next batch with events, or until ctx ends.
 	Next(ctx context.Context) (Batch, error)
+	// Poll is Next for one goroutine that reads many watchers: it returns what
+	// there is up to revision upTo without waiting, and whether there may be
+	// more. If not, the request's Wake tells when. A watcher whose request has
+	// a Wake is read by Poll alone.
+	Poll(upTo int64) (b Batch, more bool, err error)
 	// Progress returns the revision up to which this watcher has nothing more
 	// to deliver, syncing with the newest durable revision: if no event is
 	// waiting, that revision; otherwise the revision of the last batch.

@@ -100,12 +100,11 @@ func (w *Watch) Next(ctx context.Context) ([]Change, error) {
 		w.rev = batch.Revision
 		w.buf = w.buf[:0]
 		enc := w.m.r.encryption.Now()
-		for i := range batch.Events {
-			ev := &batch.Events[i]
-			if err := openEvent(enc, ev); err != nil {
+		for _, ev := range batch.Events {
+			if err := openEvent(enc, &ev); err != nil {
 				return nil, err
 			}
-			if c, ok := w.m.change(ev); ok {
+			if c, ok := w.m.change(&ev); ok {
 				w.buf = append(w.buf, c)
 			}
 		}

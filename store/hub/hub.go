@@ -45,6 +45,15 @@ type feed struct {
 	waiting []*watcher
 	touched bool // by the commit under way
 	lost    bool // the events that come next are not known
+	last    stretch
+}
+
+// stretch is what some watcher took of a feed. Most stand at one place, and
+// share it.
+type stretch struct {
+	index  uint64 // of the first event
+	of     int    // how many positions there were to take from
+	events []store.Event
 }
 
 // New returns a hub that shows v. Watchers end with err's answer once there is
@@ -241,6 +250,7 @@ func (f *feed) trim(first uint64) {
 	n, _ := slices.BinarySearch(f.pos, first)
 	f.base += uint64(n)
 	f.pos = slices.Clone(f.pos[n:])
+	f.last = stretch{}
 }
 
 func (f *feed) wakeAll() {
@@ -260,24 +270,45 @@ func (f *feed) isLost() bool {
 	return f.lost
 }
 
-// read returns up to limit positions from index on that lie before end, and
-// whether that is all there is. If there is none, w is woken by the next. It
-// fails with store.ErrCompacted if the index is gone or the feed is lost.
-func (f *feed) read(w *watcher, index, end uint64, limit int) (pos []uint64, all bool, err error) {
+// read returns the positions from index on that lie before end, and whether
+// there are others before last. If not, w is woken by the next. It fails with
+// store.ErrCompacted if the index is gone or the feed is lost.
+func (f *feed) read(w *watcher, index, end, last uint64) (pos []uint64, more bool, err error) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	if f.lost || index < f.base {
 		return nil, false, store.ErrCompacted
 	}
-	pos = f.pos[index-f.base:]
+	pos = f.pos[index-f.base:] // what has been appended once stays as it is
 	n, _ := slices.BinarySearch(pos, end)
-	pos = pos[:n]
-	if len(pos) == 0 && w != nil && !w.waiting {
+	more = n < len(pos) && pos[n] < last
+	if !more && w != nil && !w.waiting {
 		w.waiting = true
 		f.waiting = append(f.waiting, w)
 	}
-	if len(pos) > limit {
-		return slices.Clone(pos[:limit]), false, nil
+	return pos[:n], more, nil
+}
+
+// take returns the events at pos, the first of which has the given index, or
+// as many as make a batch.
+func (f *feed) take(log mvcc.LogView, index uint64, pos []uint64) []store.Event {
+	f.mu.Lock()
+	last := f.last
+	f.mu.Unlock()
+	if last.index == index && last.of == len(pos) {
+		return last.events
 	}
-	return slices.Clone(pos), true, nil
+	events := make([]store.Event, 0, min(len(pos), watchBatch))
+	for size := 0; len(events) < len(pos); {
+		ev, n := log.At(pos[len(events)]), len(events)
+		if (n >= watchBatch || size >= watchBytes) && ev.KV.ModRevision != events[n-1].KV.ModRevision {
+			break
+		}
+		events = append(events, ev)
+		size += weight(ev)
+	}
+	f.mu.Lock()
+	f.last = stretch{index, len(pos), events}
+	f.mu.Unlock()
+	return events
 }

@@ -1,6 +1,7 @@
 package hub
 
 import (
+	"math"
 	"testing"
 
 	"github.com/skiff-project/skiff/store"
@@ -27,13 +28,13 @@ func TestNoWakeupIsLost(t *testing.T) {
 		t.Fatal(err)
 	}
 	h.Publish(core.View())
-	if batch, more, err := w.advance(before); len(batch.Events) != 0 || !more || err != nil {
+	if batch, more, err := w.advance(before, math.MaxInt64); len(batch.Events) != 0 || !more || err != nil {
 		t.Errorf("with the view from before: %d events, more %v, %v", len(batch.Events), more, err)
 	}
 	if batch, err := w.Next(t.Context()); err != nil || len(batch.Events) != 1 {
 		t.Errorf("next: %d events, %v", len(batch.Events), err)
 	}
-	if _, more, err := w.advance(h.View()); more || err != nil {
+	if _, more, err := w.advance(h.View(), math.MaxInt64); more || err != nil {
 		t.Errorf("when all is seen: more %v, %v", more, err)
 	}
 }

@@ -2,6 +2,7 @@ package hub
 
 import (
 	"context"
+	"math"
 	"slices"
 	"sync"
 	"sync/atomic"
@@ -28,7 +29,8 @@ type watcher struct {
 	h     *Hub
 	feed  *feed
 	start int64         // first revision wanted
-	wake  chan struct{} // capacity 1: there may be something to see
+	poll  func()        // tells a reader that polls, or nil
+	wake  chan struct{} // tells one that waits, capacity 1: there may be something to see
 	once  sync.Once
 
 	next     sync.Mutex // held by Next: one reader at a time
@@ -60,7 +62,7 @@ func (h *Hub) Watch(req store.WatchRequest) (store.Watcher, error) {
 		return nil, store.ErrCompacted
 	}
 	w := &watcher{
-		h: h, start: start, last: min(start-1, v.Revision()),
+		h: h, start: start, poll: req.Wake, last: min(start-1, v.Revision()),
 		wake: make(chan struct{}, 1),
 	}
 	w.feed, w.index = h.join(req.Key, req.End)
@@ -70,6 +72,10 @@ func (h *Hub) Watch(req store.WatchRequest) (store.Watcher, error) {
 
 func (w *watcher) signal() {
 	w.waiting = false
+	if w.poll != nil {
+		w.poll()
+		return
+	}
 	select {
 	case w.wake <- struct{}{}:
 	default:
@@ -92,7 +98,7 @@ func (w *watcher) Next(ctx context.Context) (store.Batch, error) {
 		}
 		// The view is loaded before the feed is read: a feed is lost before the
 		// view that follows is seen.
-		batch, more, err := w.advance(w.h.view.Load())
+		batch, more, err := w.advance(w.h.view.Load(), math.MaxInt64)
 		if err != nil || len(batch.Events) > 0 {
 			return batch, err
 		}
@@ -106,45 +112,52 @@ func (w *watcher) Next(ctx context.Context) (store.Batch, error) {
 	}
 }
 
-// advance moves the cursor over the next events up to v. more says that there
-// may be others without waiting.
-func (w *watcher) advance(v *mvcc.View) (b store.Batch, more bool, err error) {
+// Poll implements store.Watcher.
+func (w *watcher) Poll(upTo int64) (b store.Batch, more bool, err error) {
+	if err := w.h.err(); err != nil {
+		return store.Batch{}, false, err
+	}
+	b, more, err = w.advance(w.h.view.Load(), upTo)
+	if w.finished.Load() {
+		return store.Batch{}, false, store.ErrClosed
+	}
+	return b, more || w.h.err() != nil, err // who stops now wakes those that waited before
+}
+
+// advance moves the cursor over the next events up to v, or up to a revision
+// before it. more says that there may be others without waiting.
+func (w *watcher) advance(v *mvcc.View, upTo int64) (b store.Batch, more bool, err error) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	if w.hist < w.histEnd {
-		return w.scan(v)
+		return w.scan(v, upTo)
 	}
-	pos, all, err := w.feed.read(w, w.index, v.Log().End(), watchBatch)
-	if err != nil || len(pos) == 0 {
-		// A view published since v woke those who waited before w did.
-		return store.Batch{}, v != w.h.view.Load(), err
-	}
-	if pos[0] < v.Log().First() {
-		return store.Batch{}, false, store.ErrCompacted
-	}
-	b.Events = make([]store.Event, 0, len(pos))
-	for i, size := 0, 0; i < len(pos); i++ {
-		if size >= watchBytes {
-			all = false
-			break
-		}
-		b.Events = append(b.Events, v.Log().At(pos[i]))
-		size += weight(b.Events[i])
-	}
-	if !all {
-		b.Events, err = w.wholeRevisions(v, b.Events)
-		if err != nil {
-			return store.Batch{}, false, err
-		}
-	}
-	w.index += uint64(len(b.Events))
 	b.Revision = v.Revision()
-	if !all {
-		b.Revision = b.Events[len(b.Events)-1].KV.ModRevision
+	end := v.Log().End()
+	if upTo < b.Revision {
+		b.Revision, end = upTo, v.Log().Find(upTo+1)
 	}
-	b.Events = slices.DeleteFunc(b.Events, func(ev store.Event) bool { return ev.KV.ModRevision < w.start })
+	pos, more, err := w.feed.read(w, w.index, end, v.Log().End())
+	if err == nil && len(pos) > 0 && pos[0] < v.Log().First() {
+		err = store.ErrCompacted
+	}
+	if err != nil {
+		return store.Batch{}, false, err
+	}
+	if len(pos) > 0 {
+		b.Events = w.feed.take(v.Log(), w.index, pos)
+		w.index += uint64(len(b.Events))
+		if len(b.Events) < len(pos) {
+			more = true
+			b.Revision = b.Events[len(b.Events)-1].KV.ModRevision
+		}
+		for len(b.Events) > 0 && b.Events[0].KV.ModRevision < w.start {
+			b.Events = b.Events[1:]
+		}
+	}
 	w.last = max(w.last, b.Revision)
-	return b, true, nil
+	// A view published since v woke those who waited before w did.
+	return b, more || v != w.h.view.Load(), nil
 }
 
 // weight is about how many bytes an event is for whoever sends it.
@@ -156,31 +169,8 @@ func weight(ev store.Event) int {
 	return n
 }
 
-// wholeRevisions drops the last revision of events if it may be incomplete,
-// or completes it if it is the only one.
-func (w *watcher) wholeRevisions(v *mvcc.View, events []store.Event) ([]store.Event, error) {
-	last := events[len(events)-1].KV.ModRevision
-	if first := events[0].KV.ModRevision; first != last {
-		n := len(events)
-		for events[n-1].KV.ModRevision == last {
-			n--
-		}
-		return events[:n], nil
-	}
-	// One revision larger than a batch: its events stand together in the log.
-	pos, _, err := w.feed.read(nil, w.index, v.Log().Find(last+1), int(v.Log().End()))
-	if err != nil {
-		return nil, err
-	}
-	events = events[:0]
-	for _, p := range pos {
-		events = append(events, v.Log().At(p))
-	}
-	return events, nil
-}
-
 // scan looks through the log for events from before the feed began.
-func (w *watcher) scan(v *mvcc.View) (b store.Batch, more bool, err error) {
+func (w *watcher) scan(v *mvcc.View, upTo int64) (b store.Batch, more bool, err error) {
 	log := v.Log()
 	if w.feed.isLost() || w.hist < log.First() {
 		return store.Batch{}, false, store.ErrCompacted
@@ -188,7 +178,8 @@ func (w *watcher) scan(v *mvcc.View) (b store.Batch, more bool, err error) {
 	rev := w.last
 	for looked, size := 0, 0; w.hist < w.histEnd; w.hist++ {
 		ev := log.At(w.hist)
-		if ev.KV.ModRevision != rev && (len(b.Events) >= watchBatch || size >= watchBytes || looked >= watchScan) {
+		if ev.KV.ModRevision > upTo ||
+			ev.KV.ModRevision != rev && (len(b.Events) >= watchBatch || size >= watchBytes || looked >= watchScan) {
 			break
 		}
 		looked++
@@ -200,8 +191,8 @@ func (w *watcher) scan(v *mvcc.View) (b store.Batch, more bool, err error) {
 	}
 	if w.hist == w.histEnd {
 		// History reaches up to the newest revision, unless events came since.
-		if pos, _, err := w.feed.read(nil, w.index, v.Log().End(), 1); err == nil && len(pos) == 0 {
-			rev = max(rev, v.Revision())
+		if pos, _, err := w.feed.read(nil, w.index, v.Log().End(), 0); err == nil && len(pos) == 0 {
+			rev = max(rev, min(v.Revision(), upTo))
 		}
 	}
 	w.last = rev
@@ -217,7 +208,7 @@ func (w *watcher) Progress() int64 {
 	if w.hist < w.histEnd {
 		return w.last
 	}
-	pos, _, err := w.feed.read(nil, w.index, v.Log().End(), 1)
+	pos, _, err := w.feed.read(nil, w.index, v.Log().End(), 0)
 	if err == nil && len(pos) == 0 {
 		w.last = max(w.last, v.Revision())
 	}

@@ -50,6 +50,8 @@ func Run(t *testing.T, open func(t *testing.T) store.Store) {
 		{"ProgressNeverPassesAnUndeliveredEvent", progress},
 		{"ClosedWatcherReturnsErrClosed", watchClose},
 		{"CancelledNextLosesNothing", watchCancel},
+		{"PollGoesUpToARevision", poll},
+		{"PolledWatchersMissNothing", pollAll},
 		{"LeaseRevocationDeletesItsKeysInOneRevision", leaseRevoke},
 		{"LeaseFollowsTheKeysLastPut", leaseMoves},
 		{"LeaseErrors", leaseErrors},

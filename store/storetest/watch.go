@@ -3,6 +3,7 @@ package storetest
 import (
 	"context"
 	"fmt"
+	"sync"
 	"time"
 
 	"github.com/skiff-project/skiff/store"
@@ -170,4 +171,116 @@ func watchCancel(e *env) {
 		w.expect("k=1 2/2/1")
 	}
 	w.nothing()
+}
+
+// polled is a watcher that is read by Poll.
+func (e *env) polled(key, end string, start int64) (*watch, chan struct{}) {
+	e.Helper()
+	woken := make(chan struct{}, 1)
+	w, err := e.s.Watch(e.ctx, store.WatchRequest{Key: key, End: end, StartRevision: start, Wake: func() {
+		select {
+		case woken <- struct{}{}:
+		default:
+		}
+	}})
+	if err != nil {
+		e.Fatal(err)
+	}
+	e.Cleanup(w.Close)
+	return &watch{e: e, w: w}, woken
+}
+
+// poll polls until something comes or there is nothing more.
+func (w *watch) poll(upTo int64) store.Batch {
+	w.e.Helper()
+	for {
+		b, more, err := w.w.Poll(upTo)
+		if err != nil {
+			w.e.Fatal(err)
+		}
+		if len(b.Events) > 0 || b.Revision >= upTo || !more {
+			return b
+		}
+	}
+}
+
+func poll(e *env) {
+	e.do(Put("k/0", "history"))
+	w, woken := e.polled("k/", "k0", 2)
+	twin, _ := e.polled("k/", "k0", 0)
+	e.do(Put("k/1", "1"))
+	e.do(Put("other", "1"))
+	e.do(Put("k/2", "2"))
+	var seen []store.Event
+	for rev := int64(0); rev < 4; {
+		b := w.poll(4)
+		seen, rev = append(seen, b.Events...), b.Revision
+	}
+	e.equal("up to 4", showEvents(seen), []string{"k/0=history 2/2/1", "k/1=1 3/3/1"})
+	e.equal("its twin, up to 2", twin.poll(2), store.Batch{Revision: 2})
+	e.equal("its twin, up to 3", showEvents(twin.poll(3).Events), []string{"k/1=1 3/3/1"})
+	mine, other := w.poll(5), twin.poll(5)
+	e.equal("up to 5", showEvents(mine.Events), []string{"k/2=2 5/5/1"})
+	if len(other.Events) != 1 || &other.Events[0] != &mine.Events[0] {
+		e.Errorf("two watchers of one range get arrays of their own: %v", showEvents(other.Events))
+	}
+	w.poll(6) // all there is
+	for len(woken) > 0 {
+		<-woken
+	}
+	e.do(Put("k/3", "3"))
+	select {
+	case <-woken:
+	case <-time.After(patience):
+		e.Fatal("no one is told of the new event")
+	}
+	w.w.Close()
+	_, _, err := w.w.Poll(7)
+	e.wantErr("Poll of a closed watcher", err, store.ErrClosed)
+}
+
+// pollAll has writers at work, and readers that look only when they are told
+// to, or that there is more.
+func pollAll(e *env) {
+	const writers, puts = 4, 100
+	const end = 1 + writers*puts
+	var wg sync.WaitGroup
+	defer wg.Wait()
+	for i := range writers {
+		wg.Go(func() {
+			for range puts {
+				if _, err := e.s.Txn(e.ctx, store.Txn{Then: []store.Op{Put(fmt.Sprintf("k/%d", i), ""), Put("other", "")}}); err != nil {
+					e.Error(err)
+				}
+			}
+		})
+	}
+	for _, start := range []int64{0, 2, 0, 2} {
+		w, woken := e.polled("k/", "k0", start)
+		last := max(0, start-1) // revision seen, 0 if any may come first
+		for rev := int64(0); rev < end; {
+			now := e.snap(store.Local).Revision()
+			b, more, err := w.w.Poll(now)
+			if err != nil {
+				e.Fatal(err)
+			}
+			for _, ev := range b.Events {
+				if last != 0 && ev.KV.ModRevision != last+1 {
+					e.Fatalf("revision %d after %d", ev.KV.ModRevision, last)
+				}
+				last = ev.KV.ModRevision
+			}
+			if rev = b.Revision; rev > now || last != 0 && rev > last {
+				e.Fatalf("a batch says it reaches up to %d; the last event is of %d, and up to %d was asked for", rev, last, now)
+			}
+			if rev == end || more {
+				continue
+			}
+			select {
+			case <-woken:
+			case <-time.After(patience):
+				e.Fatalf("not told of what comes after %d", rev)
+			}
+		}
+	}
 }
