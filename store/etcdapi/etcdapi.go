@@ -27,6 +27,8 @@ import (
 
 	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
 	"google.golang.org/grpc"
+	"google.golang.org/grpc/encoding"
+	"google.golang.org/grpc/encoding/proto"
 	"google.golang.org/grpc/keepalive"
 	"k8s.io/utils/clock"
 
@@ -170,6 +172,7 @@ func New(cfg Config) (*Server, error) {
 		grpc.MaxSendMsgSize(math.MaxInt32),
 		grpc.MaxConcurrentStreams(cfg.MaxStreams),
 		grpc.SharedWriteBuffer(true),
+		grpc.ForceServerCodecV2(codec{encoding.GetCodecV2(proto.Name)}),
 		// Fixed windows: measuring the connection's bandwidth costs a ping and
 		// its answer for every burst of requests.
 		grpc.StaticStreamWindowSize(streamWindow),

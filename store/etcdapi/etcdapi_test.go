@@ -16,9 +16,12 @@ import (
 	"net/http"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
+	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
+	"go.etcd.io/etcd/api/v3/mvccpb"
 	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
 	clientv3 "go.etcd.io/etcd/client/v3"
 	"go.etcd.io/etcd/client/v3/kubernetes"
@@ -369,6 +372,124 @@ func TestRequestedProgress(t *testing.T) {
 	cancel()
 	if notifies == 0 {
 		t.Error("no progress was reported")
+	}
+}
+
+// Progress that a client hears of after a watch's beginning is that watch's
+// too: it must have had its history by then.
+func TestProgressIncludesWatchesThatBegin(t *testing.T) {
+	c, _, ctx := connect(t)
+	const history, watches = 3000, 50
+	for i := range history / 100 {
+		ops := make([]clientv3.Op, 100)
+		for k := range ops {
+			ops[k] = clientv3.OpPut(fmt.Sprintf("k%d", k), "")
+		}
+		if _, err := c.Txn(ctx).Then(ops...).Commit(); err != nil {
+			t.Fatal(i, err)
+		}
+	}
+	stream := must(pb.NewWatchClient(c.ActiveConnection()).Watch(ctx))
+	wg := sync.WaitGroup{}
+	defer wg.Wait()
+	stop := make(chan struct{})
+	defer close(stop)
+	wg.Go(func() {
+		for id := range int64(watches) {
+			create := &pb.WatchCreateRequest{Key: []byte("k"), RangeEnd: []byte("l"), StartRevision: 1, WatchId: id + 1}
+			stream.Send(&pb.WatchRequest{RequestUnion: &pb.WatchRequest_CreateRequest{CreateRequest: create}})
+			stream.Send(&pb.WatchRequest{RequestUnion: &pb.WatchRequest_ProgressRequest{ProgressRequest: &pb.WatchProgressRequest{}}})
+		}
+		for {
+			select {
+			case <-stop:
+				return
+			case <-time.After(10 * time.Millisecond): // none may have been due yet
+				stream.Send(&pb.WatchRequest{RequestUnion: &pb.WatchRequest_ProgressRequest{ProgressRequest: &pb.WatchProgressRequest{}}})
+			}
+		}
+	})
+	seen := map[int64]int{}
+	for {
+		r, err := stream.Recv()
+		if err != nil {
+			t.Fatal(err)
+		}
+		if r.Created {
+			seen[r.WatchId] = 0
+		} else if _, ok := seen[r.WatchId]; !ok && r.WatchId != noWatch {
+			t.Fatalf("events of watch %d before it is created", r.WatchId)
+		}
+		if r.WatchId != noWatch {
+			seen[r.WatchId] += len(r.Events)
+			continue
+		}
+		for id, n := range seen {
+			if n != history {
+				t.Fatalf("progress at %d, but watch %d has had %d of %d events", r.Header.Revision, id, n, history)
+			}
+		}
+		if len(seen) == watches {
+			return
+		}
+	}
+}
+
+// Watches of one range and stream that stand at one place share what is sent,
+// but each gets its own form of it.
+func TestWatchesShareOnlyWhatIsTheSame(t *testing.T) {
+	c, _, ctx := connect(t)
+	stream := must(pb.NewWatchClient(c.ActiveConnection()).Watch(ctx))
+	forms := []*pb.WatchCreateRequest{
+		{WatchId: 300}, {WatchId: 1, PrevKv: true}, {WatchId: 1 << 40, Filters: []pb.WatchCreateRequest_FilterType{pb.WatchCreateRequest_NOPUT}},
+		{WatchId: 2}, {WatchId: 3, Filters: []pb.WatchCreateRequest_FilterType{pb.WatchCreateRequest_NODELETE}}, {WatchId: 4, Fragment: true},
+		{WatchId: 5, PrevKv: true, Filters: []pb.WatchCreateRequest_FilterType{pb.WatchCreateRequest_NODELETE}},
+	}
+	for _, create := range forms {
+		create.Key, create.RangeEnd = []byte("k"), []byte("l")
+		if err := stream.Send(&pb.WatchRequest{RequestUnion: &pb.WatchRequest_CreateRequest{CreateRequest: create}}); err != nil {
+			t.Fatal(err)
+		}
+		must(stream.Recv())
+	}
+	must(c.Txn(ctx).Then(clientv3.OpPut("k1", "a"), clientv3.OpPut("k2", "b"), clientv3.OpPut("other", "")).Commit())
+	must(c.Txn(ctx).Then(clientv3.OpPut("k1", "c"), clientv3.OpDelete("k2")).Commit())
+	must(c.Put(ctx, "k3", strings.Repeat("x", 1<<20)))
+	must(c.Put(ctx, "k3", strings.Repeat("y", 1<<20)))
+	must(c.Put(ctx, "kz", "end"))
+	must(c.Delete(ctx, "kz"))
+	short := func(kv *mvccpb.KeyValue) string {
+		return string(kv.Key) + "=" + string(kv.Value[:min(3, len(kv.Value))])
+	}
+	got := map[int64][]string{}
+	for ends := 0; ends < len(forms); {
+		r := must(stream.Recv())
+		for _, ev := range r.Events {
+			s := fmt.Sprint(ev.Type, " ", short(ev.Kv))
+			if ev.PrevKv != nil {
+				s += " was " + short(ev.PrevKv)
+			}
+			got[r.WatchId] = append(got[r.WatchId], s)
+			last := mvccpb.Event_DELETE
+			if r.WatchId == 3 || r.WatchId == 5 {
+				last = mvccpb.Event_PUT
+			}
+			if string(ev.Kv.Key) == "kz" && ev.Type == last {
+				ends++
+			}
+		}
+	}
+	const plain = "[PUT k1=a PUT k2=b PUT k1=c DELETE k2= PUT k3=xxx PUT k3=yyy PUT kz=end DELETE kz=]"
+	for id, want := range map[int64]string{
+		300: plain, 2: plain, 4: plain,
+		1:       "[PUT k1=a PUT k2=b PUT k1=c was k1=a DELETE k2= was k2=b PUT k3=xxx PUT k3=yyy was k3=xxx PUT kz=end DELETE kz= was kz=end]",
+		1 << 40: "[DELETE k2= DELETE kz=]",
+		3:       "[PUT k1=a PUT k2=b PUT k1=c PUT k3=xxx PUT k3=yyy PUT kz=end]",
+		5:       "[PUT k1=a PUT k2=b PUT k1=c was k1=a PUT k3=xxx PUT k3=yyy was k3=xxx PUT kz=end]",
+	} {
+		if s := fmt.Sprint(got[id]); s != want {
+			t.Errorf("watch %d:\n got %s\nwant %s", id, s, want)
+		}
 	}
 }
 

@@ -1,161 +1,122 @@
 package etcdapi
 
 import (
-	"sync"
-
 	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
+
+	"github.com/skiff-project/skiff/store"
 )
 
 // A client takes a stream's progress at revision R to mean that it has seen
-// every event up to R, and none after. Only a watch's own goroutine knows what
-// it has sent; so for a progress report every goroutine of the stream stops
-// between two sends, the report is sent, and they go on.
+// every event up to R, and none after. So run goes about in passes: each has a
+// revision, and what it sends is up to there. After a pass over all watches
+// in which none is left behind, that revision is the stream's progress.
 
-// maxRounds bounds how often a report waits for watches that others have
-// overtaken; then the question stays unanswered, as etcd leaves it when a
-// watch is behind. Clients ask again.
-const maxRounds = 16
-
-// barrier is a progress report in the making.
-type barrier struct {
-	target int64 // a watch stops once it has sent everything up to here
-	parked map[*watch]bool
-	rounds int
-	again  bool // asked for again meanwhile
-}
-
-// gate is the part of a stream that makes progress reports. Guarded by the
-// stream's mu, which cond uses.
-type gate struct {
-	cond    *sync.Cond
-	barrier *barrier // under way, or nil
-	closed  bool
-}
-
-// requestProgress begins a progress report.
-func (ws *watchStream) requestProgress() error {
-	ws.mu.Lock()
-	defer ws.mu.Unlock()
-	if ws.gate.barrier != nil {
-		ws.gate.barrier.again = true
-		return nil
+// rouse lets a watch be looked at in the next pass; nil asks for progress.
+func (ws *watchStream) rouse(w *watch) {
+	ws.list.Lock()
+	if w == nil {
+		ws.asked = true
+	} else {
+		ws.ready = append(ws.ready, w)
 	}
-	return ws.raise()
+	ws.list.Unlock()
+	select {
+	case ws.bell <- struct{}{}:
+	default:
+	}
 }
 
-// raise stops the watches. The caller holds ws.mu.
-func (ws *watchStream) raise() error {
-	rev := ws.s.cfg.Store.Status().Revision
-	if len(ws.watches) == 0 {
-		return nil // as etcd: there is nothing to tell of
+// run sends what the watches have until the stream ends. An error in sending
+// ends it.
+func (ws *watchStream) run() {
+	ticker := ws.s.cfg.Clock.NewTicker(ws.s.cfg.ProgressInterval)
+	defer ticker.Stop()
+	for err := error(nil); err == nil; {
+		select {
+		case <-ws.ctx.Done():
+			return
+		case <-ticker.C():
+			err = ws.tick()
+		case <-ws.bell:
+			err = ws.pass()
+		}
 	}
-	ws.gate.barrier = &barrier{target: rev, parked: map[*watch]bool{}}
-	for _, w := range ws.watches {
-		w.mu.Lock()
-		w.poke()
-		w.mu.Unlock()
+}
+
+// pass lets the watches that are ready send what they have, once each; all
+// watches if progress was asked for.
+func (ws *watchStream) pass() error {
+	ws.list.Lock()
+	list, asked := ws.ready, ws.asked
+	ws.ready, ws.asked = ws.spare[:0], false
+	ws.list.Unlock()
+	if asked {
+		list = ws.all(list[:0])
+	}
+	// If the store has stopped, each Poll says so too.
+	upTo := int64(0)
+	if snap, err := ws.s.cfg.Store.Snapshot(ws.ctx, store.Local); err == nil {
+		upTo = snap.Revision()
+	}
+	for _, w := range list {
+		if err := w.step(upTo); err != nil {
+			return err
+		}
+	}
+	ws.last = shared{} // else an idle stream would hold on to it
+	clear(list)
+	ws.spare = list
+	if asked {
+		return ws.sendProgress(upTo)
 	}
 	return nil
 }
 
-// sendProgress tells the progress of the whole stream.
+// step sends the watch's next events up to a revision.
+func (w *watch) step(upTo int64) error {
+	b, more, err := w.w.Poll(upTo)
+	if err != nil {
+		return w.end(err)
+	}
+	if err := w.sendBatch(b); err != nil {
+		return err
+	}
+	w.seen = max(w.seen, b.Revision)
+	if more {
+		w.ws.rouse(w)
+	}
+	return nil
+}
+
+// sendProgress tells the progress of the whole stream after a pass, if no
+// watch is behind; else it is asked for again, as those are ready again. No
+// watch begins meanwhile.
 func (ws *watchStream) sendProgress(rev int64) error {
+	ws.mu.Lock()
+	defer ws.mu.Unlock()
+	for _, w := range ws.watches {
+		if w.seen < rev {
+			ws.list.Lock()
+			ws.asked = true
+			ws.list.Unlock()
+			return nil
+		}
+	}
+	if len(ws.watches) == 0 { // as etcd: there is nothing to tell of
+		return nil
+	}
 	return ws.sendMsg(&pb.WatchResponse{Header: ws.s.header(rev), WatchId: noWatch})
 }
 
-// park is called by the watch's goroutine between two sends. It returns when
-// no report needs the watch to stand still.
-func (ws *watchStream) park(w *watch) error {
-	ws.mu.Lock()
-	defer ws.mu.Unlock()
-	for ws.gate.barrier != nil && !ws.gate.closed && ws.watches[w.id] == w {
-		b := ws.gate.barrier
-		if w.w.Progress() < b.target {
-			return nil
-		}
-		b.parked[w] = true
-		if err := ws.settle(); err != nil {
-			return err
-		}
-		for ws.gate.barrier == b && b.parked[w] && !ws.gate.closed {
-			ws.gate.cond.Wait()
-		}
-	}
-	return nil
-}
-
-// settle sends the report if every watch stands still. If one has overtaken
-// another, the ones behind go on to where the first is. The caller holds ws.mu.
-func (ws *watchStream) settle() error {
-	b := ws.gate.barrier
-	if b == nil || len(b.parked) < len(ws.watches) {
-		return nil
-	}
-	defer ws.gate.cond.Broadcast()
-	sent, rev := ws.sent.Load(), ws.s.cfg.Store.Status().Revision
-	for w := range b.parked {
-		rev = min(rev, w.w.Progress())
-	}
-	if rev < sent && b.rounds < maxRounds {
-		b.rounds++
-		b.target = sent
-		for w := range b.parked {
-			if w.w.Progress() < sent {
-				delete(b.parked, w)
-			}
-		}
-		return nil
-	}
-	ws.gate.barrier = nil
-	if rev >= sent {
-		if err := ws.sendProgress(rev); err != nil {
-			return err
-		}
-	}
-	if b.again {
-		return ws.raise()
-	}
-	return nil
-}
-
-// reportProgress is called by the watch's goroutine between two sends.
-func (w *watch) reportProgress() error {
-	w.mu.Lock()
-	notify := w.notify
-	w.notify = false
-	w.mu.Unlock()
-	if notify {
-		if err := w.sendMsg(&pb.WatchResponse{Header: w.ws.s.header(w.w.Progress()), WatchId: w.id}); err != nil {
-			return err
-		}
-	}
-	return w.ws.park(w)
-}
-
 // tick lets idle watches that asked for it report their progress.
-func (ws *watchStream) tick() {
-	ticker := ws.s.cfg.Clock.NewTicker(ws.s.cfg.ProgressInterval)
-	defer ticker.Stop()
-	for {
-		select {
-		case <-ws.ctx.Done():
-			ws.mu.Lock()
-			ws.gate.closed = true
-			ws.gate.cond.Broadcast()
-			ws.mu.Unlock()
-			return
-		case <-ticker.C():
-		}
-		ws.mu.Lock()
-		for _, w := range ws.watches {
-			w.mu.Lock()
-			if w.periodic && !w.sent {
-				w.notify = true
-				w.poke()
+func (ws *watchStream) tick() error {
+	for _, w := range ws.all(nil) {
+		if w.periodic && !w.sent {
+			if err := w.sendMsg(&pb.WatchResponse{Header: ws.s.header(w.w.Progress()), WatchId: w.id}); err != nil {
+				return err
 			}
-			w.sent = false
-			w.mu.Unlock()
 		}
-		ws.mu.Unlock()
+		w.sent = false
 	}
+	return nil
 }

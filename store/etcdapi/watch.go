@@ -5,13 +5,13 @@ import (
 	"errors"
 	"io"
 	"sync"
-	"sync/atomic"
 
 	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
 	"go.etcd.io/etcd/api/v3/mvccpb"
 	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/mem"
 	"google.golang.org/grpc/status"
 	"google.golang.org/protobuf/proto"
 
@@ -25,28 +25,35 @@ type watchServer struct {
 
 const (
 	// maxWatches bounds the watches of one stream, maxAllWatches those of the
-	// server: each has a goroutine.
+	// server.
 	maxWatches    = 100_000
 	maxAllWatches = 1_000_000
 	// noWatch is the ID of a response that belongs to no watch.
 	noWatch = -1
 )
 
-// watchStream is one client's stream with its watches. Each watch has a
-// goroutine that waits for events and sends them.
+// watchStream is one client's stream with its watches. One goroutine, run,
+// sends all their events: what makes a watch ready only puts it into a list.
 type watchStream struct {
 	s      *Server
 	ctx    context.Context
 	stream grpc.BidiStreamingServer[pb.WatchRequest, pb.WatchResponse]
-	wg     sync.WaitGroup
 
-	send sync.Mutex   // one message at a time
-	sent atomic.Int64 // newest revision of an event sent
+	send sync.Mutex // one message at a time
 
-	mu      sync.Mutex // taken before send
+	mu      sync.Mutex // taken before send and list
 	watches map[int64]*watch
 	nextID  int64
-	gate    gate
+
+	list  sync.Mutex // taken by commits: held for a moment only
+	ready []*watch   // those that may have something to send; each about once
+	asked bool       // for the progress of the whole stream
+	bell  chan struct{}
+
+	// Only run's:
+	spare []*watch // what ready is next
+	last  shared
+	out   encoded // being sent
 }
 
 // watch is one watch of a stream.
@@ -54,29 +61,30 @@ type watch struct {
 	ws       *watchStream
 	id       int64
 	w        store.Watcher
-	prev     bool
+	view     eventView
 	fragment bool
-	noPut    bool
-	noDelete bool
-	periodic bool // tell progress now and then
+	periodic bool       // tell progress now and then
+	tail     mem.Buffer // the encoded ID
 
-	mu        sync.Mutex
-	interrupt context.CancelFunc // ends the current wait
-	poked     bool               // the next wait is to end at once
-	notify    bool               // periodic progress is due
-	sent      bool               // something was sent since the last tick
+	seen int64 // every event up to here was sent; only run's
+	sent bool  // something was sent since the last tick; only run's
 
+	told     bool // the client knows of it; guarded by ws.mu
 	canceled bool // guarded by ws.send: nothing more may be sent
 }
+
+// eventView is what a watch wants to see of its events.
+type eventView struct{ prev, noPut, noDelete bool }
 
 // Watch implements pb.WatchServer.
 func (w *watchServer) Watch(stream grpc.BidiStreamingServer[pb.WatchRequest, pb.WatchResponse]) error {
 	ctx, cancel := context.WithCancel(stream.Context())
-	ws := &watchStream{s: w.s, ctx: ctx, stream: stream, watches: map[int64]*watch{}}
-	ws.gate.cond = sync.NewCond(&ws.mu)
-	defer ws.wg.Wait()
+	ws := &watchStream{s: w.s, ctx: ctx, stream: stream, watches: map[int64]*watch{}, bell: make(chan struct{}, 1)}
+	var wg sync.WaitGroup
+	defer ws.closeAll()
+	defer wg.Wait()
 	defer cancel()
-	ws.wg.Go(ws.tick)
+	wg.Go(ws.run)
 	for {
 		req, err := stream.Recv()
 		if errors.Is(err, io.EOF) {
@@ -92,7 +100,7 @@ func (w *watchServer) Watch(stream grpc.BidiStreamingServer[pb.WatchRequest, pb.
 		case *pb.WatchRequest_CancelRequest:
 			err = ws.cancel(r.CancelRequest.GetWatchId())
 		case *pb.WatchRequest_ProgressRequest:
-			err = ws.requestProgress()
+			ws.rouse(nil)
 		}
 		if err != nil {
 			return err
@@ -125,36 +133,46 @@ func (ws *watchStream) create(r *pb.WatchCreateRequest) error {
 	if err := ws.s.access.permitWatch(ws.ctx, key, end); err != nil {
 		return ws.refuse(err.Error())
 	}
-	w := &watch{ws: ws, prev: r.PrevKv, fragment: r.Fragment, periodic: r.ProgressNotify}
+	w := &watch{ws: ws, view: eventView{prev: r.PrevKv}, fragment: r.Fragment, periodic: r.ProgressNotify}
 	for _, f := range r.Filters {
-		w.noPut = w.noPut || f == pb.WatchCreateRequest_NOPUT
-		w.noDelete = w.noDelete || f == pb.WatchCreateRequest_NODELETE
+		w.view.noPut = w.view.noPut || f == pb.WatchCreateRequest_NOPUT
+		w.view.noDelete = w.view.noDelete || f == pb.WatchCreateRequest_NODELETE
 	}
 	id, reason := ws.newID(r.WatchId)
 	if reason != "" {
 		return ws.refuse(reason)
 	}
-	w.id = id
+	w.id, w.tail = id, encodeID(id)
+	header := ws.s.now() // from before, as a client that resumes asks for what came after
 	var err error
-	w.w, err = ws.s.cfg.Store.Watch(ws.ctx, store.WatchRequest{Key: key, End: end, StartRevision: r.StartRevision})
-	if err != nil && !errors.Is(err, store.ErrCompacted) {
+	w.w, err = ws.s.cfg.Store.Watch(ws.ctx, store.WatchRequest{
+		Key: key, End: end, StartRevision: r.StartRevision, Wake: func() { ws.rouse(w) },
+	})
+	compacted := errors.Is(err, store.ErrCompacted)
+	if err != nil && !compacted {
 		return toGRPC(err)
 	}
-	created := &pb.WatchResponse{Header: ws.s.now(), WatchId: id, Created: true}
-	if sendErr := ws.sendMsg(created); sendErr != nil || err != nil {
-		if w.w != nil {
-			w.w.Close()
+	created := &pb.WatchResponse{Header: header, WatchId: id, Created: true}
+	if compacted {
+		if err := ws.sendMsg(created); err != nil {
+			return err
 		}
-		if sendErr == nil {
-			sendErr = ws.sendMsg(ws.compacted(id))
-		}
-		return sendErr
+		return ws.sendMsg(ws.compacted(id))
 	}
+	// Before the client is told: no progress that the watch has not made may
+	// reach it after that.
 	ws.mu.Lock()
 	ws.watches[id] = w
-	w.poked = ws.gate.barrier != nil
 	ws.mu.Unlock()
-	ws.wg.Go(w.run)
+	ws.s.watches.Add(1)
+	if err := ws.sendMsg(created); err != nil {
+		ws.remove(w)
+		return err
+	}
+	ws.mu.Lock()
+	w.told = true
+	ws.mu.Unlock()
+	ws.rouse(w)
 	return nil
 }
 
@@ -184,157 +202,110 @@ func (ws *watchStream) compacted(id int64) *pb.WatchResponse {
 }
 
 func (ws *watchStream) cancel(id int64) error {
-	w := ws.remove(id)
-	if w == nil {
+	ws.mu.Lock()
+	w := ws.watches[id]
+	ws.mu.Unlock()
+	if w == nil || !ws.remove(w) {
 		return nil
 	}
-	w.w.Close()
 	ws.send.Lock()
 	defer ws.send.Unlock()
 	w.canceled = true
 	return ws.stream.Send(&pb.WatchResponse{Header: ws.s.now(), WatchId: id, Canceled: true})
 }
 
-func (ws *watchStream) remove(id int64) *watch {
+// remove ends a watch and reports whether it was there.
+func (ws *watchStream) remove(w *watch) bool {
 	ws.mu.Lock()
 	defer ws.mu.Unlock()
-	w := ws.watches[id]
-	if w == nil {
-		return nil
+	if ws.watches[w.id] != w {
+		return false
 	}
-	delete(ws.watches, id)
-	if b := ws.gate.barrier; b != nil {
-		delete(b.parked, w)
-		ws.settle() // an error ends the stream at its next message
-		ws.gate.cond.Broadcast()
-	}
-	return w
+	delete(ws.watches, w.id)
+	w.w.Close()
+	ws.s.watches.Add(-1)
+	return true
 }
 
-// run sends a watch's events until it ends.
-func (w *watch) run() {
-	w.ws.s.watches.Add(1)
-	defer w.ws.s.watches.Add(-1)
-	defer w.w.Close()
-	for {
-		ctx, stop := w.wait()
-		b, err := w.w.Next(ctx)
-		interrupted := ctx.Err() != nil
-		stop()
-		if err == nil {
-			err = w.sendBatch(b)
-		}
-		switch {
-		case err == nil || interrupted && w.ws.ctx.Err() == nil && errors.Is(err, context.Canceled):
-			if w.reportProgress() != nil {
-				return
-			}
-		default:
-			w.end(err)
-			return
+func (ws *watchStream) closeAll() {
+	for _, w := range ws.all(nil) {
+		ws.remove(w)
+	}
+}
+
+// all appends the watches the client knows of to list.
+func (ws *watchStream) all(list []*watch) []*watch {
+	ws.mu.Lock()
+	defer ws.mu.Unlock()
+	for _, w := range ws.watches {
+		if w.told {
+			list = append(list, w)
 		}
 	}
-}
-
-// wait returns the context of the next wait for events, which poke ends.
-func (w *watch) wait() (context.Context, context.CancelFunc) {
-	ctx, stop := context.WithCancel(w.ws.ctx)
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	w.interrupt = stop
-	if w.poked {
-		w.poked = false
-		stop()
-	}
-	return ctx, stop
-}
-
-// poke makes the watch's goroutine look up, now or before its next wait. The
-// caller holds w.mu.
-func (w *watch) poke() {
-	w.poked = true
-	if w.interrupt != nil {
-		w.interrupt()
-	}
+	return list
 }
 
 // end tells the client why a watch ends by itself.
-func (w *watch) end(err error) {
-	w.ws.remove(w.id)
+func (w *watch) end(err error) error {
 	switch {
-	case w.ws.ctx.Err() != nil:
+	case !w.ws.remove(w):
 	case errors.Is(err, store.ErrCompacted):
-		w.sendMsg(w.ws.compacted(w.id))
+		return w.sendMsg(w.ws.compacted(w.id))
 	case status.Code(toGRPC(err)) == codes.Unavailable:
 		// The store has stopped and the server goes with it: clients resume on
 		// a stream that breaks, but would give up a watch that is canceled.
 	default:
-		w.sendMsg(&pb.WatchResponse{Header: w.ws.s.now(), WatchId: w.id, Canceled: true, CancelReason: toGRPC(err).Error()})
+		return w.sendMsg(&pb.WatchResponse{Header: w.ws.s.now(), WatchId: w.id, Canceled: true, CancelReason: toGRPC(err).Error()})
 	}
+	return nil
 }
 
 // sendMsg sends a message of this watch, unless it has been canceled.
-func (w *watch) sendMsg(resp *pb.WatchResponse) error {
+func (w *watch) sendMsg(resp any) error {
 	w.ws.send.Lock()
 	defer w.ws.send.Unlock()
 	if w.canceled {
 		return nil
 	}
-	return w.ws.stream.Send(resp)
+	return w.ws.stream.SendMsg(resp)
 }
 
+// sendBatch sends events, in parts if the watch wants that of large ones.
 func (w *watch) sendBatch(b store.Batch) error {
-	events := make([]*mvccpb.Event, 0, len(b.Events))
-	for _, ev := range b.Events {
-		if (ev.Type == store.EventPut && w.noPut) || (ev.Type == store.EventDelete && w.noDelete) {
-			continue
-		}
-		out := &mvccpb.Event{Kv: toPB(ev.KV)}
-		if ev.Type == store.EventDelete {
-			out.Type = mvccpb.Event_DELETE
-		}
-		if w.prev {
-			out.PrevKv = toPB(ev.Prev)
-		}
-		events = append(events, out)
-	}
-	if len(events) == 0 {
+	ws := w.ws
+	if len(b.Events) == 0 {
 		return nil
 	}
-	w.mu.Lock()
-	w.sent = true
-	w.mu.Unlock()
-	w.ws.raiseSent(b.Revision)
-	resp := &pb.WatchResponse{Header: w.ws.s.header(b.Revision), WatchId: w.id, Events: events}
-	limit := w.ws.s.cfg.MaxRequestBytes + messageOverhead
-	if !w.fragment || proto.Size(resp) < limit {
-		return w.sendMsg(resp)
-	}
-	return w.sendFragments(resp, limit)
-}
-
-// raiseSent notes the newest revision the stream has told of.
-func (ws *watchStream) raiseSent(rev int64) {
-	for {
-		old := ws.sent.Load()
-		if rev <= old || ws.sent.CompareAndSwap(old, rev) {
-			return
+	if !ws.last.is(b, w.view) {
+		var err error
+		if ws.last, err = share(b, w.view, ws.s.header(b.Revision)); err != nil {
+			return err
 		}
 	}
+	if ws.last.events == nil {
+		return nil
+	}
+	w.sent = true
+	limit := ws.s.cfg.MaxRequestBytes + messageOverhead
+	if w.fragment && ws.last.data.Len()+w.tail.Len() >= limit {
+		return w.sendFragments(ws.last.events, ws.s.header(b.Revision), limit)
+	}
+	ws.out.data = mem.BufferSlice{ws.last.data, w.tail}
+	return w.sendMsg(&ws.out)
 }
 
-// sendFragments sends a response in parts of at most limit bytes, at least
-// one event each; no other response comes between them.
-func (w *watch) sendFragments(whole *pb.WatchResponse, limit int) error {
+// sendFragments sends events in responses of at most limit bytes, at least one
+// event each; no other response comes between them.
+func (w *watch) sendFragments(events []*mvccpb.Event, header *pb.ResponseHeader, limit int) error {
 	w.ws.send.Lock()
 	defer w.ws.send.Unlock()
-	for events := whole.Events; len(events) > 0 && !w.canceled; {
+	for len(events) > 0 && !w.canceled {
 		n, size := 0, 0
 		for n < len(events) && (n == 0 || size+proto.Size(events[n]) < limit) {
 			size += proto.Size(events[n])
 			n++
 		}
-		part := &pb.WatchResponse{Header: whole.Header, WatchId: w.id, Events: events[:n], Fragment: n < len(events)}
+		part := &pb.WatchResponse{Header: header, WatchId: w.id, Events: events[:n], Fragment: n < len(events)}
 		if err := w.ws.stream.Send(part); err != nil {
 			return err
 		}
