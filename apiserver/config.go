@@ -189,7 +189,7 @@ type Server struct {
 	customs    customs
 	aggregator *aggregator.Aggregator // nil: APIServices are not served
 	reader     *Reader
-	services   *alloc.Services
+	services   alloc.Services
 	managed    *managed.Fields
 	openapi    openapidoc.Cache
 	proxy      *connect.Proxy
@@ -204,8 +204,8 @@ type Server struct {
 	poststart atomic.Bool
 }
 
-// New returns a server; it reads the store once, to rebuild the service
-// address and port allocations.
+// New returns a server; it reads the store once, and notes there which node
+// ports Services have.
 func New(cfg Config) (*Server, error) {
 	if err := cfg.setDefaults(); err != nil {
 		return nil, err
@@ -222,12 +222,8 @@ func New(cfg Config) (*Server, error) {
 	s.proxy = &connect.Proxy{Dial: cfg.Dial, Log: cfg.Log, Stopping: s.stopping}
 	s.managed = managed.New()
 	s.metrics = metrics.New(cfg.Store, slices.Concat(s.gate.Collectors(), cfg.Audit.Collectors(), metrics.Collectors(cfg.Admission), metrics.Collectors([]auth.Authorizer{cfg.Authorizer}))...)
-	services, err := alloc.NewServices(cfg.NodePorts)
+	err := s.buildEndpoints()
 	if err != nil {
-		return nil, err
-	}
-	s.services = services
-	if err := s.buildEndpoints(); err != nil {
 		return nil, err
 	}
 	if s.reader, err = NewReader(cfg.Store, cfg.Resources, cfg.Encryption); err != nil {

@@ -2,6 +2,7 @@ package apiserver
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"slices"
 	"time"
@@ -19,7 +20,7 @@ import (
 const repairInterval = 3 * time.Minute
 
 // openAllocator lets Services keep their addresses as IPAddress objects, and
-// reads which node ports are taken.
+// has their node ports noted in the store.
 func (s *Server) openAllocator() error {
 	if s.stores["/services"] == nil {
 		return nil
@@ -35,18 +36,16 @@ func (s *Server) openAllocator() error {
 		return err
 	}
 	s.services.Addresses = objects
-	services, err := storedServices(s.reader)
-	if err != nil {
+	if s.services.Ports, err = alloc.NewPorts(s.cfg.Store, s.cfg.Encryption, s.cfg.NodePorts, s.cfg.Log); err != nil {
 		return err
 	}
-	for _, ev := range s.services.RepairPorts(services) {
-		s.cfg.Log.Warn("a stored Service's node port cannot be reserved", "service", ev.About.GetNamespace()+"/"+ev.About.GetName(), "reason", ev.Message)
-	}
-	return nil
+	ctx, cancel := context.WithTimeout(s.background(), 30*time.Second) // upstream's wait for a store that does not answer
+	defer cancel()
+	return s.repairPorts(ctx)
 }
 
-func storedServices(r *Reader) ([]*corev1.Service, error) {
-	return registry.AllAs[*corev1.Service](r.List("", "services", ""))
+func (s *Server) storedServices() ([]*corev1.Service, error) {
+	return registry.AllAs[*corev1.Service](s.reader.List("", "services", ""))
 }
 
 // repairLoop makes Services, their addresses and their ports agree.
@@ -56,8 +55,8 @@ func (s *Server) repairLoop(ctx context.Context) {
 	}
 	tick := s.cfg.Clock.NewTicker(repairInterval)
 	defer tick.Stop()
-	for {
-		if err := s.repair(ctx); err != nil && ctx.Err() == nil {
+	for err := s.repairAddresses(ctx); ; err = errors.Join(s.repairAddresses(ctx), s.repairPorts(ctx)) {
+		if err != nil && ctx.Err() == nil {
 			s.cfg.Log.Error("addresses and ports of Services could not be checked", "error", err)
 		}
 		select {
@@ -68,8 +67,19 @@ func (s *Server) repairLoop(ctx context.Context) {
 	}
 }
 
-func (s *Server) repair(ctx context.Context) error {
-	services, err := storedServices(s.reader)
+func (s *Server) repairPorts(ctx context.Context) error {
+	events, err := s.services.Ports.Repair(ctx, s.storedServices)
+	for _, ev := range events {
+		s.record(ctx, "portallocator-repair-controller", ev)
+	}
+	if err != nil {
+		return fmt.Errorf("node ports of Services: %w", err)
+	}
+	return nil
+}
+
+func (s *Server) repairAddresses(ctx context.Context) error {
+	services, err := s.storedServices()
 	if err != nil {
 		return err
 	}
@@ -82,9 +92,6 @@ func (s *Server) repair(ctx context.Context) error {
 	})
 	for _, ev := range plan.Events {
 		s.record(ctx, "ipallocator-repair-controller", ev)
-	}
-	for _, ev := range s.services.RepairPorts(services) {
-		s.record(ctx, "portallocator-repair-controller", ev)
 	}
 	return alloc.Apply(ctx, s.services.Addresses, plan, func(ref *networkingv1.ParentReference, ip string) *corev1.Service {
 		svc, err := registry.As[*corev1.Service](s.reader.Get("", "services", ref.Namespace, ref.Name))

@@ -3,6 +3,7 @@ package apiserver_test
 import (
 	"fmt"
 	"strings"
+	"sync"
 	"testing"
 
 	corev1 "k8s.io/api/core/v1"
@@ -11,9 +12,11 @@ import (
 	"k8s.io/apimachinery/pkg/api/meta"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/client-go/kubernetes"
+	typedcorev1 "k8s.io/client-go/kubernetes/typed/core/v1"
 
 	"github.com/skiff-project/skiff/apiserver"
 	"github.com/skiff-project/skiff/auth"
+	"github.com/skiff-project/skiff/store"
 )
 
 func service(name string, edit func(*corev1.ServiceSpec)) *corev1.Service {
@@ -71,6 +74,98 @@ func TestAddressesAreObjects(t *testing.T) {
 	}
 	if _, err := ips.Get(ctx, a.Spec.ClusterIP, metav1.GetOptions{}); !apierrors.IsNotFound(err) {
 		t.Errorf("the address of a deleted Service: %v", err)
+	}
+}
+
+// Two servers on one store give no node port twice, whoever asks for it and
+// however: what one takes or gives back the other knows.
+func TestServersShareNodePorts(t *testing.T) {
+	var st store.Store
+	a := newServer(t, func(c *apiserver.Config) { st, c.SharedStore = c.Store, true })
+	b := newServer(t, func(c *apiserver.Config) { c.Store, c.SharedStore = st, true })
+	ctx, dry := t.Context(), []string{"All"}
+	servers := map[string]typedcorev1.ServiceInterface{"a": typed(t, a).CoreV1().Services("default"), "b": typed(t, b).CoreV1().Services("default")}
+	create := func(server, name string, port int32, dryRun ...string) (*corev1.Service, error) {
+		return servers[server].Create(ctx, service(name, func(sp *corev1.ServiceSpec) {
+			sp.Type, sp.Ports[0].NodePort = corev1.ServiceTypeNodePort, port
+		}), metav1.CreateOptions{DryRun: dryRun})
+	}
+	must := func(svc *corev1.Service, err error) *corev1.Service {
+		t.Helper()
+		if err != nil {
+			t.Fatal(err)
+		}
+		return svc
+	}
+	taken := func(server, name string, port int32) {
+		t.Helper()
+		for _, dryRun := range [][]string{nil, dry} {
+			if _, err := create(server, name, port, dryRun...); !apierrors.IsInvalid(err) || !strings.Contains(err.Error(), "spec.ports[0].nodePort: Invalid value: "+fmt.Sprint(port)+": provided port is already allocated") {
+				t.Errorf("%d on %s: %v", port, server, err)
+			}
+		}
+	}
+	first := must(create("a", "first", 30080))
+	taken("b", "second", 30080)
+	random := must(create("b", "random", 0))
+	taken("a", "second", random.Spec.Ports[0].NodePort)
+
+	// What failed, or was a dry run, holds nothing.
+	if _, err := create("a", "first", 30081); !apierrors.IsAlreadyExists(err) {
+		t.Errorf("the name is taken: %v", err)
+	}
+	must(create("b", "dry", 30081, dry...))
+	if _, err := create("b", "No-Name", 30081); !apierrors.IsInvalid(err) {
+		t.Errorf("no name: %v", err)
+	}
+	must(create("b", "second", 30081))
+
+	// What is given back on one server can be had on the other.
+	first.Spec.Ports[0].NodePort = 30082
+	first = must(servers["b"].Update(ctx, first, metav1.UpdateOptions{}))
+	taken("a", "third", 30082)
+	must(create("a", "third", 30080))
+	first.Spec.Type, first.Spec.Ports[0].NodePort = corev1.ServiceTypeClusterIP, 0
+	must(servers["a"].Update(ctx, first, metav1.UpdateOptions{}))
+	must(create("b", "fourth", 30082))
+	if err := servers["a"].Delete(ctx, "fourth", metav1.DeleteOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	must(create("b", "fifth", 30082))
+	for range 20 { // at once: each another
+		var wg sync.WaitGroup
+		var ports [2]int32
+		for i, server := range []string{"a", "b"} {
+			wg.Go(func() {
+				svc := service("", func(sp *corev1.ServiceSpec) {
+					sp.Type, sp.ExternalTrafficPolicy = corev1.ServiceTypeLoadBalancer, corev1.ServiceExternalTrafficPolicyLocal
+				})
+				svc.GenerateName = "g-"
+				svc, err := servers[server].Create(ctx, svc, metav1.CreateOptions{})
+				if err != nil {
+					t.Error(err)
+					return
+				}
+				ports[i] = svc.Spec.HealthCheckNodePort
+			})
+		}
+		wg.Wait()
+		if ports[0] == ports[1] {
+			t.Fatalf("both servers gave %v", ports)
+		}
+	}
+	all, err := servers["a"].List(ctx, metav1.ListOptions{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	have := map[int32]string{}
+	for _, svc := range all.Items {
+		for _, port := range []int32{svc.Spec.Ports[0].NodePort, svc.Spec.HealthCheckNodePort} {
+			if port != 0 && have[port] != "" {
+				t.Errorf("%s and %s both have %d", have[port], svc.Name, port)
+			}
+			have[port] = svc.Name
+		}
 	}
 }
 

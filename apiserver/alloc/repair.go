@@ -2,7 +2,9 @@ package alloc
 
 import (
 	"context"
+	"errors"
 	"fmt"
+	"math/big"
 	"net/netip"
 	"slices"
 	"time"
@@ -11,6 +13,7 @@ import (
 	networkingv1 "k8s.io/api/networking/v1"
 
 	"github.com/skiff-project/skiff/api"
+	"github.com/skiff-project/skiff/store"
 )
 
 // State is what a repair looks at.
@@ -168,50 +171,90 @@ func (p *planner) address(a *networkingv1.IPAddress) {
 	}
 }
 
-// RepairPorts makes the node ports in memory those the stored Services have.
-// A port no Service has any more is freed when two repairs in a row found it
-// so: the first may have come in the middle of a request.
-func (s *Services) RepairPorts(services []*corev1.Service) []Event {
-	const action = "PortAllocation"
-	var events []Event
-	s.repair.Lock()
-	defer s.repair.Unlock()
-	used := map[nodePort]bool{}
+// leakedAfter is how many repairs must find a taken port that no Service has
+// until it is free again: the first may have come in the middle of a request.
+const leakedAfter = 3
+
+// portRepairs is what a repair of ports comes to.
+type portRepairs struct {
+	taken  *big.Int
+	leaks  map[int]int // by port: repairs that found it without a Service
+	freed  []int
+	events []Event
+}
+
+// planPorts says which ports are taken, given what is noted as taken and what
+// the Services have. leaks are those of the repair before.
+func planPorts(noted *big.Int, r PortRange, services []*corev1.Service, leaks map[int]int) portRepairs {
+	out := portRepairs{taken: new(big.Int), leaks: map[int]int{}}
 	for _, svc := range services {
-		for _, p := range heldPorts(svc) {
-			ports := s.ports[p.protocol]
-			if ports == nil {
-				continue
-			}
+		for _, port := range heldPorts(svc) {
 			warn := func(reason, format string, args ...any) {
-				events = append(events, Event{svc, reason, action, fmt.Sprintf(format, args...)})
+				out.events = append(out.events, Event{svc, reason, "PortAllocation", fmt.Sprintf(format, args...)})
 			}
 			switch {
-			case !ports.holds(p.port):
-				warn("PortOutOfRange", "Port %d is not within the port range %s; please recreate service", p.port, ports.r)
-			case used[p]:
-				warn("PortAlreadyAllocated", "Port %d was assigned to multiple services; please recreate service", p.port)
-			case ports.Take(p.port) == nil && s.repaired:
-				warn("PortNotAllocated", "Port %d is not allocated; repairing", p.port)
+			case !r.holds(port):
+				warn("PortOutOfRange", "Port %d is not within the port range %s; please recreate service", port, r)
+				continue
+			case out.taken.Bit(port) == 1:
+				warn("PortAlreadyAllocated", "Port %d was assigned to multiple services; please recreate service", port)
+			case noted.Bit(port) == 0:
+				warn("PortNotAllocated", "Port %d is not allocated; repairing", port)
 			}
-			used[p] = true
+			out.taken.SetBit(out.taken, port, 1)
 		}
 	}
-	leaks := map[nodePort]bool{}
-	for proto, ports := range s.ports {
-		for _, port := range ports.taken() {
-			p := nodePort{proto, port}
-			switch {
-			case used[p]:
-			case s.leaks[p]:
-				ports.Free(port)
-			default:
-				leaks[p] = true
-			}
+	for port := r.First; port <= r.Last; port++ {
+		if noted.Bit(port) == 0 || out.taken.Bit(port) == 1 {
+			continue
+		}
+		if n := leaks[port] + 1; n < leakedAfter {
+			out.leaks[port] = n
+			out.taken.SetBit(out.taken, port, 1)
+		} else {
+			out.freed = append(out.freed, port)
 		}
 	}
-	s.leaks, s.repaired = leaks, true
-	return events
+	return out
+}
+
+// Repair makes the stored node ports those that Services have, and stores them
+// for the range of this server if they are missing, unreadable or of another.
+// It returns what is to be told about Services. services must list what is
+// stored when it is called; it may be called several times.
+func (p *Ports) Repair(ctx context.Context, services func() ([]*corev1.Service, error)) ([]Event, error) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	for range attempts {
+		k, err := p.read(ctx)
+		if err != nil {
+			return nil, err
+		}
+		// After the ports: those of each Service listed were noted before it was stored.
+		list, err := services()
+		if err != nil {
+			return nil, err
+		}
+		plan := planPorts(&k.taken, p.r, list, p.leaks)
+		done, err := p.write(ctx, k, plan.taken)
+		if errors.Is(err, store.ErrOutcomeUnknown) && ctx.Err() == nil {
+			continue
+		}
+		if err != nil {
+			return nil, err
+		}
+		if done {
+			p.leaks = plan.leaks
+			if k.broken != nil {
+				p.log.Warn("the node ports noted in the store were unreadable; they are those of the stored Services now", "key", portsKey, "error", k.broken)
+			}
+			if len(plan.freed) > 0 {
+				p.log.Warn("node ports that no Service has are free again", "ports", plan.freed)
+			}
+			return plan.events, nil
+		}
+	}
+	return nil, fmt.Errorf("%s was changed %d times by others meanwhile", portsKey, attempts)
 }
 
 // Apply makes the repairs of addresses. confirm is asked again just before an

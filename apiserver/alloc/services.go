@@ -2,11 +2,9 @@ package alloc
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"net/netip"
 	"slices"
-	"sync"
 
 	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
@@ -14,35 +12,14 @@ import (
 	"k8s.io/apimachinery/pkg/util/validation/field"
 
 	"github.com/skiff-project/skiff/api"
+	"github.com/skiff-project/skiff/api/core"
 )
 
-// Services allocates cluster IPs and node ports as Services are written.
+// Services allocates cluster IPs and node ports as Services are written. Both
+// fields must be set before the first is.
 type Services struct {
-	// Addresses must be set before the first Service is written.
 	Addresses Addresses
-	// ports are a number space per protocol.
-	ports map[corev1.Protocol]*Ports
-
-	repair   sync.Mutex // one repair of ports at a time
-	repaired bool       // the stored ports have been seen once
-	leaks    map[nodePort]bool
-}
-
-// NewServices returns an allocator with no port allocated: see RepairPorts.
-func NewServices(ports PortRange) (*Services, error) {
-	s := &Services{ports: map[corev1.Protocol]*Ports{}}
-	for _, p := range []corev1.Protocol{corev1.ProtocolTCP, corev1.ProtocolUDP, corev1.ProtocolSCTP} {
-		var err error
-		if s.ports[p], err = NewPorts(ports); err != nil {
-			return nil, err
-		}
-	}
-	return s, nil
-}
-
-type nodePort struct {
-	protocol corev1.Protocol
-	port     int
+	Ports     *Ports
 }
 
 // heldIPs are the addresses a Service has.
@@ -56,67 +33,45 @@ func heldIPs(svc *corev1.Service) []netip.Addr {
 	return out
 }
 
-// heldPorts are the node ports a Service has. Ports of one number on several
-// protocols are several.
-func heldPorts(svc *corev1.Service) []nodePort {
-	var out []nodePort
-	add := func(p nodePort) {
-		if p.port != 0 && !slices.Contains(out, p) {
-			out = append(out, p)
+// heldPorts are the node ports a Service has, each once.
+func heldPorts(svc *corev1.Service) []int {
+	var out []int
+	add := func(port int32) {
+		if port != 0 && !slices.Contains(out, int(port)) {
+			out = append(out, int(port))
 		}
 	}
 	for i := range svc.Spec.Ports {
-		add(nodePort{protocolOf(&svc.Spec.Ports[i]), int(svc.Spec.Ports[i].NodePort)})
+		add(svc.Spec.Ports[i].NodePort)
 	}
-	add(nodePort{corev1.ProtocolTCP, int(svc.Spec.HealthCheckNodePort)})
+	add(svc.Spec.HealthCheckNodePort)
 	return out
-}
-
-func protocolOf(p *corev1.ServicePort) corev1.Protocol {
-	if p.Protocol == "" {
-		return corev1.ProtocolTCP
-	}
-	return p.Protocol
-}
-
-func (s *Services) take(p nodePort) error {
-	if a := s.ports[p.protocol]; a != nil {
-		return a.Take(p.port)
-	}
-	return nil
-}
-
-func (s *Services) free(p nodePort) {
-	if a := s.ports[p.protocol]; a != nil {
-		a.Free(p.port)
-	}
 }
 
 // allocation is what one write took, to be given back if it fails, and what
 // it stops using, to be given back if it succeeds.
 type allocation struct {
-	s         *Services
-	ctx       context.Context // outlives the request: what was taken must be given back
-	dryRun    bool
-	takenIPs  []netip.Addr
-	takenPort []nodePort
-	oldIPs    []netip.Addr
-	oldPorts  []nodePort
+	s          *Services
+	ctx        context.Context // outlives the request: what was taken must be given back
+	dryRun     bool            // nothing is taken
+	takenIPs   []netip.Addr
+	takenPorts []int
+	oldIPs     []netip.Addr
+	oldPorts   []int
 }
 
 func (a *allocation) finish(done bool) {
-	ips, ports := a.takenIPs, a.takenPort
+	if a.dryRun {
+		return
+	}
+	ips, ports := a.takenIPs, a.takenPorts
 	if done {
 		ips, ports = a.oldIPs, a.oldPorts
 	}
 	for _, ip := range ips {
-		if !a.dryRun {
-			a.s.Addresses.Delete(a.ctx, ip) //nolint:errcheck // the repair finds what is left over
-		}
+		a.s.Addresses.Delete(a.ctx, ip) //nolint:errcheck // the repair finds what is left over
 	}
-	for _, p := range ports {
-		a.s.free(p)
-	}
+	a.s.Ports.free(a.ctx, ports) //nolint:errcheck // as above
 }
 
 // Begin allocates for a Service about to be written (registry.Config.Begin).
@@ -141,14 +96,14 @@ func (s *Services) Begin(ctx context.Context, obj, old api.Object, dryRun bool) 
 		a.finish(false)
 		return nil, err
 	}
-	if err := a.nodePorts(svc, before); err != nil {
-		a.finish(false)
-		return nil, err
+	if claims := claimsOf(svc, before); len(claims) > 0 {
+		var err error
+		if a.takenPorts, err = s.Ports.take(ctx, claims, dryRun); err != nil {
+			a.finish(false)
+			return nil, err
+		}
 	}
 	a.released(svc, before)
-	if dryRun {
-		return func(bool) { a.finish(false) }, nil
-	}
 	return a.finish, nil
 }
 
@@ -164,16 +119,6 @@ func (s *Services) Deleted(obj api.Object) {
 
 func wantsIP(svc *corev1.Service) bool {
 	return svc.Spec.Type != corev1.ServiceTypeExternalName && svc.Spec.ClusterIP != corev1.ClusterIPNone
-}
-
-func wantsPorts(svc *corev1.Service) bool {
-	switch svc.Spec.Type {
-	case corev1.ServiceTypeNodePort:
-		return true
-	case corev1.ServiceTypeLoadBalancer:
-		return svc.Spec.AllocateLoadBalancerNodePorts == nil || *svc.Spec.AllocateLoadBalancerNodePorts
-	}
-	return false
 }
 
 // keepAllocated copies forward what the client left out of an update.
@@ -196,30 +141,6 @@ func keepAllocated(svc, old *corev1.Service) {
 	if len(svc.Spec.IPFamilies) == 0 && svc.Spec.Type != corev1.ServiceTypeExternalName {
 		svc.Spec.IPFamilies = slices.Clone(old.Spec.IPFamilies)
 	}
-	if !wantsPorts(svc) || !wantsPorts(old) {
-		return
-	}
-	used := map[int32]bool{}
-	for i := range svc.Spec.Ports {
-		used[svc.Spec.Ports[i].NodePort] = true
-	}
-	for i := range svc.Spec.Ports {
-		p := &svc.Spec.Ports[i]
-		for j := range old.Spec.Ports {
-			o := &old.Spec.Ports[j]
-			if p.NodePort == 0 && o.Port == p.Port && protocolOf(o) == protocolOf(p) && !used[o.NodePort] {
-				p.NodePort = o.NodePort
-				used[o.NodePort] = true
-			}
-		}
-	}
-	if svc.Spec.HealthCheckNodePort == 0 && needsHealthPort(svc) && needsHealthPort(old) {
-		svc.Spec.HealthCheckNodePort = old.Spec.HealthCheckNodePort
-	}
-}
-
-func needsHealthPort(svc *corev1.Service) bool {
-	return svc.Spec.Type == corev1.ServiceTypeLoadBalancer && svc.Spec.ExternalTrafficPolicy == corev1.ServiceExternalTrafficPolicyLocal
 }
 
 // defaultFamilies fills the dual-stack fields: SingleStack IPv4 unless asked otherwise.
@@ -312,93 +233,80 @@ func (a *allocation) addresses(ctx context.Context, svc, before *corev1.Service)
 	return nil
 }
 
-func (a *allocation) nodePorts(svc, before *corev1.Service) error {
-	if svc.Spec.Type != corev1.ServiceTypeNodePort && svc.Spec.Type != corev1.ServiceTypeLoadBalancer {
-		if before != nil && wantsPorts(before) {
-			for i := range svc.Spec.Ports {
-				svc.Spec.Ports[i].NodePort = 0 // ports asked for by an earlier type go with it
-			}
+// claimsOf are the node ports that a Service, which was before (nil: it is
+// new), is to get. Those asked for by number come first, lest another gets one.
+func claimsOf(svc, before *corev1.Service) (out []*claim) {
+	if t := svc.Spec.Type; t == corev1.ServiceTypeNodePort || t == corev1.ServiceTypeLoadBalancer {
+		if before == nil {
+			out = claimsOfNew(svc)
+		} else {
+			out = claimsOfChanged(svc, heldPorts(before))
 		}
-		return nil
 	}
-	var have []nodePort
-	if before != nil {
-		have = heldPorts(before)
+	if core.NeedsHealthCheckPort(svc) && (before == nil || !core.NeedsHealthCheckPort(before)) {
+		port := svc.Spec.HealthCheckNodePort
+		what := fmt.Sprintf("failed to allocate requested HealthCheck NodePort %d", port)
+		if port == 0 {
+			what = "failed to allocate a HealthCheck NodePort 0"
+		}
+		out = append(out, &claim{port, []*int32{&svc.Spec.HealthCheckNodePort}, func(err error) error {
+			return apierrors.NewInternalError(fmt.Errorf("%s: %w", what, err))
+		}})
 	}
+	slices.SortStableFunc(out, func(a, b *claim) int { return min(int(b.port), 1) - min(int(a.port), 1) })
+	return out
+}
+
+// claimsOfNew: ports of one number on several protocols get one node port.
+func claimsOfNew(svc *corev1.Service) (out []*claim) {
+	of := map[int32]*claim{} // by the Service's port
 	for i := range svc.Spec.Ports {
-		if err := a.nodePort(svc, i, have); err != nil {
-			return err
-		}
-	}
-	if needsHealthPort(svc) {
-		return a.healthPort(svc, have)
-	}
-	return nil
-}
-
-// nodePort allocates the node port of one port. Ports of the same asked-for
-// number on different protocols may share it.
-func (a *allocation) nodePort(svc *corev1.Service, i int, have []nodePort) error {
-	p := &svc.Spec.Ports[i]
-	proto := protocolOf(p)
-	path := field.NewPath("spec", "ports").Index(i).Child("nodePort")
-	if p.NodePort != 0 {
-		np := nodePort{proto, int(p.NodePort)}
-		if slices.Contains(have, np) || slices.Contains(a.takenPort, np) {
-			return nil
-		}
-		if err := a.s.take(np); err != nil {
-			return invalidService(svc, field.Invalid(path, p.NodePort, err.Error()))
-		}
-		a.takenPort = append(a.takenPort, np)
-		return nil
-	}
-	if !wantsPorts(svc) {
-		return nil
-	}
-	for j := range i { // the same port number on another protocol gets the same node port
-		o := &svc.Spec.Ports[j]
-		if o.Port == p.Port && protocolOf(o) != proto && o.NodePort != 0 {
-			np := nodePort{proto, int(o.NodePort)}
-			if a.s.take(np) == nil {
-				a.takenPort = append(a.takenPort, np)
-				p.NodePort = o.NodePort
-				return nil
+		p := &svc.Spec.Ports[i]
+		c := of[p.Port]
+		switch {
+		case p.NodePort == 0 && !core.NeedsNodePorts(svc):
+		case c == nil:
+			c = claimOf(svc, i, p.NodePort)
+			for j := i; c.port == 0 && j < len(svc.Spec.Ports); j++ {
+				if o := svc.Spec.Ports[j]; o.Port == p.Port {
+					c.port = o.NodePort
+				}
 			}
+			of[p.Port], out = c, append(out, c)
+		case p.NodePort == 0:
+			c.into = append(c.into, &p.NodePort)
+		case p.NodePort != c.port:
+			out = append(out, claimOf(svc, i, p.NodePort))
 		}
 	}
-	ports := a.s.ports[proto]
-	if ports == nil {
-		return invalidService(svc, field.NotSupported(path.Root().Child("protocol"), proto, []corev1.Protocol{corev1.ProtocolSCTP, corev1.ProtocolTCP, corev1.ProtocolUDP}))
-	}
-	n, err := ports.Next()
-	if err != nil {
-		return apierrors.NewInternalError(fmt.Errorf("failed to allocate a nodePort: %w", err))
-	}
-	a.takenPort = append(a.takenPort, nodePort{proto, n})
-	p.NodePort = int32(n)
-	return nil
+	return out
 }
 
-func (a *allocation) healthPort(svc *corev1.Service, have []nodePort) error {
-	if svc.Spec.HealthCheckNodePort == 0 {
-		n, err := a.s.ports[corev1.ProtocolTCP].Next()
-		if err != nil {
-			return apierrors.NewInternalError(fmt.Errorf("failed to allocate a HealthCheck NodePort: %w", err))
+// claimsOfChanged: what the Service has it keeps, on whatever port.
+func claimsOfChanged(svc *corev1.Service, held []int) (out []*claim) {
+	for i := range svc.Spec.Ports {
+		port := svc.Spec.Ports[i].NodePort
+		switch {
+		case port == 0 && !core.NeedsNodePorts(svc):
+		case port != 0 && slices.Contains(held, int(port)):
+		case port != 0 && slices.ContainsFunc(out, func(c *claim) bool { return c.port == port }):
+		default:
+			out = append(out, claimOf(svc, i, port))
 		}
-		a.takenPort = append(a.takenPort, nodePort{corev1.ProtocolTCP, n})
-		svc.Spec.HealthCheckNodePort = int32(n)
-		return nil
 	}
-	np := nodePort{corev1.ProtocolTCP, int(svc.Spec.HealthCheckNodePort)}
-	if slices.Contains(have, np) {
-		return nil
+	return out
+}
+
+// claimOf is the claim of the i-th port of a Service to a node port (0: to any).
+func claimOf(svc *corev1.Service, i int, port int32) *claim {
+	c := &claim{port: port, into: []*int32{&svc.Spec.Ports[i].NodePort}}
+	c.fail = func(err error) error {
+		if c.port == 0 {
+			return apierrors.NewInternalError(fmt.Errorf("failed to allocate a nodePort: %w", err))
+		}
+		return invalidService(svc, field.Invalid(field.NewPath("spec", "ports").Index(i).Child("nodePort"), c.port, err.Error()))
 	}
-	if err := a.s.take(np); err != nil {
-		return apierrors.NewInternalError(errors.Join(fmt.Errorf("failed to allocate requested HealthCheck NodePort %d", np.port), err))
-	}
-	a.takenPort = append(a.takenPort, np)
-	return nil
+	return c
 }
 
 // released notes what the new Service no longer holds.
