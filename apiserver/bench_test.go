@@ -149,7 +149,7 @@ func BenchmarkPodListOverTLS(b *testing.B) {
 	if err != nil {
 		b.Fatal(err)
 	}
-	for name, media := range map[string]string{"protobuf": codec.Protobuf, "JSON": codec.JSON} {
+	for name, media := range map[string]string{"protobuf": codec.Protobuf, "JSON": codec.JSON, "Table": "application/json;as=Table;v=v1;g=meta.k8s.io"} {
 		b.Run(name, func(b *testing.B) {
 			b.ReportAllocs()
 			for b.Loop() {

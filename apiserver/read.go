@@ -17,6 +17,7 @@ import (
 	"k8s.io/apimachinery/pkg/runtime/schema"
 
 	"github.com/skiff-project/skiff/api"
+	"github.com/skiff-project/skiff/apiserver/listing"
 	"github.com/skiff-project/skiff/apiserver/partial"
 	"github.com/skiff-project/skiff/apiserver/registry"
 	"github.com/skiff-project/skiff/apiserver/reply"
@@ -196,18 +197,24 @@ func (s *Server) encodePage(c *call, out output, page registry.Page, body *reply
 	stored := out.media == codec.Protobuf && !slices.ContainsFunc(page.Items, func(kv *store.KV) bool { return !wire.IsProtobuf(kv.Value) })
 	switch {
 	case stored && out.shape == shapePartial && out.list:
-		l := storedList{partial.APIVersion(out.version), "PartialObjectMetadataList", lmeta, func(v []byte) []byte { return wire.MetadataOnly(wire.Raw(v)) }}
-		return l.encode(page.Items, body)
+		metadata := func(v []byte) []byte { return wire.MetadataOnly(wire.Raw(v)) }
+		return listing.Protobuf{APIVersion: partial.APIVersion(out.version), Kind: "PartialObjectMetadataList", Meta: lmeta, Raw: metadata}.Append(body, page.Items)
 	case stored && out.shape == shapePlain && c.ep.verbatim:
-		return storedList{c.ep.apiV, c.ep.res.List(), lmeta, wire.Raw}.encode(page.Items, body)
+		return listing.Protobuf{APIVersion: c.ep.apiV, Kind: c.ep.res.List(), Meta: lmeta, Raw: wire.Raw}.Append(body, page.Items)
 	case out.media == codec.JSON && !out.pretty && out.shape == shapePlain:
 		return s.listJSON(c, lmeta, page.Items, body)
+	}
+	lm := metav1.ListMeta{ResourceVersion: lmeta.ResourceVersion, Continue: lmeta.Continue, RemainingItemCount: lmeta.Remaining}
+	if out.media == codec.JSON && !out.pretty && out.shape == shapeTable && c.ep.res.RowOrder == nil && c.includes() == metav1.IncludeMetadata {
+		head, cells := s.emptyTable(c, out)
+		head.ListMeta = lm
+		return listing.Table{Head: head, Version: out.version, Each: c.ep.reg.Each, Cells: cells, Plans: &s.plans}.Append(body, page.Items)
 	}
 	objs := make([]api.Object, 0, len(page.Items))
 	if err := c.ep.reg.Each(page.Items, func(obj api.Object) error { objs = append(objs, obj); return nil }); err != nil {
 		return nil, err
 	}
-	return s.encodeMany(c, out, objs, metav1.ListMeta{ResourceVersion: lmeta.ResourceVersion, Continue: lmeta.Continue, RemainingItemCount: lmeta.Remaining})
+	return s.encodeMany(c, out, objs, lm)
 }
 
 func (s *Server) encodeMany(c *call, out output, objs []api.Object, lm metav1.ListMeta) ([]byte, error) {
@@ -256,27 +263,6 @@ func typedList(e *endpoint, objs []api.Object, lm metav1.ListMeta) (runtime.Obje
 	}
 	l.GetObjectKind().SetGroupVersionKind(e.kind.GroupVersion().WithKind(e.res.List()))
 	return l, nil
-}
-
-// storedList is a protobuf list made of stored bytes.
-type storedList struct {
-	apiVersion, kind string
-	meta             wire.ListMeta
-	raw              func(stored []byte) []byte // an item's message
-}
-
-func (l storedList) encode(items []*store.KV, body *reply.Body) (buf []byte, err error) {
-	size := 0
-	for _, kv := range items {
-		size += wire.ItemSize(l.raw(kv.Value), kv.ModRevision)
-	}
-	buf = wire.AppendListStart(body.Buffer(size+256), l.apiVersion, l.kind, l.meta, size)
-	for _, kv := range items {
-		if buf, err = body.Spill(wire.AppendItem(buf, l.raw(kv.Value), kv.ModRevision)); err != nil {
-			return nil, err
-		}
-	}
-	return wire.AppendListEnd(buf), nil
 }
 
 // listJSON assembles a JSON list; what must be decoded is, one object at a time.

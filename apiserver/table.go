@@ -14,24 +14,36 @@ import (
 	"github.com/skiff-project/skiff/apiserver/partial"
 )
 
+// includes is what a row says of its object besides the cells.
+func (c *call) includes() metav1.IncludeObjectPolicy {
+	if p := metav1.IncludeObjectPolicy(c.query.Get("includeObject")); p != "" {
+		return p
+	}
+	return metav1.IncludeMetadata
+}
+
+// emptyTable is a table for the endpoint's objects, and what fills a row's cells.
+func (s *Server) emptyTable(c *call, out output) (t *metav1.Table, cells func(api.Object) []any) {
+	t = &metav1.Table{ColumnDefinitions: c.ep.res.TableColumns(), Rows: []metav1.TableRow{}}
+	t.SetGroupVersionKind(schema.GroupVersionKind{Group: metav1.GroupName, Version: out.version, Kind: "Table"})
+	now := metav1.NewTime(s.cfg.Clock.Now())
+	return t, func(obj api.Object) []any { return c.ep.res.TableCells(obj, now) }
+}
+
 // table renders stored objects as rows.
 func (s *Server) table(c *call, out output, objs []api.Object) (*metav1.Table, error) {
-	include := metav1.IncludeObjectPolicy(c.query.Get("includeObject"))
+	include := c.includes()
 	switch include {
-	case "":
-		include = metav1.IncludeMetadata
 	case metav1.IncludeMetadata, metav1.IncludeObject, metav1.IncludeNone:
 	default:
 		return nil, apierrors.NewBadRequest(fmt.Sprintf("Unable to convert to Table as requested: includeObject: Invalid value: %q: must be 'Metadata', 'Object', 'None', or empty", include))
 	}
-	t := &metav1.Table{ColumnDefinitions: c.ep.res.TableColumns(), Rows: make([]metav1.TableRow, 0, len(objs))}
-	t.SetGroupVersionKind(schema.GroupVersionKind{Group: metav1.GroupName, Version: out.version, Kind: "Table"})
+	t, cells := s.emptyTable(c, out)
 	if order := c.ep.res.RowOrder; order != nil {
 		slices.SortStableFunc(objs, order)
 	}
-	now := metav1.NewTime(s.cfg.Clock.Now())
 	for _, obj := range objs {
-		row := metav1.TableRow{Cells: c.ep.res.TableCells(obj, now)}
+		row := metav1.TableRow{Cells: cells(obj)}
 		switch include {
 		case metav1.IncludeObject:
 			shown, err := c.ep.served(obj)
