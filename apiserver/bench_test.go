@@ -3,6 +3,7 @@ package apiserver_test
 import (
 	"bytes"
 	"context"
+	"encoding/json"
 	"fmt"
 	"io"
 	"net/http"
@@ -91,8 +92,8 @@ const benchDefinition = `{"apiVersion":"apiextensions.k8s.io/v1","kind":"CustomR
 
 func BenchmarkCustomResourceCreate(b *testing.B) {
 	c := newRaw(newServer(b, nil))
-	const json, things = "application/json", "/apis/bench.example.com/v1/namespaces/default/things"
-	if code, body := c.do(b, "POST", "/apis/apiextensions.k8s.io/v1/customresourcedefinitions", json, []byte(benchDefinition)); code != 201 {
+	const media, things = "application/json", "/apis/bench.example.com/v1/namespaces/default/things"
+	if code, body := c.do(b, "POST", "/apis/apiextensions.k8s.io/v1/customresourcedefinitions", media, []byte(benchDefinition)); code != 201 {
 		b.Fatal(body)
 	}
 	for i := 0; ; i++ {
@@ -104,11 +105,26 @@ func BenchmarkCustomResourceCreate(b *testing.B) {
 		time.Sleep(10 * time.Millisecond)
 	}
 	for i := 0; b.Loop(); i++ {
-		code, body := c.do(b, "POST", things, json, fmt.Appendf(nil, `{"apiVersion":"bench.example.com/v1","kind":"Thing","metadata":{"name":"thing-%d","labels":{"app":"web"}},
+		code, body := c.do(b, "POST", things, media, fmt.Appendf(nil, `{"apiVersion":"bench.example.com/v1","kind":"Thing","metadata":{"name":"thing-%d","labels":{"app":"web"}},
 			"spec":{"size":3,"name":"abc","parts":[{"key":"a","value":"1"},{"key":"b","value":"2"}]}}`, i))
 		if code != 201 {
 			b.Fatal(body)
 		}
+	}
+}
+
+func BenchmarkPodApply(b *testing.B) {
+	c := newRaw(newServer(b, nil))
+	fill(b, c, 1)
+	pod := benchPod("p-0")
+	pod.APIVersion, pod.Kind = "v1", "Pod"
+	for i := 0; b.Loop(); i++ {
+		pod.Annotations = map[string]string{"turn": fmt.Sprint(i)}
+		body, err := json.Marshal(pod)
+		if err != nil {
+			b.Fatal(err)
+		}
+		c.send(b, "PATCH", "/api/v1/namespaces/default/pods/p-0?fieldManager=bench&force=true", "application/apply-patch+yaml", body)
 	}
 }
 
