@@ -143,6 +143,20 @@ func BenchmarkPodList10k(b *testing.B) {
 	}
 }
 
+// BenchmarkPodListSelected finds one pod among 10,000.
+func BenchmarkPodListSelected(b *testing.B) {
+	c := newRaw(newServer(b, nil))
+	fill(b, c, 10000)
+	for name, query := range map[string]string{"label": "labelSelector=none%3Dsuch", "node": "fieldSelector=spec.nodeName%3Dnone"} {
+		b.Run(name, func(b *testing.B) {
+			b.ReportAllocs()
+			for b.Loop() {
+				c.fast(b, "GET", "/api/v1/namespaces/default/pods?"+query, nil)
+			}
+		})
+	}
+}
+
 func BenchmarkPodList10kJSON(b *testing.B) {
 	c := newRaw(newServer(b, nil))
 	fill(b, c, 10000)

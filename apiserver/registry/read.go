@@ -44,16 +44,17 @@ func (r *Registry) CheckFields(sel fields.Selector) error {
 	return nil
 }
 
-// matcher is a compiled Selection.
+// matcher is a compiled Selection, for one goroutine.
 type matcher struct {
-	r      *Registry
 	labels labels.Selector
 	fields fields.Selector
 	all    bool
+	have   objectLabels // of the object that is matched: here, so that no object needs memory
+	object objectFields
 }
 
-func (r *Registry) matcher(s Selection) matcher {
-	m := matcher{r: r}
+func (r *Registry) matcher(s Selection) *matcher {
+	m := &matcher{object: objectFields{r: r}}
 	if s.Labels != nil && !s.Labels.Empty() {
 		m.labels = s.Labels
 	}
@@ -64,7 +65,7 @@ func (r *Registry) matcher(s Selection) matcher {
 	return m
 }
 
-func (m matcher) match(kv *store.KV) bool {
+func (m *matcher) match(kv *store.KV) bool {
 	if m.all {
 		return true
 	}
@@ -72,11 +73,24 @@ func (m matcher) match(kv *store.KV) bool {
 	if !ok {
 		attrs = new(wire.Attrs)
 	}
-	if m.labels != nil && !m.labels.Matches(attrs.Labels(kv.Value)) {
-		return false
+	if m.labels != nil {
+		m.have.Pairs = attrs.Labels(kv.Value)
+		is := m.labels.Matches(&m.have)
+		if m.have.Pairs = nil; !is {
+			return false
+		}
 	}
-	return m.fields == nil || m.fields.Matches(objectFields{m.r, kv, attrs})
+	if m.fields == nil {
+		return true
+	}
+	m.object.kv, m.object.attrs = kv, attrs
+	is := m.fields.Matches(&m.object)
+	m.object.kv, m.object.attrs = nil, nil // a watch does not hold on to the last object it saw
+	return is
 }
+
+// objectLabels are labels.Labels.
+type objectLabels struct{ wire.Pairs }
 
 // objectFields looks fields up for a selector; the name and namespace come
 // from the key, so that selecting by them decodes nothing.
@@ -87,10 +101,10 @@ type objectFields struct {
 }
 
 // Has implements fields.Fields.
-func (f objectFields) Has(name string) bool { return f.r.selectable[name] }
+func (f *objectFields) Has(name string) bool { return f.r.selectable[name] }
 
 // Get implements fields.Fields.
-func (f objectFields) Get(name string) string {
+func (f *objectFields) Get(name string) string {
 	switch name {
 	case "metadata.name":
 		_, n := f.r.Split(f.kv.Key)
@@ -102,7 +116,7 @@ func (f objectFields) Get(name string) string {
 	return f.attrs.Fields(f.r, f.compute).Get(name)
 }
 
-func (f objectFields) compute() []wire.Pair {
+func (f *objectFields) compute() []wire.Pair {
 	obj, err := f.r.decode(f.kv)
 	if err != nil || f.r.Resource.Strategy.Selectable == nil {
 		return nil

@@ -30,7 +30,7 @@ type WatchOptions struct {
 
 // Watch is an open watch. Not safe for concurrent use.
 type Watch struct {
-	m       matcher
+	m       *matcher
 	initial []*store.KV
 	rev     int64 // revision of the initial objects, then of the last batch
 	w       store.Watcher
@@ -99,7 +99,7 @@ func (w *Watch) Next(ctx context.Context) ([]Change, error) {
 		}
 		w.rev = batch.Revision
 		w.buf = w.buf[:0]
-		enc := w.m.r.encryption.Now()
+		enc := w.m.object.r.encryption.Now()
 		for _, ev := range batch.Events {
 			if err := openEvent(enc, &ev); err != nil {
 				return nil, err
@@ -136,7 +136,7 @@ func (w *Watch) Close() { w.w.Close() }
 // change translates a store event into what a watcher with this selection
 // sees: an object that stops matching is deleted to it, one that starts
 // matching is added.
-func (m matcher) change(ev *store.Event) (Change, bool) {
+func (m *matcher) change(ev *store.Event) (Change, bool) {
 	if ev.Type == store.EventDelete {
 		if ev.Prev == nil || !m.match(ev.Prev) {
 			return Change{}, false
