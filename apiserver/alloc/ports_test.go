@@ -2,6 +2,7 @@ package alloc
 
 import (
 	"bytes"
+	"context"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -189,6 +190,54 @@ func TestServersShareTheirPorts(t *testing.T) {
 	}
 	if got, err := take(t, servers[2], 0); err != nil || got[0] != 30044 {
 		t.Errorf("one was given back: %v %v", got, err)
+	}
+}
+
+// overtaken is a store in which somebody writes just before others do.
+type overtaken struct {
+	store.Store
+	meanwhile func()
+}
+
+func (o *overtaken) Txn(ctx context.Context, txn store.Txn) (store.TxnResult, error) {
+	if o.meanwhile != nil {
+		o.meanwhile()
+	}
+	return o.Store.Txn(ctx, txn)
+}
+
+func TestAnotherServerIsFaster(t *testing.T) {
+	st := newStore(t)
+	r := PortRange{30000, 30001}
+	other := server(t, st, r)
+	slow := &overtaken{Store: st}
+	p := server(t, slow, r)
+	once := func(f func() error) func() {
+		return func() {
+			slow.meanwhile = nil
+			if err := f(); err != nil {
+				t.Error(err)
+			}
+		}
+	}
+	slow.meanwhile = once(func() error { _, err := take(t, other, 30001); return err })
+	if _, err := take(t, p, 30001); !errors.Is(err, ErrPortAllocated) {
+		t.Errorf("the other took it: %v", err)
+	}
+	slow.meanwhile = once(func() error { _, err := take(t, other, 30000); return err })
+	if got, err := take(t, p, 0); !errors.Is(err, ErrFull) {
+		t.Errorf("the other took the last: %v %v", got, err)
+	}
+	slow.meanwhile = once(func() error { return other.free(t.Context(), []int{30000}) })
+	if err := p.free(t.Context(), []int{30001}); err != nil {
+		t.Error(err)
+	}
+	if got, err := take(t, p, 30000, 30001); err != nil {
+		t.Errorf("both gave theirs back: %v %v", got, err)
+	}
+	slow.meanwhile = func() { put(t, st, stored(t, st).Value) }
+	if err := p.free(t.Context(), []int{30000}); err == nil || !strings.Contains(err.Error(), "was changed 100 times by others meanwhile") {
+		t.Errorf("the other is faster each time: %v", err)
 	}
 }
 
