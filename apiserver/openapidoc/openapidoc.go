@@ -2,6 +2,7 @@
 package openapidoc
 
 import (
+	"runtime/debug"
 	"slices"
 	"strings"
 	"sync"
@@ -37,8 +38,9 @@ func (o *Cache) Get(key string, build func(*openapi.Builder) ([]byte, error), cf
 	if o.drop == nil {
 		o.drop = time.AfterFunc(idle, func() {
 			o.mu.Lock()
-			defer o.mu.Unlock()
 			o.docs, o.builder, o.of = nil, nil, nil
+			o.mu.Unlock()
+			debug.FreeOSMemory() // a program that rests collects seldom, and they are a quarter of it
 		})
 	} else {
 		o.drop.Reset(idle)
