@@ -13,6 +13,7 @@ import (
 	"testing"
 	"time"
 
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"sigs.k8s.io/yaml"
 
 	"github.com/skiff-project/skiff/apiserver"
@@ -25,7 +26,8 @@ var rewrite = flag.Bool("rewrite", false, "rewrite the expected answers in testd
 // [content type] [Accept: type]", then the body (YAML unless it says otherwise).
 // A line "established NAME" or "condition NAME REASON" waits for a definition,
 // "until PATH TEXT" for an answer that has a text, "gone PATH" for a 404.
-// "make PATH" is a POST of which only the code is of interest, if it succeeds.
+// "make PATH" is a POST of which only the code is of interest, if it succeeds,
+// "managers PATH" a GET of which only who manages what is.
 func TestCustomResources(t *testing.T) { replayFiles(t, "testdata/custom/*.txt", nil) }
 
 // TestBuiltin replays testdata/builtin/*.txt, of built-in resources, likewise.
@@ -100,6 +102,10 @@ func replay(t *testing.T, s *apiserver.Server, ask string) string {
 	case "gone":
 		return waitFor(t, head[1], func(code int, _ string) bool { return code == 404 }, c)
 	}
+	if head[0] == "managers" {
+		_, body := c.do(t, "GET", head[1], "", nil)
+		return showManagers(t, body)
+	}
 	if head[0] == "make" {
 		head[0] = "POST"
 		answer := replay(t, s, strings.Join(head, " ")+"\n"+strings.Join(lines[1:], ""))
@@ -159,7 +165,7 @@ func waitFor(t *testing.T, path string, ok func(int, string) bool, c raw) string
 	return "never"
 }
 
-var times = regexp.MustCompile(`\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ`)
+var times = regexp.MustCompile(`(?m)\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ|(^  - )\d+s$`)
 
 // show makes an answer comparable: of metadata only what tests set, of
 // definitions only their conditions.
@@ -186,7 +192,27 @@ func show(t *testing.T, code int, answer string) string {
 	if err != nil {
 		t.Fatal(err)
 	}
-	return fmt.Sprintf("%d\n%s", code, strings.TrimSpace(times.ReplaceAllString(string(out), "TIME")))
+	text := strings.ReplaceAll(times.ReplaceAllString(string(out), "${1}TIME"), "\n\n", "\n") // a blank line ends a step
+	return fmt.Sprintf("%d\n%s", code, strings.TrimSpace(text))
+}
+
+// showManagers tells who manages the fields of an object. The order of those
+// with a time is that of the clock, which tests do not wait for.
+func showManagers(t *testing.T, body string) string {
+	var obj metav1.PartialObjectMetadata
+	if err := json.Unmarshal([]byte(body), &obj); err != nil {
+		t.Fatal(err)
+	}
+	var lines []string
+	for _, e := range obj.ManagedFields {
+		when := "at a time"
+		if e.Time == nil {
+			when = "at no time"
+		}
+		lines = append(lines, fmt.Sprintf("%s %s %s %q %s\n  %s", e.Manager, e.Operation, e.APIVersion, e.Subresource, when, e.FieldsV1.Raw))
+	}
+	slices.Sort(lines)
+	return strings.Join(lines, "\n")
 }
 
 func strip(v any) {

@@ -72,7 +72,8 @@ func (s *Server) buildEndpoints() error {
 			}
 			s.endpoints[k] = e
 			if types := own[res.Group]; types != nil {
-				e.codec, e.fields.Deduced = codec.New(types()), true
+				e.fields.Scheme = types()
+				e.codec = codec.New(e.fields.Scheme)
 			}
 			if gr := res.Group + "/" + res.Name; s.stores[gr] == nil || e.verbatim {
 				s.stores[gr] = e
@@ -126,7 +127,7 @@ func (s *Server) registryConfig(res *api.Resource) registry.Config {
 		c.Marked = s.beginDeletion
 	}
 	if res.Group == resource.Group {
-		c.Validate = func(obj, old api.Object) field.ErrorList { return resource.CheckAdminAccess(obj, old, s.namespace) }
+		c.Validate = func(obj, old api.Object) field.ErrorList { return resource.CheckAdminAccess(obj, old, s.reader) }
 	}
 	if res.Group != "" {
 		return c
@@ -138,10 +139,6 @@ func (s *Server) registryConfig(res *api.Resource) registry.Config {
 		c.MayRemove, c.Marked = namespaceEmpty, terminating
 	}
 	return c
-}
-
-func (s *Server) namespace(name string) (api.Object, error) {
-	return s.reader.Get("", "namespaces", "", name)
 }
 
 func (s *Server) beginDeletion(obj api.Object) {

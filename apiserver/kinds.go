@@ -6,8 +6,8 @@ import (
 	"k8s.io/apimachinery/pkg/runtime/schema"
 	"k8s.io/apimachinery/pkg/util/managedfields"
 
+	"github.com/skiff-project/skiff/apiserver/managed"
 	"github.com/skiff-project/skiff/apiserver/policy"
-	"github.com/skiff-project/skiff/object/applyschema"
 )
 
 // kinds tells policies of what the server serves.
@@ -39,8 +39,8 @@ func (s kinds) Stored(ctx context.Context, kind schema.GroupVersionKind) (policy
 
 // Types implements policy.Kinds.
 func (s kinds) Types(ctx context.Context, kind schema.GroupVersionKind) (managedfields.TypeConverter, error) {
-	if ep := s.find(ctx, kind); ep != nil && ep.fields.Custom != nil {
-		return ep.fields.Custom.Types()
+	if ep := s.find(ctx, kind); ep != nil && ep.fields != nil {
+		return ep.fields.Types()
 	}
-	return applyschema.Converter(), nil
+	return (&managed.Type{}).Types()
 }

@@ -46,10 +46,7 @@ func Resources() []*api.Resource {
 			ValidateUpdate:          api.CheckUpdate(func(s, _ *APIService) field.ErrorList { return validate(s) }),
 			DenyUnconditionalUpdate: true,
 		},
-		Subresources: []api.Subresource{api.StatusView(func(s, old *APIService) {
-			s.Spec = old.Spec
-			s.Labels, s.Annotations, s.Finalizers, s.OwnerReferences = old.Labels, old.Annotations, old.Finalizers, old.OwnerReferences
-		}, func(s, _ *APIService) field.ErrorList {
+		Subresources: []api.Subresource{api.StatusOnly(func(s, old *APIService) { s.Spec = old.Spec }, func(s, _ *APIService) field.ErrorList {
 			l := &check.List{}
 			for i, c := range s.Status.Conditions {
 				check.OneOf(l, field.NewPath("status", "conditions").Index(i).Child("status"), c.Status, v1.ConditionTrue, v1.ConditionFalse, v1.ConditionUnknown)

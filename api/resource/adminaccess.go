@@ -9,14 +9,19 @@ import (
 	"github.com/skiff-project/skiff/api"
 )
 
+// Reader reads stored objects.
+type Reader interface {
+	Get(group, resource, namespace, name string) (api.Object, error)
+}
+
 // CheckAdminAccess refuses access to devices as their administrator in a namespace that is not labelled
-// for it: what a new claim or template asks for, and what a status newly grants. namespace reads one.
-func CheckAdminAccess(obj, old api.Object, namespace func(name string) (api.Object, error)) field.ErrorList {
+// for it: what a new claim or template asks for, and what a status newly grants. old is nil on create.
+func CheckAdminAccess(obj, old api.Object, read Reader) field.ErrorList {
 	at := adminAccess(obj, old)
 	if at == nil {
 		return nil
 	}
-	ns, err := namespace(obj.GetNamespace())
+	ns, err := read.Get("", "namespaces", "", obj.GetNamespace())
 	if err != nil {
 		return field.ErrorList{field.InternalError(at, fmt.Errorf("could not retrieve namespace to verify admin access: %w", err))}
 	}

@@ -11,7 +11,6 @@ import (
 	"time"
 
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
-	"k8s.io/apimachinery/pkg/util/managedfields"
 	"sigs.k8s.io/structured-merge-diff/v6/schema"
 	"sigs.k8s.io/structured-merge-diff/v6/typed"
 	"sigs.k8s.io/structured-merge-diff/v6/value"
@@ -177,7 +176,7 @@ func (f *Fields) first(typ *Type, obj api.Object, manager string) bool {
 	if typ.Kind != typ.Stored || obj.GetManagedFields() != nil || manager == "" {
 		return false
 	}
-	p := f.plans.get(typ, f.converter)
+	p := f.plans.get(typ)
 	if p.shape != structure {
 		return false
 	}
@@ -195,22 +194,26 @@ func (f *Fields) first(typ *Type, obj api.Object, manager string) bool {
 	return true
 }
 
-func (f *firstPlans) get(typ *Type, converter func() managedfields.TypeConverter) *plan {
+func (f *firstPlans) get(typ *Type) *plan {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	p := f.byTyp[typ]
 	if p == nil {
-		p = rootPlan(typ, converter())
+		p = rootPlan(typ)
 		f.byTyp[typ] = p
 	}
 	return p
 }
 
 // rootPlan is the plan of a whole object, without what is reset or stripped.
-func rootPlan(typ *Type, converter managedfields.TypeConverter) *plan {
+func rootPlan(typ *Type) *plan {
 	obj := typ.Version.New()
 	obj.GetObjectKind().SetGroupVersionKind(typ.Kind)
-	tv, err := converter.ObjectToTyped(obj, typed.AllowDuplicates)
+	types, err := typ.Types()
+	if err != nil {
+		return &plan{}
+	}
+	tv, err := types.ObjectToTyped(obj, typed.AllowDuplicates)
 	if err != nil {
 		return &plan{}
 	}

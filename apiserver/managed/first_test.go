@@ -27,7 +27,7 @@ func types() []*Type {
 	for _, r := range all.Resources() {
 		for i := range r.Versions {
 			v := &r.Versions[i]
-			if r.Virtual || v.ToStorage != nil || r.Group == apiextensions.Group || r.Group == apiregistration.Group { // deduced
+			if r.Virtual || v.ToStorage != nil || r.Group == apiextensions.Group || r.Group == apiregistration.Group { // the library's alone
 				continue
 			}
 			kind := schema.GroupVersionKind{Group: r.Group, Version: v.Name, Kind: r.Kind}

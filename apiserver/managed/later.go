@@ -42,7 +42,7 @@ func (f *Fields) later(typ *Type, sub string, old, obj api.Object, manager strin
 	own, ok := survey(entries, metav1.ManagedFieldsEntry{
 		Manager: manager, Operation: metav1.ManagedFieldsOperationUpdate, APIVersion: typ.Kind.GroupVersion().String(), Subresource: sub,
 	})
-	p := f.plans.get(typ, f.converter)
+	p := f.plans.get(typ)
 	if !ok || p.shape != structure {
 		return false
 	}

@@ -32,8 +32,8 @@ type Type struct {
 	// Sharing are the other resources stored as the same kind: managers may
 	// have written to the object through them.
 	Sharing []*api.Resource
-	// Deduced says that client-go has no schema of the type: lists are owned as a whole.
-	Deduced bool
+	// Scheme knows the type; nil: client-go's does. Writes of the others are rare, and left to the library.
+	Scheme *runtime.Scheme
 	// Custom, when set, makes the manager of a custom resource, whose types only its definition knows.
 	Custom *Custom
 }
@@ -160,10 +160,20 @@ type Apply struct {
 // Fields tracks who owns which field. The schema of all types is large, so it
 // is parsed on first use.
 type Fields struct {
-	converter func() managedfields.TypeConverter
-	plans     firstPlans
-	mu        sync.Mutex
-	byKey     map[managerKey]*managedfields.FieldManager
+	plans firstPlans
+	mu    sync.Mutex
+	byKey map[managerKey]*managedfields.FieldManager
+}
+
+// Types converts objects of the type to typed values. It fails for a custom resource whose schema is gone.
+func (t *Type) Types() (managedfields.TypeConverter, error) {
+	switch {
+	case t.Custom != nil:
+		return t.Custom.Types()
+	case t.Scheme != nil:
+		return applyschema.Converter(t.Scheme), nil
+	}
+	return applyschema.Converter(scheme.Scheme), nil
 }
 
 type managerKey struct {
@@ -174,9 +184,8 @@ type managerKey struct {
 // New returns a tracker for the built-in types.
 func New() *Fields {
 	return &Fields{
-		converter: sync.OnceValue(applyschema.Converter),
-		byKey:     map[managerKey]*managedfields.FieldManager{},
-		plans:     firstPlans{byTyp: map[*Type]*plan{}},
+		byKey: map[managerKey]*managedfields.FieldManager{},
+		plans: firstPlans{byTyp: map[*Type]*plan{}},
 	}
 }
 
@@ -192,9 +201,9 @@ func (f *Fields) get(typ *Type, sub string) (*managedfields.FieldManager, error)
 	}
 	conv := versionConverter{typ}
 	hub := typ.Stored.GroupVersion()
-	types := managedfields.NewDeducedTypeConverter()
-	if !typ.Deduced {
-		types = f.converter()
+	types, err := typ.Types()
+	if err != nil {
+		return nil, err
 	}
 	m, err := managedfields.NewDefaultFieldManager(types, conv, conv, conv, typ.Kind, hub, sub, resetFields(typ, sub))
 	if err == nil {
@@ -258,7 +267,7 @@ func usualReset(res *api.Resource, sub string, old, obj api.Object) bool {
 func (f *Fields) Update(typ *Type, sub string, old, obj api.Object, manager string) api.Object {
 	kind := typ.Stored
 	obj.GetObjectKind().SetGroupVersionKind(kind)
-	if typ.Custom == nil && !typ.Deduced {
+	if typ.Custom == nil && typ.Scheme == nil {
 		if old == nil && sub == "" && f.first(typ, obj, manager) || old != nil && f.later(typ, sub, old, obj, manager) {
 			return obj
 		}

@@ -1,9 +1,11 @@
 // Package applyschema is the schema by which server-side apply merges built-in
 // types. It is client-go's, kept decoded: client-go parses 430 KB of YAML at
-// the first use, which takes as long as the rest of a cluster's start.
+// the first use, which takes as long as the rest of a cluster's start. Types
+// that client-go's does not have are as their groups' own OpenAPI tells them:
+// CustomResourceDefinition, APIService, Scale.
 //
-// The test fails when schema.gob.gz is not client-go's any more; with -update
-// it writes the file.
+// The test fails when schema.gob.gz is not that any more; with -update it
+// writes the file.
 package applyschema
 
 import (
@@ -14,8 +16,8 @@ import (
 	"fmt"
 	"sync"
 
+	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/util/managedfields"
-	"k8s.io/client-go/kubernetes/scheme"
 	"sigs.k8s.io/structured-merge-diff/v6/schema"
 	"sigs.k8s.io/structured-merge-diff/v6/typed"
 )
@@ -34,9 +36,9 @@ var parser = sync.OnceValue(func() *typed.Parser {
 // Types are the types of the schema; they are shared and not to be changed.
 func Types() []schema.TypeDef { return parser().Schema.Types }
 
-// Converter knows the built-in types by that schema.
-func Converter() managedfields.TypeConverter {
-	return managedfields.NewSchemeTypeConverter(scheme.Scheme, parser())
+// Converter knows the types of a scheme by that schema.
+func Converter(types *runtime.Scheme) managedfields.TypeConverter {
+	return managedfields.NewSchemeTypeConverter(types, parser())
 }
 
 func unpack(data []byte, p *typed.Parser) error {
