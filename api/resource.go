@@ -13,7 +13,6 @@ import (
 	"cmp"
 	"context"
 
-	autoscalingv1 "k8s.io/api/autoscaling/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/fields"
 	"k8s.io/apimachinery/pkg/runtime"
@@ -210,16 +209,6 @@ type View struct {
 	// Reset are fields ("metadata.labels") that a write cannot change and so
 	// does not come to own; a status write never owns the spec.
 	Reset []string
-}
-
-// Scale maps a scalable object to and from autoscaling/v1 Scale.
-type Scale struct {
-	// Get returns spec.replicas, status.replicas and the selector as text; metadata is filled by the pipeline.
-	Get func(obj Object) (autoscalingv1.ScaleSpec, autoscalingv1.ScaleStatus)
-	// Set writes spec.replicas.
-	Set func(obj Object, replicas int32)
-	// Missing, when set, tells why an object has no scale to show.
-	Missing func(obj Object) error
 }
 
 // List is the kind of the resource's lists.

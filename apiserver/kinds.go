@@ -5,7 +5,10 @@ import (
 
 	"k8s.io/apimachinery/pkg/runtime/schema"
 	"k8s.io/apimachinery/pkg/util/managedfields"
+	"k8s.io/client-go/kubernetes/scheme"
+	"sigs.k8s.io/structured-merge-diff/v6/typed"
 
+	"github.com/skiff-project/skiff/api"
 	"github.com/skiff-project/skiff/apiserver/managed"
 	"github.com/skiff-project/skiff/apiserver/policy"
 )
@@ -41,6 +44,9 @@ func (s kinds) Stored(ctx context.Context, kind schema.GroupVersionKind) (policy
 func (s kinds) Types(ctx context.Context, kind schema.GroupVersionKind) (managedfields.TypeConverter, error) {
 	if ep := s.find(ctx, kind); ep != nil && ep.fields != nil {
 		return ep.fields.Types()
+	}
+	if kind == api.ScaleKind() { // policies know what OpenAPI tells of a group, and it tells nothing of Scales
+		return managedfields.NewSchemeTypeConverter(scheme.Scheme, &typed.Parser{}), nil
 	}
 	return (&managed.Type{}).Types()
 }

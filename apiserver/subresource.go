@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"math"
 	"net/http"
 	"slices"
 	"strconv"
@@ -106,20 +107,19 @@ func terminating(obj api.Object) {
 	}
 }
 
-var scaleKind = autoscalingv1.SchemeGroupVersion.WithKind("Scale")
-
-func scaleOf(obj api.Object, sc *api.Scale) *autoscalingv1.Scale {
-	out := &autoscalingv1.Scale{ObjectMeta: metav1.ObjectMeta{
-		Name: obj.GetName(), Namespace: obj.GetNamespace(), UID: obj.GetUID(),
-		ResourceVersion: obj.GetResourceVersion(), CreationTimestamp: obj.GetCreationTimestamp(),
-	}}
-	out.Spec, out.Status = sc.Get(obj)
-	out.SetGroupVersionKind(scaleKind)
-	return out
+// scaleCall is c as a request on an object that is a Scale.
+func (s *Server) scaleCall(c *call, sc *api.Scale) *call {
+	ep, view := *c.ep, *c
+	ep.res, ep.kind, ep.codec, ep.fields = sc.Resource(), api.ScaleKind(), nil, s.managed.Scale
+	ep.ver = &ep.res.Versions[0]
+	view.ep = &ep
+	return &view
 }
 
 func (s *Server) serveScale(c *call, sub *api.Subresource) {
-	out, err := c.negotiate(false)
+	sc := sub.Scale
+	view := s.scaleCall(c, sc)
+	out, err := view.negotiate(true)
 	if err != nil {
 		s.fail(c, err)
 		return
@@ -129,7 +129,7 @@ func (s *Server) serveScale(c *call, sub *api.Subresource) {
 	case "get":
 		it, err = c.ep.reg.Get(c.ctx(), c.info.Namespace, c.info.Name, c.query.Get("resourceVersion"))
 	case "update", "patch":
-		it, err = s.updateScale(c, sub.Scale)
+		it, err = s.updateScale(c, view, sc)
 	default:
 		err = methodNotAllowed(c)
 	}
@@ -137,52 +137,64 @@ func (s *Server) serveScale(c *call, sub *api.Subresource) {
 	if err == nil {
 		obj, err = c.ep.reg.Object(it)
 	}
-	if err == nil && sub.Scale.Missing != nil {
-		if missing := sub.Scale.Missing(obj); missing != nil {
-			err = apierrors.NewInternalError(missing)
-		}
+	if err == nil && sc.Custom != nil && !sc.Custom.Has(obj) {
+		err = apierrors.NewInternalError(fmt.Errorf("the spec replicas field %q does not exist", sc.Custom.Path))
+	}
+	var data []byte
+	if err == nil {
+		data, err = s.encodeOne(view, out, sc.Of(obj))
 	}
 	if err != nil {
 		s.fail(c, err)
 		return
 	}
-	s.writeObject(c, out, http.StatusOK, scaleOf(obj, sub.Scale))
+	s.write(c, out.media, http.StatusOK, data)
 }
 
+// noReplicas stands for the replicas of a custom resource that tells none.
+const noReplicas = math.MinInt32
+
 // updateScale changes only the replicas of the parent object.
-func (s *Server) updateScale(c *call, sc *api.Scale) (registry.Item, error) {
+func (s *Server) updateScale(c, view *call, sc *api.Scale) (registry.Item, error) {
 	var (
-		o     writeOptions
-		edit  func(*autoscalingv1.Scale) (*autoscalingv1.Scale, error)
-		patch *patchRequest
-		err   error
+		o    writeOptions
+		edit func(old api.Object) (api.Object, error)
 	)
 	if c.info.Verb == "patch" {
-		if patch, err = s.parsePatch(c); err != nil {
+		p, err := s.parsePatch(c)
+		if err != nil {
 			return registry.Item{}, err
 		}
-		o, edit = patch.writeOptions, func(old *autoscalingv1.Scale) (*autoscalingv1.Scale, error) { return s.patchScale(c, patch, old) }
+		o, edit = p.writeOptions, func(old api.Object) (api.Object, error) { return s.patched(view, p, "scale", old) }
 	} else {
 		o = parseWriteOptions(c)
 		body := &autoscalingv1.Scale{}
-		if err := s.decodeBody(c, o, scaleKind, body); err != nil {
+		if err := s.decodeBody(c, o, api.ScaleKind(), body); err != nil {
 			return registry.Item{}, err
 		}
-		edit = func(*autoscalingv1.Scale) (*autoscalingv1.Scale, error) { return body, nil }
+		edit = func(old api.Object) (api.Object, error) {
+			return s.managed.Update(view.ep.fields, "scale", old, body.DeepCopy(), managed.Name(o.manager, c.req.UserAgent())), nil
+		}
 	}
 	w := s.writeOf(c, o.admitted, o.isDryRun())
 	w.Check = nil // the plugins see the Scale, below
 	u := registry.Update{Write: w}
 	u.Change = func(ctx context.Context, parent api.Object) (api.Object, error) {
-		old := scaleOf(parent, sc)
-		scale, err := edit(old)
+		old, managers := sc.Of(parent), sc.Managers(c.ep.res, c.ep.kind.GroupVersion(), parent)
+		if sc.Custom != nil && !sc.Custom.Has(parent) {
+			old.Spec.Replicas = noReplicas
+		}
+		var err error
+		if old.ManagedFields, err = managers.ToSubresource(); err != nil {
+			return nil, err
+		}
+		scale, err := registry.As[*autoscalingv1.Scale](edit(old))
 		if err != nil {
 			return nil, err
 		}
-		if err := s.checkScale(ctx, c, scale, old, o); err != nil {
+		if err := s.checkScale(ctx, c, sc, scale, old, o); err != nil {
 			return nil, err
 		}
-		before := parent.DeepCopyObject().(api.Object)
 		sc.Set(parent, scale.Spec.Replicas)
 		if scale.ResourceVersion != "" {
 			parent.SetResourceVersion(scale.ResourceVersion)
@@ -190,53 +202,34 @@ func (s *Server) updateScale(c *call, sc *api.Scale) (registry.Item, error) {
 		if scale.UID != "" {
 			parent.SetUID(scale.UID)
 		}
-		return s.managed.Update(c.ep.fields, "scale", before, parent, managed.Name(o.manager, c.req.UserAgent())), nil
+		entries, err := managers.ToParent(scale.ManagedFields)
+		parent.SetManagedFields(entries)
+		return parent, err
 	}
 	it, _, err := c.ep.reg.Update(c.ctx(), u)
 	return it, err
 }
 
-func (s *Server) checkScale(ctx context.Context, c *call, scale, old *autoscalingv1.Scale, o writeOptions) error {
+func (s *Server) checkScale(ctx context.Context, c *call, sc *api.Scale, scale, old *autoscalingv1.Scale, o writeOptions) error {
 	if err := checkName(c, scale); err != nil {
 		return err
 	}
 	if scale.Namespace != "" && scale.Namespace != c.info.Namespace {
 		return apierrors.NewBadRequest("the namespace of the provided object does not match the namespace sent on the request")
 	}
-	if scale.Spec.Replicas < 0 {
-		return apierrors.NewInvalid(scaleKind.GroupKind(), scale.Name, field.ErrorList{
+	if sc.Custom != nil && scale.Spec.Replicas == noReplicas {
+		return apierrors.NewBadRequest(fmt.Sprintf("the spec replicas field %q cannot be empty", sc.Custom.Path))
+	}
+	if scale.Spec.Replicas < 0 && sc.Custom == nil {
+		return apierrors.NewInvalid(api.ScaleKind().GroupKind(), scale.Name, field.ErrorList{
 			field.Invalid(field.NewPath("spec", "replicas"), scale.Spec.Replicas, "must be greater than or equal to 0")})
 	}
 	r := s.admissionRequest(c, scale, old, o.update(), o.isDryRun())
-	r.Kind = scaleKind
+	r.Kind = api.ScaleKind()
 	if err := admission.Admit(ctx, s.cfg.Admission, r); err != nil {
 		return err
 	}
 	return admission.Validate(ctx, s.cfg.Admission, r)
-}
-
-// patchScale applies a patch to the Scale of an object.
-func (s *Server) patchScale(c *call, p *patchRequest, old *autoscalingv1.Scale) (*autoscalingv1.Scale, error) {
-	if p.config != nil {
-		spec, _ := p.config["spec"].(map[string]any)
-		n, ok := spec["replicas"].(int64)
-		if !ok {
-			return nil, apierrors.NewBadRequest("an apply configuration of a Scale must set spec.replicas")
-		}
-		out := old.DeepCopy()
-		out.Spec.Replicas = int32(n)
-		return out, nil
-	}
-	scaleEP := *c.ep
-	scaleEP.kind, scaleEP.codec = scaleKind, nil
-	sub := *c
-	sub.ep = &scaleEP
-	out := &autoscalingv1.Scale{}
-	strict, value, err := s.mergePatch(&sub, p, old.DeepCopy(), out)
-	if err == nil && len(strict) > 0 && p.validation == metav1.FieldValidationStrict {
-		err = apierrors.NewBadRequest(value)
-	}
-	return out, err
 }
 
 // success is the empty success Status subresource creates answer with.

@@ -237,7 +237,7 @@ func (v *edition) resource() *api.Resource {
 		r.Subresources = append(r.Subresources, api.Subresource{Name: "status", View: v.statusView()})
 	}
 	if sc := v.scale(); sc != nil {
-		r.Subresources = append(r.Subresources, api.Subresource{Name: "scale", Kind: "Scale", Group: "autoscaling", Version: "v1", Scale: scaleOf(sc)})
+		r.Subresources = append(r.Subresources, api.Subresource{Name: "scale", Kind: "Scale", Group: "autoscaling", Version: "v1", Scale: v.scaleOf(sc)})
 	}
 	r.Columns, r.Cells = table(v.out.AdditionalPrinterColumns)
 	return r

@@ -3,20 +3,21 @@ package customresource
 import (
 	"bytes"
 	"encoding/json"
-	"fmt"
 	"reflect"
 
 	autoscalingv1 "k8s.io/api/autoscaling/v1"
 	v1 "k8s.io/apiextensions-apiserver/pkg/apis/apiextensions/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
+	"k8s.io/apimachinery/pkg/util/managedfields"
 	"k8s.io/client-go/util/jsonpath"
+	"sigs.k8s.io/structured-merge-diff/v6/fieldpath"
 
 	"github.com/skiff-project/skiff/api"
 )
 
 // scaleOf reads and writes replicas where the definition says they are.
-func scaleOf(sc *v1.CustomResourceSubresourceScale) *api.Scale {
+func (v *edition) scaleOf(sc *v1.CustomResourceSubresourceScale) *api.Scale {
 	number := func(u *unstructured.Unstructured, at string) int32 {
 		n, _, _ := unstructured.NestedInt64(u.Object, path(at)...)
 		return int32(n)
@@ -34,13 +35,29 @@ func scaleOf(sc *v1.CustomResourceSubresourceScale) *api.Scale {
 			u := obj.(*unstructured.Unstructured)
 			unstructured.SetNestedField(u.Object, int64(n), path(sc.SpecReplicasPath)...) //nolint:errcheck // validation tells of what is in the way
 		},
-		Missing: func(obj api.Object) error {
-			if _, found, err := unstructured.NestedInt64(obj.(*unstructured.Unstructured).Object, path(sc.SpecReplicasPath)...); err != nil || !found {
-				return fmt.Errorf("the spec replicas field %q does not exist", sc.SpecReplicasPath)
-			}
-			return nil
+		Custom: &api.CustomScale{
+			Path: sc.SpecReplicasPath, Paths: v.d.replicasPaths(),
+			Has: func(obj api.Object) bool {
+				_, found, err := unstructured.NestedInt64(obj.(*unstructured.Unstructured).Object, path(sc.SpecReplicasPath)...)
+				return err == nil && found
+			},
 		},
 	}
+}
+
+// replicasPaths are where the versions have their replicas, nil for one without a scale.
+func (d *Definition) replicasPaths() managedfields.ResourcePathMappings {
+	paths := managedfields.ResourcePathMappings{}
+	for _, v := range d.versions {
+		at := v.kind.GroupVersion().String()
+		paths[at] = nil
+		if sc := v.scale(); sc != nil {
+			for _, name := range path(sc.SpecReplicasPath) {
+				paths[at] = append(paths[at], fieldpath.FieldNameElement(name))
+			}
+		}
+	}
+	return paths
 }
 
 // table makes the columns a definition asks for; without any, the age.

@@ -23,7 +23,7 @@ import (
 
 // types are all stored types, as the server describes them.
 func types() []*Type {
-	var out []*Type
+	out := []*Type{New().Scale}
 	for _, r := range all.Resources() {
 		for i := range r.Versions {
 			v := &r.Versions[i]

@@ -85,10 +85,8 @@ func (c *Custom) resetFields(sub string) map[fieldpath.APIVersion]fieldpath.Filt
 		case sub == "status":
 			set.Insert(fieldpath.MakePathOrDie("metadata"))
 			set.Insert(fieldpath.MakePathOrDie("spec"))
-		case sub == "":
-			set.Insert(fieldpath.MakePathOrDie("status"))
 		default:
-			continue
+			set.Insert(fieldpath.MakePathOrDie("status"))
 		}
 		out[fieldpath.APIVersion(k.GroupVersion().String())] = fieldpath.NewExcludeSetFilter(set)
 	}
@@ -163,6 +161,8 @@ type Fields struct {
 	plans firstPlans
 	mu    sync.Mutex
 	byKey map[managerKey]*managedfields.FieldManager
+	// Scale is the type of the objects that scale subresources show.
+	Scale *Type
 }
 
 // Types converts objects of the type to typed values. It fails for a custom resource whose schema is gone.
@@ -183,7 +183,9 @@ type managerKey struct {
 
 // New returns a tracker for the built-in types.
 func New() *Fields {
+	scale := (&api.Scale{}).Resource()
 	return &Fields{
+		Scale: &Type{Resource: scale, Version: &scale.Versions[0], Kind: api.ScaleKind(), Stored: api.ScaleKind(), New: scale.Versions[0].New},
 		byKey: map[managerKey]*managedfields.FieldManager{},
 		plans: firstPlans{byTyp: map[*Type]*plan{}},
 	}
