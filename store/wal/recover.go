@@ -382,8 +382,8 @@ func (r *reader) tornHead(rest []byte, num uint64) bool {
 	}
 	if allZero(rest[frameHead:]) {
 		known := binary.LittleEndian.AppendUint32(nil, frameMagic)
-		known = append(known, rest[4:8]...) // the length may be any
-		known = binary.LittleEndian.AppendUint64(known, num)
+		known = append(known, rest[4:8]...) // the length may be any, and so may the mask below
+		known = binary.LittleEndian.AppendUint64(known, num|uint64(rest[15])<<56)
 		written := len(bytes.TrimRight(rest[:frameHead], "\x00"))
 		n := min(written, len(known))
 		return rest[frameHead-1] == 0 && bytes.Equal(rest[:n], known[:n])

@@ -122,6 +122,8 @@ func image(t *testing.T, payloads ...string) []byte {
 	return b
 }
 
+func zeros(n int) string { return string(make([]byte, n)) }
+
 func load(t *testing.T, file []byte, log *slog.Logger) ([]string, error) {
 	t.Helper()
 	fs := vfs.NewMem()
@@ -151,7 +153,12 @@ func load(t *testing.T, file []byte, log *slog.Logger) ([]string, error) {
 // Torn tail: whatever byte the last write ended at, be it that the file ends
 // there or that zeros follow, the record is dropped and that is logged.
 func TestTornTailIsDroppedAtEveryByte(t *testing.T) {
-	first, last := text(300, 1), text(900, 2)
+	for name, last := range map[string]string{"text": text(900, 2), "zeros, which are masked": zeros(900)} {
+		t.Run(name, func(t *testing.T) { dropsTornTail(t, text(300, 1), last) })
+	}
+}
+
+func dropsTornTail(t *testing.T, first, last string) {
 	file := image(t, first, last)
 	from := headerSize + int(frameSize(len(first)))
 	to := from + int(frameSize(len(last)))
@@ -174,22 +181,30 @@ func TestTornTailIsDroppedAtEveryByte(t *testing.T) {
 	}
 }
 
-// Any sector of the last write may be missing, the first too.
+// Any sector of the last write may be missing, the first too, wherever in a
+// sector it begins.
 func TestTornSectorsAreDropped(t *testing.T) {
-	first, last := text(300, 1), text(1800, 2)
+	for at := 0; at < sectorSize; at += 8 {
+		dropsTornSectors(t, text(300+at, 1), text(1800, 2))
+		dropsTornSectors(t, text(300+at, 1), zeros(1200))
+	}
+}
+
+func dropsTornSectors(t *testing.T, first, last string) {
 	file := image(t, first, last)
 	from := headerSize + int(frameSize(len(first)))
 	to := from + int(frameSize(len(last)))
-	for mask := 1; mask < 1<<(to/sectorSize-from/sectorSize+1); mask++ {
+	end := (to - 1) / sectorSize
+	for mask := 1; mask < 1<<(end-from/sectorSize+1); mask++ {
 		damaged := slices.Clone(file)
-		for s := from / sectorSize; s <= to/sectorSize; s++ {
+		for s := from / sectorSize; s <= end; s++ {
 			if mask>>(s-from/sectorSize)&1 == 1 {
 				clear(damaged[max(from, s*sectorSize):min(to, (s+1)*sectorSize)])
 			}
 		}
 		got, err := load(t, damaged, nil)
 		if err != nil || !slices.Equal(got, []string{first}) {
-			t.Fatalf("sectors %b missing: %d frames, %v", mask, len(got), err)
+			t.Fatalf("a frame at %d, sectors %b missing: %d frames, %v", from, mask, len(got), err)
 		}
 	}
 }
@@ -230,7 +245,7 @@ func TestDamageIsRefused(t *testing.T) {
 // A record with sectors of zeros is no torn one: damage in it is refused, and
 // a sector that is missing is still seen.
 func TestZerosInTheLastRecord(t *testing.T) {
-	first, last := text(300, 1), string(make([]byte, 2000))
+	first, last := text(300, 1), zeros(2000)
 	file := image(t, first, last)
 	second := headerSize + int(frameSize(len(first)))
 	if got, err := load(t, file, nil); err != nil || !slices.Equal(got, []string{first, last}) {
