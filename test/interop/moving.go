@@ -17,9 +17,11 @@ func moving(to, back side) []step {
 		{name: "write", within: 60 * time.Second, run: write},
 		{name: "move", needs: "write", within: 90 * time.Second, run: moveTo(to.program("kube-apiserver"))},
 		{name: "same objects", needs: "move", within: 60 * time.Second, run: sameObjects},
+		{name: "node port", needs: "same objects", within: 30 * time.Second, run: nodePortNoted},
 		{name: "update", needs: "move", within: 60 * time.Second, run: updateAll},
 		{name: "move back", needs: "update", within: 90 * time.Second, run: moveTo(back.program("kube-apiserver"))},
 		{name: "same again", needs: "move back", within: 60 * time.Second, run: sameObjects},
+		{name: "node port again", needs: "same again", within: 30 * time.Second, run: nodePortNoted},
 	}
 }
 
@@ -135,6 +137,23 @@ func sameObjects(ctx context.Context, s *session) error {
 		return fmt.Errorf("%d of %d objects:\n%s", len(bad), len(before), strings.Join(bad, "\n"))
 	}
 	return nil
+}
+
+// nodePortNoted tells whether the server found the node port of a Service noted
+// where the server before put it: else it would have said so when it started.
+func nodePortNoted(ctx context.Context, s *session) error {
+	port, err := s.in(ctx, "get", "service", "moved", "-o=jsonpath={.spec.ports[0].nodePort}")
+	if err != nil {
+		return err
+	}
+	if _, err := s.in(ctx, "create", "service", "nodeport", "second", "--tcp=80", "--node-port="+port); err == nil || !strings.Contains(err.Error(), "provided port is already allocated") {
+		return fmt.Errorf("a second Service with port %s: %v", port, err)
+	}
+	events, err := s.in(ctx, "get", "events", "--field-selector=reason=PortNotAllocated", "-o=jsonpath={.items[*].message}")
+	if events != "" {
+		return fmt.Errorf("events: %s", events)
+	}
+	return err
 }
 
 // parse returns a list's objects by kind and name, as JSON with sorted keys.
