@@ -17,21 +17,31 @@ import (
 	"sigs.k8s.io/yaml"
 
 	"github.com/skiff-project/skiff/apiserver"
+	"github.com/skiff-project/skiff/auth"
+	"github.com/skiff-project/skiff/auth/rbac"
 )
 
 var rewrite = flag.Bool("rewrite", false, "rewrite the expected answers in testdata")
 
 // TestCustomResources replays testdata/custom/*.txt: requests, each with what
 // the server answered, "----" between them. A request is a line "METHOD path
-// [content type] [Accept: type]", then the body (YAML unless it says otherwise).
+// [content type] [Header:value]...", then the body (YAML unless it says otherwise).
 // A line "established NAME" or "condition NAME REASON" waits for a definition,
 // "until PATH TEXT" for an answer that has a text, "gone PATH" for a 404.
-// "make PATH" is a POST of which only the code is of interest, if it succeeds,
+// "make PATH" is a POST of which only the code is of interest, if it succeeds, "may METHOD PATH" any request,
 // "managers PATH" a GET of which only who manages what is.
 func TestCustomResources(t *testing.T) { replayFiles(t, "testdata/custom/*.txt", nil) }
 
-// TestBuiltin replays testdata/builtin/*.txt, of built-in resources, likewise.
-func TestBuiltin(t *testing.T) { replayFiles(t, "testdata/builtin/*.txt", nil) }
+// TestBuiltin replays testdata/builtin/*.txt, of built-in resources, likewise; roles decide.
+func TestBuiltin(t *testing.T) {
+	replayFiles(t, "testdata/builtin/*.txt", func(c *apiserver.Config) {
+		reader, err := apiserver.NewReader(c.Store, c.Resources, nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		c.Authorizer = auth.Authorizers(auth.Masters(), rbac.New(source{reader}))
+	})
+}
 
 func replayFiles(t *testing.T, pattern string, edit func(*apiserver.Config)) {
 	files, err := filepath.Glob(pattern)
@@ -107,9 +117,11 @@ func replay(t *testing.T, s *apiserver.Server, ask string) string {
 		return showManagers(t, body)
 	}
 	if head[0] == "make" {
-		head[0] = "POST"
-		answer := replay(t, s, strings.Join(head, " ")+"\n"+strings.Join(lines[1:], ""))
-		if code, _, _ := strings.Cut(answer, "\n"); code == "201" {
+		head = slices.Insert(head, 1, "POST")
+	}
+	if head[0] == "make" || head[0] == "may" {
+		answer := replay(t, s, strings.Join(head[1:], " ")+"\n"+strings.Join(lines[1:], ""))
+		if code, _, _ := strings.Cut(answer, "\n"); code == "200" || code == "201" {
 			return code
 		}
 		return answer
@@ -118,8 +130,8 @@ func replay(t *testing.T, s *apiserver.Server, ask string) string {
 	c.rt = heard
 	contentType, headers := "", []string(nil)
 	for _, h := range head[2:] {
-		if accept, ok := strings.CutPrefix(h, "Accept:"); ok {
-			headers = append(headers, "Accept", accept)
+		if name, value, ok := strings.Cut(h, ":"); ok {
+			headers = append(headers, name, value)
 		} else {
 			contentType = h
 		}

@@ -1,6 +1,7 @@
 package apiserver
 
 import (
+	"context"
 	"fmt"
 	"slices"
 	"time"
@@ -15,6 +16,7 @@ import (
 	"github.com/skiff-project/skiff/api/apiregistration"
 	"github.com/skiff-project/skiff/api/resource"
 	"github.com/skiff-project/skiff/apiserver/asjson"
+	"github.com/skiff-project/skiff/apiserver/claimstatus"
 	"github.com/skiff-project/skiff/apiserver/discovery"
 	"github.com/skiff-project/skiff/apiserver/managed"
 	"github.com/skiff-project/skiff/apiserver/registry"
@@ -127,7 +129,9 @@ func (s *Server) registryConfig(res *api.Resource) registry.Config {
 		c.Marked = s.beginDeletion
 	}
 	if res.Group == resource.Group {
-		c.Validate = func(obj, old api.Object) field.ErrorList { return resource.CheckAdminAccess(obj, old, s.reader) }
+		c.Validate = func(ctx context.Context, obj, old api.Object) field.ErrorList {
+			return append(resource.CheckAdminAccess(obj, old, s.reader), claimstatus.Check(ctx, s.cfg.Authorizer, obj, old)...)
+		}
 	}
 	if res.Group != "" {
 		return c

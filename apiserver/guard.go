@@ -18,8 +18,5 @@ func (s *Server) guard(ctx context.Context, c *call, obj, old api.Object) error 
 	}
 	a := c.info.Attributes(c.user.User)
 	g := rbac.Guard{Source: registry.RBAC{Reader: s.reader}, Authorizer: s.cfg.Authorizer}
-	if old == nil {
-		return g.Check(ctx, a, obj, nil)
-	}
 	return g.Check(ctx, a, obj, old)
 }

@@ -12,7 +12,6 @@ import (
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	"k8s.io/apimachinery/pkg/util/uuid"
 
-	"github.com/skiff-project/skiff/api"
 	"github.com/skiff-project/skiff/apiserver/admission"
 	"github.com/skiff-project/skiff/apiserver/aggregator"
 	"github.com/skiff-project/skiff/apiserver/audit"
@@ -178,7 +177,7 @@ func (s *Server) authenticate(c *call, received time.Time, id string) bool {
 		return false
 	}
 	if !c.info.ReadOnly() { // for strategies and plugins
-		ctx := api.WithUser(c.ctx(), c.user.User.Info())
+		ctx := request.WithInfo(c.ctx(), c.info, c.user.User)
 		if ctx = admission.WithWarner(ctx, c.warn); c.audit != nil {
 			ctx = admission.WithAnnotator(ctx, c.audit.Admitted)
 		}

@@ -47,7 +47,10 @@ func resourceClaimResource() *api.Resource {
 				return l.Errors
 			}),
 		},
-		Subresources: []api.Subresource{api.StatusOnly(func(c, old *resourcev1.ResourceClaim) { c.Spec = old.Spec }, validateClaimStatus)},
+		Subresources: []api.Subresource{api.StatusOnly(func(c, old *resourcev1.ResourceClaim) {
+			c.Spec = old.Spec
+			dropDeallocated(c, old)
+		}, validateClaimStatus)},
 		Columns: []metav1.TableColumnDefinition{
 			api.Column("State", "string", "A summary of the current state (allocated, pending, reserved, etc.)."),
 			api.AgeColumn(),

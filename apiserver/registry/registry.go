@@ -42,8 +42,9 @@ type Config struct {
 	// create) and may change obj: the allocation of addresses and ports. It
 	// returns a function called once with the outcome.
 	Begin func(ctx context.Context, obj, old api.Object, dryRun bool) (func(done bool), error)
-	// Validate, when set, finds what a strategy cannot, as it takes a look at other objects. old is nil on create.
-	Validate func(obj, old api.Object) field.ErrorList
+	// Validate, when set, finds what a strategy cannot, as it takes a look at other objects or at who may do what.
+	// old is nil on create.
+	Validate func(ctx context.Context, obj, old api.Object) field.ErrorList
 	// Deleted, when set, is called after an object was removed.
 	Deleted func(obj api.Object)
 	// MayRemove, when set, can hold back the removal of an object whose

@@ -157,11 +157,11 @@ func (r *Registry) validateCreate(ctx context.Context, obj api.Object) field.Err
 	meta := field.NewPath("metadata")
 	errs = append(errs, validation.ValidateObjectMetaAccessor(check.Doubtful(obj), r.Resource.Namespaced, r.nameValid(), meta)...)
 	errs = append(errs, r.finalizersNamed(obj)...)
+	if r.Validate != nil {
+		errs = append(errs, r.Validate(ctx, obj, nil)...)
+	}
 	if s.Validate != nil {
 		errs = append(errs, s.Validate(ctx, obj)...)
-	}
-	if r.Validate != nil {
-		errs = append(errs, r.Validate(obj, nil)...)
 	}
 	return errs
 }
@@ -481,15 +481,15 @@ func (r *Registry) validateUpdate(ctx context.Context, u Update, obj, old api.Ob
 	errs := validation.ValidateObjectMetaAccessor(doubtful, r.Resource.Namespaced, pathSegment, meta)
 	errs = append(errs, validation.ValidateObjectMetaAccessorUpdate(doubtful, old, meta)...)
 	errs = append(errs, r.finalizersNamed(obj)...)
+	if r.Validate != nil {
+		errs = append(errs, r.Validate(ctx, obj, old)...)
+	}
 	validate := r.Resource.Strategy.ValidateUpdate
 	if u.View != nil {
 		validate = u.View.ValidateUpdate
 	}
 	if validate != nil {
 		errs = append(errs, validate(ctx, obj, old)...)
-	}
-	if r.Validate != nil {
-		errs = append(errs, r.Validate(obj, old)...)
 	}
 	return errs
 }

@@ -29,11 +29,13 @@ const DefaultIssuer = "https://kubernetes.default.svc.cluster.local"
 
 // The extra keys of a service account's user.
 const (
-	extraPodName  = "authentication.kubernetes.io/pod-name"
-	extraPodUID   = "authentication.kubernetes.io/pod-uid"
-	extraNodeName = "authentication.kubernetes.io/node-name"
-	extraNodeUID  = "authentication.kubernetes.io/node-uid"
+	extraPodName = "authentication.kubernetes.io/pod-name"
+	extraPodUID  = "authentication.kubernetes.io/pod-uid"
+	extraNodeUID = "authentication.kubernetes.io/node-uid"
 )
+
+// NodeNameKey is the extra key with the name of the node that the token is for, or its pod is on.
+const NodeNameKey = "authentication.kubernetes.io/node-name"
 
 // Getter reads the objects tokens are bound to. It must be fresh enough to see
 // a deletion soon. It answers an API NotFound error for what is missing.

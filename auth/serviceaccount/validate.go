@@ -181,7 +181,7 @@ func (t *Tokens) validateBound(ctx context.Context, c *claims) (auth.User, error
 		u.Extra[extraPodName], u.Extra[extraPodUID] = []string{k.Pod.Name}, []string{k.Pod.UID}
 	}
 	if k.Node != nil && k.Node.Name != "" {
-		u.Extra[extraNodeName] = []string{k.Node.Name}
+		u.Extra[NodeNameKey] = []string{k.Node.Name}
 		if k.Node.UID != "" {
 			u.Extra[extraNodeUID] = []string{k.Node.UID}
 		}
