@@ -80,7 +80,8 @@ func (c *Checkpoint) Abort() {
 func (l *Log) replaced(by fileInfo) error {
 	l.mu.Lock()
 	var gone []string
-	if l.checkpoint.name != "" {
+	// With nothing logged since, the new checkpoint has the old one's name.
+	if l.checkpoint.name != "" && l.checkpoint.name != by.name {
 		gone = append(gone, l.checkpoint.name)
 	}
 	l.checkpoint = by

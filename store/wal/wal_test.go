@@ -102,6 +102,40 @@ func TestCheckpointReplacesTheLogBeforeIt(t *testing.T) {
 	}
 }
 
+// Two checkpoints with nothing logged between them are one file.
+func TestCheckpointOfTheSameStateReplacesTheFirst(t *testing.T) {
+	fs := vfs.NewMem()
+	l, _, err := openAll(small(fs))
+	if err != nil {
+		t.Fatal(err)
+	}
+	appendAll(t, l, text(700, 1))
+	for range 2 {
+		num, err := l.Cut()
+		if err != nil {
+			t.Fatal(err)
+		}
+		c, err := l.NewCheckpoint(num)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := c.Write([]byte("state")); err != nil {
+			t.Fatal(err)
+		}
+		if err := c.Commit(); err != nil {
+			t.Fatal(err)
+		}
+		names, _ := fs.List("/d")
+		if want := []string{checkpointName(2), segmentName(2)}; !slices.Equal(names, want) {
+			t.Fatalf("files %v, want %v", names, want)
+		}
+	}
+	l.Close()
+	if _, got, err := openAll(small(fs)); err != nil || !slices.Equal(got, []string{"state"}) {
+		t.Errorf("replayed %q, %v", got, err)
+	}
+}
+
 // image is the file of a log with the given frames.
 func image(t *testing.T, payloads ...string) []byte {
 	t.Helper()
