@@ -24,6 +24,7 @@ import (
 	"testing"
 	"time"
 
+	"go.etcd.io/etcd/api/v3/mvccpb"
 	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
 	clientv3 "go.etcd.io/etcd/client/v3"
 
@@ -407,7 +408,40 @@ func (h *history) run() {
 	if err := errors.Join(late, h.judge(log)); err != nil {
 		h.Error(err)
 	}
+	if h.fault.prepare == nil {
+		h.defragmented()
+	}
 	h.summary(log)
+}
+
+// defragmented makes checkpoints of an idle server, which replace the log and
+// one another: all must be there after the next start.
+func (h *history) defragmented() {
+	all := func(c *clientv3.Client) string {
+		resp, err := c.Get(h.Context(), "\x00", clientv3.WithFromKey())
+		if err != nil {
+			h.Fatalf("read: %v", err)
+		}
+		resp.Kvs = slices.DeleteFunc(resp.Kvs, func(kv *mvccpb.KeyValue) bool { return kv.Lease != 0 }) // those may expire
+		return fmt.Sprint(resp.Kvs)
+	}
+	before := ""
+	for range 2 {
+		h.srv.start(0)
+		c := h.client()
+		now := all(c)
+		if before != "" && now != before {
+			h.Errorf("after defragmenting and a restart:\n%s\nbefore:\n%s", now, before)
+		}
+		before = now
+		for range 2 {
+			if _, err := c.Defragment(h.Context(), c.Endpoints()[0]); err != nil {
+				h.Fatalf("defragment: %v", err)
+			}
+		}
+		c.Close()
+		h.srv.stop()
+	}
 }
 
 func (h *history) summary(log []store.Event) {

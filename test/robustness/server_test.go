@@ -91,10 +91,16 @@ func (s *server) cutPower(rng *rand.Rand, keep float64) {
 	<-s.done
 }
 
+// newServer gives a server a port below those the kernel gives to connections:
+// one of those can be in use when the server is started again.
 func newServer(t testing.TB) *server {
-	lis, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
+	const first, end, tries = 10_000, 30_000, 1000
+	var lis net.Listener
+	for try := 0; lis == nil; try++ {
+		var err error
+		if lis, err = net.Listen("tcp", fmt.Sprint("127.0.0.1:", first+rand.IntN(end-first))); err != nil && try == tries {
+			t.Fatal(err)
+		}
 	}
 	defer lis.Close()
 	s := &server{t: t, dir: filepath.Join(t.TempDir(), "data"), url: "http://" + lis.Addr().String()}
