@@ -61,8 +61,8 @@ test-scripts: build ## txtar scripts: the real binary, real containers
 test-long: test extensions reproducible store-long robustness etcd-long differential h2spec
 
 etcd-long: ## etcd 3.7: the transcripts and snapshots of skiff etcd held against it, and the store on it
-	cd test/reference/upstream && CGO_ENABLED=0 $(GO) build -trimpath -o $(CURDIR)/bin/reference/etcd go.etcd.io/etcd/server/v3
-	cd test/reference/upstream && CGO_ENABLED=0 $(GO) build -trimpath -o $(CURDIR)/bin/reference/etcdutl go.etcd.io/etcd/etcdutl/v3
+	cd test/reference/etcd && CGO_ENABLED=0 $(GO) build -trimpath -o $(CURDIR)/bin/reference/etcd go.etcd.io/etcd/server/v3
+	cd test/reference/etcd && CGO_ENABLED=0 $(GO) build -trimpath -o $(CURDIR)/bin/reference/etcdutl go.etcd.io/etcd/etcdutl/v3
 	CGO_ENABLED=0 $(GO) test -count=1 ./cli/etcd -run 'Transcripts|Snapshots' -stock $(CURDIR)/bin/reference/etcd
 	SKIFF_ETCD=$(CURDIR)/bin/reference/etcd SKIFF_TEST_LONG=1 CGO_ENABLED=0 $(GO) test -count=1 -timeout 20m ./store/etcdstore
 

@@ -1,5 +1,5 @@
 // Package reference builds upstream's programs (Kubernetes and etcd, in the
-// versions of the module in upstream/) and runs clusters of them, in which
+// versions of the modules in upstream/ and etcd/) and runs clusters of them, in which
 // each component may be upstream's, Skiff's, or absent. Tests compare Skiff
 // with such a cluster, and mix the two.
 package reference
@@ -21,7 +21,7 @@ import (
 // Version is the release of Kubernetes that is built; EtcdVersion that of etcd.
 const (
 	Version     = "v1.37.2"
-	EtcdVersion = "v3.7.0"
+	EtcdVersion = "v3.7.3"
 )
 
 const module = "github.com/skiff-project/skiff"
@@ -31,9 +31,9 @@ const ldflags = "-s -w -X k8s.io/component-base/version.gitVersion=" + Version +
 
 // programs lists what is built, and in which folder below the repository.
 var programs = []struct{ name, dir, pkg string }{
-	{"etcd", upstreamDir, "go.etcd.io/etcd/server/v3"},
-	{"etcdctl", upstreamDir, "go.etcd.io/etcd/etcdctl/v3"},
-	{"etcdutl", upstreamDir, "go.etcd.io/etcd/etcdutl/v3"},
+	{"etcd", etcdDir, "go.etcd.io/etcd/server/v3"},
+	{"etcdctl", etcdDir, "go.etcd.io/etcd/etcdctl/v3"},
+	{"etcdutl", etcdDir, "go.etcd.io/etcd/etcdutl/v3"},
 	{"kube-apiserver", upstreamDir, "k8s.io/kubernetes/cmd/kube-apiserver"},
 	{"kube-controller-manager", upstreamDir, "k8s.io/kubernetes/cmd/kube-controller-manager"},
 	{"kube-scheduler", upstreamDir, "k8s.io/kubernetes/cmd/kube-scheduler"},
@@ -43,7 +43,10 @@ var programs = []struct{ name, dir, pkg string }{
 	{"pause", "test/conformance", "./pause"},
 }
 
-const upstreamDir = "test/reference/upstream"
+const (
+	upstreamDir = "test/reference/upstream"
+	etcdDir     = "test/reference/etcd"
+)
 
 // BuildOptions say where to build.
 type BuildOptions struct {
@@ -73,11 +76,15 @@ func Build(ctx context.Context, o BuildOptions) (Binaries, error) {
 	if o.Dir == "" {
 		o.Dir = filepath.Join(root, "bin", "reference")
 	}
-	sum, err := os.ReadFile(filepath.Join(root, upstreamDir, "go.sum"))
-	if err != nil {
-		return Binaries{}, err
+	versions := runtime.Version() + ldflags
+	for _, dir := range []string{upstreamDir, etcdDir} {
+		sum, err := os.ReadFile(filepath.Join(root, dir, "go.sum"))
+		if err != nil {
+			return Binaries{}, err
+		}
+		versions += string(sum)
 	}
-	hash := sha256.Sum256([]byte(runtime.Version() + ldflags + string(sum)))
+	hash := sha256.Sum256([]byte(versions))
 	b := Binaries{filepath.Join(o.Dir, hex.EncodeToString(hash[:6]))}
 	if err := os.MkdirAll(b.Dir, 0o755); err != nil {
 		return b, err
