@@ -12,7 +12,8 @@ import (
 const cmPath = "/api/v1/namespaces/default/configmaps"
 
 // TestBadInput: whatever a client sends, the answer is a 4xx Status of the
-// right kind, and the server lives.
+// right kind, and the server lives. Among it are the YAML bombs of CVE-2019-11253
+// and the copies of CVE-2019-1002100.
 func TestBadInput(t *testing.T) {
 	c := newRaw(newServer(t, nil))
 	if code, body := c.do(t, "POST", cmPath, "application/json", []byte(`{"metadata":{"name":"a"}}`)); code != 201 {

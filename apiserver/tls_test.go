@@ -100,8 +100,8 @@ func TestOverTLS(t *testing.T) {
 	}
 }
 
-// TestProxies: log and proxy reach a backend; redirects, forbidden addresses
-// and failed upgrades do no harm.
+// TestProxies: log and proxy reach a backend; redirects (CVE-2020-8559), forbidden
+// addresses (CVE-2022-3294) and failed upgrades (CVE-2018-1002105) do no harm.
 func TestProxies(t *testing.T) {
 	var last *http.Request
 	backend := httptest.NewTLSServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {

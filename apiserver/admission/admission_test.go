@@ -266,6 +266,49 @@ func TestServiceAccount(t *testing.T) {
 	}
 }
 
+// CVE-2023-2728, CVE-2024-3177: what an account may mount holds for every kind
+// of container and every way to a secret.
+func TestMountableSecretsOfEveryContainer(t *testing.T) {
+	sa := &corev1.ServiceAccount{ObjectMeta: meta("a", "strict"), Secrets: []corev1.ObjectReference{{Name: "mine"}}}
+	env := func(secret string) []corev1.EnvVar {
+		return []corev1.EnvVar{{Name: "E", ValueFrom: &corev1.EnvVarSource{SecretKeyRef: &corev1.SecretKeySelector{LocalObjectReference: corev1.LocalObjectReference{Name: secret}}}}}
+	}
+	from := func(secret string) []corev1.EnvFromSource {
+		return []corev1.EnvFromSource{{SecretRef: &corev1.SecretEnvSource{LocalObjectReference: corev1.LocalObjectReference{Name: secret}}}}
+	}
+	for name, add := range map[string]func(p *corev1.Pod, env []corev1.EnvVar, from []corev1.EnvFromSource){
+		"init container i": func(p *corev1.Pod, env []corev1.EnvVar, from []corev1.EnvFromSource) {
+			p.Spec.InitContainers = []corev1.Container{{Name: "i", Env: env, EnvFrom: from}}
+		},
+		"container c": func(p *corev1.Pod, env []corev1.EnvVar, from []corev1.EnvFromSource) {
+			p.Spec.Containers = []corev1.Container{{Name: "c", Env: env, EnvFrom: from}}
+		},
+		"ephemeral container e": func(p *corev1.Pod, env []corev1.EnvVar, from []corev1.EnvFromSource) {
+			p.Spec.EphemeralContainers = []corev1.EphemeralContainer{{EphemeralContainerCommon: corev1.EphemeralContainerCommon{Name: "e", Env: env, EnvFrom: from}}}
+		},
+	} {
+		for _, c := range []struct {
+			env  []corev1.EnvVar
+			from []corev1.EnvFromSource
+			want string
+		}{
+			{env("mine"), from("mine"), ""},
+			{env("other"), nil, name + ` with envVar E referencing secret.secretName="other" is not allowed because service account strict does not reference that secret`},
+			{nil, from("other"), name + ` with envFrom referencing secret.secretName="other" is not allowed because service account strict does not reference that secret`},
+		} {
+			p := &corev1.Pod{}
+			add(p, c.env, c.from)
+			got := ""
+			if err := checkMountable(sa, p, strings.HasPrefix(name, "ephemeral")); err != nil {
+				got = err.Error()
+			}
+			if got != c.want {
+				t.Errorf("%s: %q, want %q", name, got, c.want)
+			}
+		}
+	}
+}
+
 func TestPriorityRuntimeClassAndTopology(t *testing.T) {
 	w := newWorld()
 	high := &schedulingv1.PriorityClass{ObjectMeta: meta("", "high"), Value: 100, PreemptionPolicy: ptr.To(corev1.PreemptNever)}
@@ -318,6 +361,7 @@ func TestPriorityRuntimeClassAndTopology(t *testing.T) {
 	}
 }
 
+// TestNodeRestriction: among it are the mirror pods and owners of CVE-2025-4563 and CVE-2025-5187.
 func TestNodeRestriction(t *testing.T) {
 	w := newWorld()
 	mine := pod(func(p *corev1.Pod) {

@@ -2,28 +2,15 @@ package main
 
 import (
 	"context"
-	"crypto/ecdsa"
-	"crypto/elliptic"
-	"crypto/rand"
-	"crypto/x509"
-	"crypto/x509/pkix"
-	_ "embed"
-	"encoding/base64"
 	"encoding/json"
-	"encoding/pem"
 	"errors"
 	"fmt"
-	"math/big"
 	"net/http"
 	"slices"
 	"strings"
-	"time"
 
-	"sigs.k8s.io/yaml"
+	"github.com/skiff-project/skiff/test/samples"
 )
-
-//go:embed testdata/kinds.yaml
-var kindsText string
 
 // resource is a served resource and an object of it to begin with.
 type resource struct {
@@ -75,7 +62,7 @@ func builtIn(ctx context.Context, p *pair) error {
 	var missing []error
 	for _, r := range resources {
 		if r.sample == nil && r.has("create") {
-			missing = append(missing, fmt.Errorf("testdata/kinds.yaml has no object for %s", r.label()))
+			missing = append(missing, fmt.Errorf("test/samples/kinds.yaml has no object for %s", r.label()))
 		}
 	}
 	if err := errors.Join(missing...); err != nil {
@@ -125,19 +112,13 @@ func (p *pair) discover(ctx context.Context) ([]*resource, error) {
 	}
 	p.send(ctx, request{name: "GET /api aggregated", method: "GET", path: "/api", accept: aggregated})
 	p.send(ctx, request{name: "GET /apis aggregated", method: "GET", path: "/apis", accept: aggregated})
-	certificates, err := testCertificates()
+	objects, err := samples.Objects()
 	if err != nil {
 		return nil, err
 	}
-	samples := map[string]map[string]any{}
-	for doc := range strings.SplitSeq(certificates.Replace(kindsText), "\n---\n") {
-		var o map[string]any
-		if err := yaml.Unmarshal([]byte(doc), &o); err != nil {
-			return nil, fmt.Errorf("testdata/kinds.yaml: %w in\n%s", err, doc)
-		}
-		if o != nil {
-			samples[fmt.Sprint(o["apiVersion"], " ", o["kind"])] = asNamespaced(o)
-		}
+	byKind := map[string]map[string]any{}
+	for _, o := range objects {
+		byKind[fmt.Sprint(o["apiVersion"], " ", o["kind"])] = o
 	}
 	groups, err := p.servers[0].object(ctx, "/apis")
 	if err != nil {
@@ -153,7 +134,7 @@ func (p *pair) discover(ctx context.Context) ([]*resource, error) {
 	}
 	var all []*resource
 	for _, gv := range versions {
-		got, err := p.discoverVersion(ctx, gv, samples)
+		got, err := p.discoverVersion(ctx, gv, byKind)
 		if err != nil {
 			return nil, err
 		}
@@ -162,7 +143,7 @@ func (p *pair) discover(ctx context.Context) ([]*resource, error) {
 	return all, nil
 }
 
-func (p *pair) discoverVersion(ctx context.Context, gv string, samples map[string]map[string]any) ([]*resource, error) {
+func (p *pair) discoverVersion(ctx context.Context, gv string, byKind map[string]map[string]any) ([]*resource, error) {
 	prefix, group, version := "/apis/", "", gv
 	if g, v, ok := strings.Cut(gv, "/"); ok {
 		group, version = g, v
@@ -199,7 +180,7 @@ func (p *pair) discoverVersion(ctx context.Context, gv string, samples map[strin
 			continue
 		}
 		r := &resource{group: group, version: version, name: name, kind: d.Kind, namespaced: d.Namespaced, verbs: d.Verbs,
-			sample: samples[gv+" "+d.Kind], schemas: all}
+			sample: byKind[gv+" "+d.Kind], schemas: all}
 		r.schema = r.schemas.kind(group, version, d.Kind)
 		byName[name] = r
 		list = append(list, r)
@@ -230,44 +211,6 @@ func outline(doc any) any {
 		}
 	}
 	return out
-}
-
-// asNamespaced leaves out what YAML cannot say better than JSON: numbers are
-// read as JSON's.
-func asNamespaced(o map[string]any) map[string]any {
-	var v map[string]any
-	if json.Unmarshal(marshal(o), &v) != nil {
-		return o
-	}
-	return v
-}
-
-// testCertificates puts real ones in the place of the words in kinds.yaml.
-func testCertificates() (*strings.Replacer, error) {
-	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
-	if err != nil {
-		return nil, err
-	}
-	template := &x509.Certificate{SerialNumber: big.NewInt(1), Subject: pkix.Name{CommonName: "ca"}, NotAfter: time.Now().Add(time.Hour), IsCA: true, BasicConstraintsValid: true}
-	ca, err := x509.CreateCertificate(rand.Reader, template, template, key.Public(), key)
-	if err != nil {
-		return nil, err
-	}
-	csr, err := x509.CreateCertificateRequest(rand.Reader, &x509.CertificateRequest{Subject: pkix.Name{CommonName: "u"}}, key)
-	if err != nil {
-		return nil, err
-	}
-	stub, err := x509.CreateCertificateRequest(rand.Reader, &x509.CertificateRequest{}, key)
-	if err != nil {
-		return nil, err
-	}
-	text := func(kind string, der []byte) []byte { return pem.EncodeToMemory(&pem.Block{Type: kind, Bytes: der}) }
-	return strings.NewReplacer(
-		"CERTIFICATE TEXT", strings.ReplaceAll(string(text("CERTIFICATE", ca)), "\n", `\n`),
-		"CERTIFICATE", base64.StdEncoding.EncodeToString(text("CERTIFICATE", ca)),
-		"REQUEST DER", base64.StdEncoding.EncodeToString(stub),
-		"REQUEST", base64.StdEncoding.EncodeToString(text("CERTIFICATE REQUEST", csr)),
-	), nil
 }
 
 const dryRun = "dryRun=All"
@@ -325,7 +268,7 @@ func (p *pair) creates(ctx context.Context, r *resource) {
 		p.send(ctx, request{name: name + "accept " + a, method: "POST", path: path + "?" + dryRun, body: good, accept: a})
 	}
 	if code := post("it dry", "?"+dryRun, good); code != http.StatusCreated { // then no change of it says much
-		p.report(name+"it dry", []string{fmt.Sprintf("testdata/kinds.yaml: upstream answers %d", code)})
+		p.report(name+"it dry", []string{fmt.Sprintf("test/samples/kinds.yaml: upstream answers %d", code)})
 		return
 	}
 	for _, m := range r.schemas.mutants(r.schema, r.sample, r.reach(), r.changing()...) {
@@ -335,7 +278,7 @@ func (p *pair) creates(ctx context.Context, r *resource) {
 		post(m.String(), "?"+dryRun, marshal(m.apply(r.sample)))
 	}
 	if code := post("it", "", good); code != http.StatusCreated {
-		p.report(name+"it", []string{fmt.Sprintf("testdata/kinds.yaml: upstream answers %d", code)})
+		p.report(name+"it", []string{fmt.Sprintf("test/samples/kinds.yaml: upstream answers %d", code)})
 	}
 	if r.has("get") {
 		post("it again", "", good)
