@@ -396,6 +396,8 @@ func TestNodeRestriction(t *testing.T) {
 	lease := func(ns, name string) *coordinationv1.Lease {
 		return &coordinationv1.Lease{ObjectMeta: meta(ns, name)}
 	}
+	owned := node("n1", nil)
+	owned.OwnerReferences = []metav1.OwnerReference{{APIVersion: "v1", Kind: "ConfigMap", Name: "none", UID: "none"}}
 	w["namespaces"] = append(w["namespaces"], namespace("kube-node-lease", nil))
 	ready := mine.DeepCopy()
 	ready.Status.Phase = corev1.PodRunning
@@ -424,6 +426,7 @@ func TestNodeRestriction(t *testing.T) {
 		{"another node", create("nodes", node("n2", nil)), `nodes "n2" is forbidden: node "n1" is not allowed to modify node "n2"`},
 		{"restricted label", create("nodes", node("n1", map[string]string{"node-restriction.kubernetes.io/x": "1", "node-role.kubernetes.io/control-plane": ""})), `nodes "n1" is forbidden: node "n1" is not allowed to set the following labels: node-restriction.kubernetes.io/x, node-role.kubernetes.io/control-plane`},
 		{"taints", update("nodes", node("n1", nil), node("n1", nil, corev1.Taint{Key: "x"})), `nodes "n1" is forbidden: node "n1" is not allowed to modify taints`},
+		{"owner of the node", update("nodes", owned, node("n1", nil)), `nodes "n1" is forbidden: node "n1" is not allowed to modify ownerReferences`},
 		{"label change", update("nodes", node("n1", nil), node("n1", map[string]string{"a.k8s.io/x": "1"})), `nodes "n1" is forbidden: is not allowed to modify labels: a.k8s.io/x`},
 		{"token for its pod", token("web", "u1"), ""},
 		{"token for its pod's audience", token("web", "u1", "vault"), ""},
