@@ -444,6 +444,24 @@ func TestMutatingWebhooks(t *testing.T) {
 			t.Errorf("asked %s, want %s", got, want)
 		}
 	})
+	t.Run("a loop ends", func(t *testing.T) {
+		w := newWorld(t)
+		var hooks []v1.MutatingWebhook
+		for _, p := range []string{"/tick", "/tock"} { // each undoes what the other does
+			w.patches(p, fmt.Sprintf(`[{"op":"add","path":"/data/said","value":%q}]`, p))
+			h := mutatingHook(w.hook(p, "CREATE /v1/configmaps"))
+			h.ReinvocationPolicy = ptr.To(v1.IfNeededReinvocationPolicy)
+			hooks = append(hooks, h)
+		}
+		w.mutate("m", hooks...)
+		got, err := w.create("x", metav1.CreateOptions{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if said, want := fmt.Sprint(got, w.asked), "map[a:1 said:/tock] [/tick /tock /tick /tock]"; said != want {
+			t.Errorf("%s, want %s", said, want)
+		}
+	})
 	for _, c := range []struct {
 		name, patch string
 		code        int32
