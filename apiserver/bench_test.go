@@ -8,7 +8,6 @@ import (
 	"io"
 	"net/http"
 	"testing"
-	"time"
 
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/api/resource"
@@ -93,17 +92,7 @@ const benchDefinition = `{"apiVersion":"apiextensions.k8s.io/v1","kind":"CustomR
 func BenchmarkCustomResourceCreate(b *testing.B) {
 	c := newRaw(newServer(b, nil))
 	const media, things = "application/json", "/apis/bench.example.com/v1/namespaces/default/things"
-	if code, body := c.do(b, "POST", "/apis/apiextensions.k8s.io/v1/customresourcedefinitions", media, []byte(benchDefinition)); code != 201 {
-		b.Fatal(body)
-	}
-	for i := 0; ; i++ {
-		if code, body := c.do(b, "GET", things, "", nil); code == 200 {
-			break
-		} else if i == 1000 {
-			b.Fatal(body)
-		}
-		time.Sleep(10 * time.Millisecond)
-	}
+	define(b, c, []byte(benchDefinition), things)
 	for i := 0; b.Loop(); i++ {
 		code, body := c.do(b, "POST", things, media, fmt.Appendf(nil, `{"apiVersion":"bench.example.com/v1","kind":"Thing","metadata":{"name":"thing-%d","labels":{"app":"web"}},
 			"spec":{"size":3,"name":"abc","parts":[{"key":"a","value":"1"},{"key":"b","value":"2"}]}}`, i))

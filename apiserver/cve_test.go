@@ -15,10 +15,12 @@ func definition(plural, scope string) []byte {
 		"schema":{"openAPIV3Schema":{"type":"object","x-kubernetes-preserve-unknown-fields":true}}}]}}`, plural, scope, kind)
 }
 
+const definitions = "/apis/apiextensions.k8s.io/v1/customresourcedefinitions"
+
 // define makes a definition and waits until its objects are served at path.
-func define(t *testing.T, c raw, plural, scope, path string) {
-	if code, body := c.do(t, "POST", "/apis/apiextensions.k8s.io/v1/customresourcedefinitions", "application/json", definition(plural, scope)); code != 201 {
-		t.Fatalf("define %s: %d %s", plural, code, body)
+func define(t testing.TB, c raw, definition []byte, path string) {
+	if code, body := c.do(t, "POST", definitions, "application/json", definition); code != 201 {
+		t.Fatalf("define what is served at %s: %d %s", path, code, body)
 	}
 	for deadline := time.Now().Add(time.Minute); ; time.Sleep(10 * time.Millisecond) {
 		code, body := c.do(t, "GET", path, "", nil)
@@ -36,8 +38,8 @@ func define(t *testing.T, c raw, plural, scope, path string) {
 func TestScopeIsPartOfThePath(t *testing.T) {
 	c := newRaw(newServer(t, nil))
 	const group = "/apis/cve.example.com/v1/"
-	define(t, c, "clusterwides", "Cluster", group+"clusterwides")
-	define(t, c, "locals", "Namespaced", group+"namespaces/default/locals")
+	define(t, c, definition("clusterwides", "Cluster"), group+"clusterwides")
+	define(t, c, definition("locals", "Namespaced"), group+"namespaces/default/locals")
 	for path, object := range map[string]string{
 		group + "clusterwides":              `{"apiVersion":"cve.example.com/v1","kind":"Clusterwides","metadata":{"name":"a"}}`,
 		group + "namespaces/default/locals": `{"apiVersion":"cve.example.com/v1","kind":"Locals","metadata":{"name":"a"}}`,
@@ -61,7 +63,7 @@ func TestListsEndAtTheirResource(t *testing.T) {
 	c := newRaw(newServer(t, nil))
 	const space = "/apis/cve.example.com/v1/namespaces/default/"
 	for _, plural := range []string{"foos", "foosbars"} {
-		define(t, c, plural, "Namespaced", space+plural)
+		define(t, c, definition(plural, "Namespaced"), space+plural)
 		object := fmt.Sprintf(`{"apiVersion":"cve.example.com/v1","kind":"%s","metadata":{"name":"of-%s"}}`, strings.ToUpper(plural[:1])+plural[1:], plural)
 		if code, body := c.do(t, "POST", space+plural, "application/json", []byte(object)); code != 201 {
 			t.Fatalf("create: %d %s", code, body)
