@@ -66,6 +66,19 @@ func TestFramesComeBackInOrder(t *testing.T) {
 	}
 }
 
+func beginCheckpoint(t *testing.T, l *Log) *Checkpoint {
+	t.Helper()
+	num, err := l.Cut()
+	if err != nil {
+		t.Fatal(err)
+	}
+	c, err := l.NewCheckpoint(num)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return c
+}
+
 func TestCheckpointReplacesTheLogBeforeIt(t *testing.T) {
 	fs := vfs.NewMem()
 	l, _, err := openAll(small(fs))
@@ -75,14 +88,7 @@ func TestCheckpointReplacesTheLogBeforeIt(t *testing.T) {
 	for i := range 20 {
 		appendAll(t, l, text(700, i))
 	}
-	num, err := l.Cut()
-	if err != nil {
-		t.Fatal(err)
-	}
-	c, err := l.NewCheckpoint(num)
-	if err != nil {
-		t.Fatal(err)
-	}
+	c := beginCheckpoint(t, l)
 	appendAll(t, l, "after the cut")
 	if err := c.Write([]byte("state")); err != nil {
 		t.Fatal(err)
@@ -111,14 +117,7 @@ func TestCheckpointOfTheSameStateReplacesTheFirst(t *testing.T) {
 	}
 	appendAll(t, l, text(700, 1))
 	for range 2 {
-		num, err := l.Cut()
-		if err != nil {
-			t.Fatal(err)
-		}
-		c, err := l.NewCheckpoint(num)
-		if err != nil {
-			t.Fatal(err)
-		}
+		c := beginCheckpoint(t, l)
 		if err := c.Write([]byte("state")); err != nil {
 			t.Fatal(err)
 		}
