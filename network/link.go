@@ -174,10 +174,21 @@ func (n *Network) routeServices(br netlink.Link, cidrs []netip.Prefix) error {
 	return nil
 }
 
+// links are the host's interfaces. The kernel is asked again when they changed
+// while it told of them.
+func (n *Network) links() (list []netlink.Link, err error) {
+	for range 10 {
+		if list, err = n.nl.LinkList(); !errors.Is(err, netlink.ErrDumpInterrupted) {
+			break
+		}
+	}
+	return list, err
+}
+
 // mtu is that of bridge and pod interfaces, in bytes: the smallest of the host's other
 // interfaces that are up, 1500 if there is none.
 func (n *Network) mtu() (int, error) {
-	links, err := n.nl.LinkList()
+	links, err := n.links()
 	if err != nil {
 		return 0, fmt.Errorf("list interfaces: %w", err)
 	}
@@ -355,7 +366,7 @@ func (n *Network) deletePorts(match func(name string) bool) error {
 		}
 		return fmt.Errorf("find bridge %s: %w", n.cfg.Bridge, err)
 	}
-	links, err := n.nl.LinkList()
+	links, err := n.links()
 	if err != nil {
 		return fmt.Errorf("list interfaces: %w", err)
 	}

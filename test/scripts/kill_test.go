@@ -319,6 +319,9 @@ func (c *killCluster) census(t *testing.T) []string {
 		t.Fatal(err)
 	}
 	links, err := netlink.LinkList()
+	for errors.Is(err, netlink.ErrDumpInterrupted) && t.Context().Err() == nil { // an interface came or went meanwhile
+		links, err = netlink.LinkList()
+	}
 	if err != nil {
 		t.Fatal(err)
 	}
