@@ -7,7 +7,6 @@ import (
 	"fmt"
 	"net/netip"
 	"slices"
-	"sync"
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
@@ -19,8 +18,6 @@ import (
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	"k8s.io/apimachinery/pkg/api/meta"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
-
-	"golang.org/x/sync/errgroup"
 
 	"github.com/skiff-project/skiff/api"
 	"github.com/skiff-project/skiff/apiserver/alloc"
@@ -53,50 +50,26 @@ func (s *Server) bootstrapLoop(ctx context.Context) {
 // bootstrapParallel bounds concurrent writes: each waits for the disk.
 const bootstrapParallel = 32
 
-// tasks run at once. One that fails holds up no other.
-type tasks struct {
-	errgroup.Group
-	mu   sync.Mutex
-	errs []error
-}
-
-func (t *tasks) do(f func() error) {
-	t.Go(func() error {
-		if err := f(); err != nil {
-			t.mu.Lock()
-			t.errs = append(t.errs, err)
-			t.mu.Unlock()
-		}
-		return nil
-	})
-}
-
-// wait returns the errors of all tasks.
-func (t *tasks) wait() error {
-	t.Wait() //nolint:errcheck // do collects the errors
-	return errors.Join(t.errs...)
-}
-
 // bootstrap writes only what is missing or differs, so that a restart of a
 // healthy cluster writes nothing. What cannot be written leaves the rest alone.
 func (s *Server) bootstrap(ctx context.Context) error {
-	g := &tasks{}
+	g := &initial.Tasks{}
 	g.SetLimit(bootstrapParallel)
 	for _, name := range initial.Namespaces() {
-		g.do(func() error {
+		g.Do(func() error {
 			return s.ensure(ctx, "/namespaces", &corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: name}}, nil)
 		})
 	}
 	for _, pc := range initial.PriorityClasses() {
-		g.do(func() error { return s.ensure(ctx, "scheduling.k8s.io/priorityclasses", pc, nil) })
+		g.Do(func() error { return s.ensure(ctx, "scheduling.k8s.io/priorityclasses", pc, nil) })
 	}
 	s.ensureFlows(ctx, g)
-	g.do(func() error { return s.ensureServices(ctx) })
-	g.do(func() error { return s.ensureAuthConfig(ctx) })
+	g.Do(func() error { return s.ensureServices(ctx) })
+	g.Do(func() error { return s.ensureAuthConfig(ctx) })
 	if s.cfg.Policy != nil {
 		s.ensurePolicy(ctx, g, s.cfg.Policy)
 	}
-	return g.wait()
+	return g.Err()
 }
 
 // ensure creates an object, or lets change adapt the existing one; change
@@ -141,12 +114,12 @@ func (s *Server) ensureFlow(ctx context.Context, gr string, want api.Object) err
 	return s.ensure(ctx, gr, want, func(have api.Object) bool { return initial.UpdateFlowControl(have, want) })
 }
 
-func (s *Server) ensureFlows(ctx context.Context, g *tasks) {
+func (s *Server) ensureFlows(ctx context.Context, g *initial.Tasks) {
 	for _, pl := range initial.PriorityLevels() {
-		g.do(func() error { return s.ensureFlow(ctx, "flowcontrol.apiserver.k8s.io/prioritylevelconfigurations", pl) })
+		g.Do(func() error { return s.ensureFlow(ctx, "flowcontrol.apiserver.k8s.io/prioritylevelconfigurations", pl) })
 	}
 	for _, fs := range initial.FlowSchemas() {
-		g.do(func() error { return s.ensureFlow(ctx, flowSchemas, fs) })
+		g.Do(func() error { return s.ensureFlow(ctx, flowSchemas, fs) })
 	}
 }
 
@@ -161,9 +134,9 @@ func (s *Server) followFlows(ctx context.Context) {
 	s.gate.Limiter.Follow(ctx, fairness.Objects{
 		Levels: levels.reg, Schemas: schemas.reg, Log: s.cfg.Log,
 		Maintain: func(ctx context.Context) error {
-			g := &tasks{}
+			g := &initial.Tasks{}
 			s.ensureFlows(ctx, g)
-			return g.wait()
+			return g.Err()
 		},
 		Dangling: func(ctx context.Context, name string, exists bool) error {
 			err := s.patchStored(ctx, flowSchemas, "", name, func(have api.Object) error {
@@ -272,9 +245,9 @@ func (s *Server) ensureAuthConfig(ctx context.Context) error {
 const rbacGroup = rbacv1.GroupName + "/"
 
 // ensurePolicy brings the stored RBAC objects up to the bootstrap policy.
-func (s *Server) ensurePolicy(ctx context.Context, g *tasks, p *policy.Policy) {
+func (s *Server) ensurePolicy(ctx context.Context, g *initial.Tasks, p *policy.Policy) {
 	for _, want := range p.ClusterRoles {
-		g.do(func() error {
+		g.Do(func() error {
 			full := want.DeepCopy()
 			if rules, err := policy.Aggregate(full, p.ClusterRoles); err == nil && full.AggregationRule != nil {
 				full.Rules = rules
@@ -288,7 +261,7 @@ func (s *Server) ensurePolicy(ctx context.Context, g *tasks, p *policy.Policy) {
 		})
 	}
 	for _, want := range p.Roles {
-		g.do(func() error {
+		g.Do(func() error {
 			return s.ensure(ctx, rbacGroup+"roles", want, func(o api.Object) bool {
 				have := o.(*rbacv1.Role)
 				out, changed := policy.ReconcileRole(have, want)
@@ -298,7 +271,7 @@ func (s *Server) ensurePolicy(ctx context.Context, g *tasks, p *policy.Policy) {
 		})
 	}
 	for _, want := range p.ClusterRoleBindings {
-		g.do(func() error {
+		g.Do(func() error {
 			return s.ensureBinding(ctx, rbacGroup+"clusterrolebindings", want, func(o api.Object) (bool, bool) {
 				have := o.(*rbacv1.ClusterRoleBinding)
 				out, changed, recreate := policy.ReconcileClusterRoleBinding(have, want)
@@ -310,7 +283,7 @@ func (s *Server) ensurePolicy(ctx context.Context, g *tasks, p *policy.Policy) {
 		})
 	}
 	for _, want := range p.RoleBindings {
-		g.do(func() error {
+		g.Do(func() error {
 			return s.ensureBinding(ctx, rbacGroup+"rolebindings", want, func(o api.Object) (bool, bool) {
 				have := o.(*rbacv1.RoleBinding)
 				out, changed, recreate := policy.ReconcileRoleBinding(have, want)

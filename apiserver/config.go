@@ -106,8 +106,6 @@ type Config struct {
 
 	// ServiceCIDR is where cluster IPs come from; default 10.96.0.0/12.
 	ServiceCIDR netip.Prefix
-	// NodePorts is the NodePort range, both ends included; default 30000–32767.
-	NodePorts alloc.PortRange
 	// AdvertiseAddress and AdvertisePort are the endpoint of the kubernetes
 	// Service; invalid address: the Service has no endpoints.
 	AdvertiseAddress netip.Addr
@@ -115,24 +113,35 @@ type Config struct {
 
 	// Version is what /version says; default v1.37.2.
 	Version version.Info
-	// Limits are how many requests are worked on at once.
-	Limits Limits
+	Tuning
 	// MaxLongRunning bounds concurrent watches and streams; default 100,000.
 	MaxLongRunning int
-	// RequestTimeout bounds requests that are not long-running; default 60 s.
-	RequestTimeout time.Duration
-	// MinWatchTimeout is the shortest a watch without timeoutSeconds lasts; default 30 min (up to twice that, random).
-	MinWatchTimeout time.Duration
 	// BookmarkInterval between bookmarks on an idle watch; default 1 min.
 	BookmarkInterval time.Duration
 	// CompactionInterval between compactions of the store, which keep at least
 	// that much history; default 5 min.
 	CompactionInterval time.Duration
-	// ShutdownGrace is how long Run waits for requests in flight after its context ends; default 5 s.
-	ShutdownGrace time.Duration
 
 	Log   *slog.Logger // default: discard
 	Clock clock.WithTickerAndDelayedExecution
+}
+
+// Tuning is what an operator may set of any server; zero values mean the default.
+type Tuning struct {
+	// Limits are how many requests are worked on at once.
+	Limits Limits
+	// NodePorts is the NodePort range, both ends included; default 30000–32767.
+	NodePorts alloc.PortRange
+	// EventTTL is how long events are kept, at least a second; default 1 h.
+	EventTTL time.Duration
+	// RequestTimeout bounds requests that are not long-running; default 60 s.
+	RequestTimeout time.Duration
+	// MinWatchTimeout is the shortest a watch without timeoutSeconds lasts; default 30 min (up to twice that, random).
+	MinWatchTimeout time.Duration
+	// ShutdownGrace is how long Run waits for requests in flight after its context ends; default 5 s.
+	ShutdownGrace time.Duration
+	// Profiling serves Go's profiles of the process at /debug/pprof/.
+	Profiling bool
 }
 
 // Limits are fairness.Limits.
@@ -154,6 +163,7 @@ func (c *Config) setDefaults() error {
 	api.SetIfEmpty(&c.Limits.ReadOnly, 400)
 	api.SetIfEmpty(&c.Limits.Mutating, 200)
 	api.SetIfEmpty(&c.MaxLongRunning, 100_000)
+	api.SetIfEmpty(&c.EventTTL, time.Hour)
 	api.SetIfEmpty(&c.RequestTimeout, time.Minute)
 	api.SetIfEmpty(&c.MinWatchTimeout, 30*time.Minute)
 	api.SetIfEmpty(&c.BookmarkInterval, time.Minute)

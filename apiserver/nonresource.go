@@ -13,6 +13,7 @@ import (
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
+	"github.com/skiff-project/skiff/apiserver/profiles"
 	"github.com/skiff-project/skiff/auth/serviceaccount"
 	"github.com/skiff-project/skiff/object/codec"
 )
@@ -38,6 +39,9 @@ func (s *Server) serveNonResource(c *call) {
 		return
 	}
 	path := strings.TrimSuffix(c.info.Path, "/")
+	if s.cfg.Profiling && profiles.Serve(c.w, c.req) {
+		return
+	}
 	if c.req.Method != http.MethodGet && c.req.Method != http.MethodHead {
 		s.notFoundPath(c)
 		return

@@ -19,6 +19,8 @@ import (
 	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/apimachinery/pkg/util/intstr"
 	"k8s.io/client-go/openapi"
+
+	"github.com/skiff-project/skiff/apiserver"
 )
 
 func pod(name string) *corev1.Pod {
@@ -366,5 +368,24 @@ func TestEvents(t *testing.T) {
 			string(e.ManagedFields[i].FieldsV1.Raw) != string(made.ManagedFields[0].FieldsV1.Raw) {
 			t.Errorf("the first manager's fields became %s, were %s", e.ManagedFields[i].FieldsV1.Raw, made.ManagedFields[0].FieldsV1.Raw)
 		}
+	}
+}
+
+// Profiles are served to who asked for them at the start, and to nobody else.
+func TestProfiles(t *testing.T) {
+	c := newRaw(newServer(t, func(c *apiserver.Config) { c.Profiling = true }))
+	for path, want := range map[string]string{
+		"/debug/pprof/": "goroutine?debug=1", "/debug/pprof/heap?debug=1": "heap profile:", "/debug/pprof/cmdline": ".test",
+		"/debug/pprof/profile?seconds=1": "", "/debug/pprof/symbol": "num_symbols",
+	} {
+		if code, body := c.do(t, "GET", path, "", nil); code != 200 || !strings.Contains(body, want) {
+			t.Errorf("%s: %d %.300s", path, code, body)
+		}
+	}
+	if code, _ := c.do(t, "GET", "/debug/pprof/nonsense", "", nil); code != 404 {
+		t.Errorf("a profile that is not there: %d", code)
+	}
+	if code, _ := newRaw(newServer(t, nil)).do(t, "GET", "/debug/pprof/", "", nil); code != 404 {
+		t.Errorf("without profiling: %d", code)
 	}
 }

@@ -5,13 +5,16 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"math"
 	"net"
 	"net/netip"
 	"slices"
 	"strconv"
 	"strings"
+	"time"
 
 	"github.com/skiff-project/skiff/apiserver"
+	"github.com/skiff-project/skiff/apiserver/alloc"
 	"github.com/skiff-project/skiff/cluster"
 )
 
@@ -19,14 +22,14 @@ var apiServerHarmless = []harmless{
 	{"default-watch-cache-size watch-cache? watch-cache-sizes etcd-compaction-interval etcd-count-metric-poll-period etcd-db-metric-poll-interval " +
 		"etcd-healthcheck-timeout etcd-readycheck-timeout lease-reuse-duration-seconds delete-collection-workers enable-garbage-collector? " +
 		"storage-initialization-timeout concurrent-watch-object-decode?", "the store works otherwise inside"},
-	{"request-timeout min-request-timeout goaway-chance " +
+	{"goaway-chance " +
 		"shutdown-delay-duration shutdown-send-retry-after? shutdown-watch-termination-grace-period livez-grace-period http2-max-streams-per-connection " +
 		"disable-http2-serving? permit-address-sharing? permit-port-sharing? apiserver-count endpoint-reconciler-type", "bounds and grace periods are the server's own"},
 	{"kubelet-timeout kubelet-port external-hostname", "kubelets say their port"},
 	{"audit-log-batch-max-size audit-log-batch-max-wait audit-log-batch-throttle-enable? audit-log-batch-throttle-qps audit-log-batch-throttle-burst " +
 		"audit-webhook-batch-throttle-enable? audit-webhook-batch-throttle-qps audit-webhook-batch-throttle-burst audit-log-truncate-max-batch-size " +
 		"audit-log-truncate-max-event-size audit-webhook-truncate-max-batch-size audit-webhook-truncate-max-event-size", "files are written as events come; a webhook is sent at most ten batches a second"},
-	{"service-account-lookup? service-account-extend-token-expiration? event-ttl", "tokens are always looked up; events last an hour"},
+	{"service-account-lookup? service-account-extend-token-expiration?", "tokens are always looked up"},
 }
 
 // apiServerFlags are upstream kube-apiserver's flags, as far as they have a
@@ -44,6 +47,7 @@ type apiServerFlags struct {
 	tls          tlsFlags
 	audit        auditFlags
 	fairness     bool
+	watchSeconds int
 	user, uid    []string
 	group, extra []string
 }
@@ -66,6 +70,10 @@ func apiServerProgram() (*program, *apiServerFlags) {
 	fs.BoolVar(&o.ReloadEncryption, "encryption-provider-config-automatic-reload", false, "look each minute whether that file changed")
 	fs.IntVar(&o.Limits.ReadOnly, "max-requests-inflight", 400, "reading requests worked on at once")
 	fs.IntVar(&o.Limits.Mutating, "max-mutating-requests-inflight", 200, "changing requests worked on at once; with priority and fairness the sum of both counts")
+	fs.DurationVar(&o.RequestTimeout, "request-timeout", time.Minute, "how long a request may take that is no watch and no stream")
+	fs.IntVar(&f.watchSeconds, "min-request-timeout", 1800, "seconds a watch lasts at least, and at most twice, whose client does not say")
+	fs.DurationVar(&o.EventTTL, "event-ttl", time.Hour, "how long events are kept")
+	fs.BoolVar(&o.Profiling, "profiling", false, "serve Go's profiles of this process at /debug/pprof/, to whom RBAC lets")
 	fs.BoolVar(&f.fairness, "enable-priority-and-fairness", true, "divide them fairly, by FlowSchemas and PriorityLevelConfigurations")
 	fs.StringVar(&f.certDir, "cert-dir", "", "folder with apiserver.crt and apiserver.key")
 	fs.StringVar(&o.CertFile, "tls-cert-file", "", "serving certificate; overrides --cert-dir")
@@ -84,6 +92,7 @@ func apiServerProgram() (*program, *apiServerFlags) {
 	fs.StringVar(&o.KubeletKeyFile, "kubelet-client-key", "", "its key")
 	fs.StringVar(&o.KubeletCAFile, "kubelet-certificate-authority", "", "authority of kubelets' certificates (default: any is accepted)")
 	fs.StringSliceVar(&f.serviceCIDRs, "service-cluster-ip-range", []string{"10.0.0.0/24"}, "range of Services' cluster IPs")
+	fs.Var((*portRange)(&o.NodePorts), "service-node-port-range", "ports for NodePort Services: first-last or first+more (default 30000-32767)")
 	fs.StringSliceVar(&f.issuers, "service-account-issuer", nil, "issuer of service account tokens")
 	fs.StringSliceVar(&o.KeyFiles, "service-account-key-file", nil, "keys that verify service account tokens")
 	fs.StringVar(&o.SigningKeyFile, "service-account-signing-key-file", "", "key that signs service account tokens")
@@ -95,7 +104,6 @@ func apiServerProgram() (*program, *apiServerFlags) {
 	p.limited("allow-privileged", "true", "use Pod Security admission against privileged containers", "true")
 	p.limited("enable-bootstrap-token-auth", "true", "bootstrap tokens are Secrets: make none", "true")
 	p.limited("kubelet-preferred-address-types", "InternalIP,ExternalIP,Hostname", "kubelets are reached in that order", "InternalIP,ExternalIP,Hostname")
-	p.limited("service-node-port-range", "30000-32767", "node ports are from there", "30000-32767")
 	p.limited("storage-media-type", "application/vnd.kubernetes.protobuf", "objects are stored so", "application/vnd.kubernetes.protobuf")
 	p.limited("storage-backend", "etcd3", "there is no other", "", "etcd3")
 	p.limited("runtime-config", "", "every API that is there is served", "", "api/all=true")
@@ -124,6 +132,10 @@ func (f *apiServerFlags) settle(p *program) error {
 	if err := f.settleLimits(&o.Limits); err != nil {
 		return err
 	}
+	if o.RequestTimeout <= 0 || f.watchSeconds <= 0 || o.EventTTL < time.Second {
+		return errors.New("--request-timeout and --min-request-timeout must be above 0, --event-ttl at least 1s")
+	}
+	o.MinWatchTimeout = time.Duration(f.watchSeconds) * time.Second
 	o.Address = net.JoinHostPort(f.bind, strconv.Itoa(f.port))
 	if err := certificate(f.certDir, "apiserver", &o.CertFile, &o.KeyFile); err != nil {
 		return err
@@ -177,6 +189,40 @@ func (f *apiServerFlags) settle(p *program) error {
 	if o.AdvertiseAddress, err = netip.ParseAddr(f.advertise); err != nil {
 		return fmt.Errorf("--advertise-address: %q is not an IP address", f.advertise)
 	}
+	return nil
+}
+
+// portRange is a range of ports in upstream's two notations.
+type portRange alloc.PortRange
+
+func (r *portRange) Type() string { return "portRange" }
+
+func (r *portRange) String() string {
+	if *r == (portRange{}) {
+		return ""
+	}
+	return fmt.Sprintf("%d-%d", r.First, r.Last)
+}
+
+// Set takes "30000-32767" or "30000+2767"; "" and one port are a range, too.
+func (r *portRange) Set(text string) error {
+	text = strings.TrimSpace(text)
+	first, last, width := text, text, "0"
+	if a, b, ok := strings.Cut(text, "+"); ok {
+		first, last, width = a, a, b
+	} else if a, b, ok := strings.Cut(text, "-"); ok {
+		first, last = a, b
+	}
+	low, err := strconv.Atoi(first)
+	high, err2 := strconv.Atoi(last)
+	more, err3 := strconv.Atoi(width)
+	if err = errors.Join(err, err2, err3); err != nil {
+		return fmt.Errorf("unable to parse port range %q: %w", text, err)
+	}
+	if high += more; low < 1 || more < 0 || high < low || high > math.MaxUint16 {
+		return fmt.Errorf("port range %q must be of ports from 1 to 65535, the first not above the last", text)
+	}
+	r.First, r.Last = low, high
 	return nil
 }
 

@@ -60,7 +60,7 @@ type controllerManagerFlags struct {
 }
 
 func newControllerManager() *program {
-	p := newProgram("kube-controller-manager", "The controllers by themselves", append(controllerManagerHarmless, servingHarmless)...)
+	p := newProgram("kube-controller-manager", "The controllers by themselves", append(controllerManagerHarmless, servingHarmless, profilingHarmless)...)
 	f := &controllerManagerFlags{}
 	f.common.opts = &f.opts.Component
 	f.common.add(p, 10257, 20, 30)

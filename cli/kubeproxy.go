@@ -72,7 +72,7 @@ func newKubeProxy() *program {
 }
 
 func kubeProxyProgram() (*program, *kubeProxyFlags) {
-	p := newProgram("kube-proxy", "The Service proxy by itself, by nftables", kubeProxyHarmless...)
+	p := newProgram("kube-proxy", "The Service proxy by itself, by nftables", append(kubeProxyHarmless, profilingHarmless)...)
 	f := &kubeProxyFlags{}
 	fs, c := p.fs, &f.opts.Connection
 	fs.StringVar(&f.config, "config", "", "file with a KubeProxyConfiguration; flags win over it")

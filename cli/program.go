@@ -70,7 +70,7 @@ func Summaries() [][2]string {
 
 // always are harmless for every component.
 var always = harmless{"vmodule log-flush-frequency log-text-info-buffer-size log-json-info-buffer-size log-text-split-stream? log-json-split-stream? " +
-	"show-hidden-metrics-for-version disabled-metrics allow-metric-labels allow-metric-labels-manifest profiling? contention-profiling?",
+	"show-hidden-metrics-for-version disabled-metrics allow-metric-labels allow-metric-labels-manifest contention-profiling?",
 	"what a component logs and counts of its own inside"}
 
 func newProgram(name, short string, lists ...harmless) *program {

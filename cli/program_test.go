@@ -112,6 +112,11 @@ func TestFlagsThatAreRefused(t *testing.T) {
 		{"kube-apiserver", "--kubelet-client-certificate=x", "must be given together"},
 		{"kube-apiserver", "--advertise-address=x", `--advertise-address: "x"`},
 		{"kube-apiserver", "--allow-privileged=false", "use Pod Security admission"},
+		{"kube-apiserver", "--event-ttl=1ms", "--event-ttl at least 1s"},
+		{"kube-apiserver", "--request-timeout=0s", "--request-timeout and --min-request-timeout must be above 0"},
+		{"kube-apiserver", "--service-node-port-range=many", `unable to parse port range "many"`},
+		{"kube-apiserver", "--service-node-port-range=40000-30000", "the first not above the last"},
+		{"kube-apiserver", "--service-node-port-range=65000+1000", "must be of ports from 1 to 65535"},
 	} {
 		if err := attempt(t, tt.name, tt.args); err == nil || !strings.Contains(err.Error(), tt.want) {
 			t.Errorf("%s %s: %v, want %q", tt.name, tt.args, err, tt.want)

@@ -49,7 +49,7 @@ func newScheduler() *program {
 }
 
 func schedulerProgram() (*program, *schedulerFlags) {
-	p := newProgram("kube-scheduler", "The scheduler by itself", append(schedulerHarmless, servingHarmless)...)
+	p := newProgram("kube-scheduler", "The scheduler by itself", append(schedulerHarmless, servingHarmless, profilingHarmless)...)
 	f := &schedulerFlags{}
 	f.common.opts = &f.opts.Component
 	p.fs.StringVar(&f.config, "config", "", "file with a KubeSchedulerConfiguration; flags win over it")

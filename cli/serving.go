@@ -17,6 +17,9 @@ var servingHarmless = harmless{"authentication-token-webhook-cache-ttl authoriza
 	"authentication-tolerate-lookup-failure? http2-max-streams-per-connection disable-http2-serving? permit-address-sharing? permit-port-sharing?",
 	"the API server is asked each time; the port serves HTTP/1.1"}
 
+// profilingHarmless is for those but the API server, whose --profiling serves profiles.
+var profilingHarmless = harmless{"profiling?", "only the API server serves profiles"}
+
 // tlsFlags are --tls-min-version and --tls-cipher-suites.
 type tlsFlags struct {
 	min     string

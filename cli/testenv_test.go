@@ -7,12 +7,16 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"reflect"
 	"strings"
 	"testing"
+	"time"
 
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/client-go/kubernetes"
 
+	"github.com/skiff-project/skiff/apiserver"
+	"github.com/skiff-project/skiff/apiserver/alloc"
 	"github.com/skiff-project/skiff/cluster"
 )
 
@@ -65,7 +69,7 @@ func TestAssetsAreLinks(t *testing.T) {
 	}
 }
 
-// The flags are those controller-runtime's envtest passes.
+// The flags are those controller-runtime's envtest passes, and what else an operator sets.
 func TestAPIServerFlags(t *testing.T) {
 	dir := t.TempDir()
 	for _, name := range []string{"apiserver.crt", "apiserver.key"} {
@@ -79,6 +83,7 @@ func TestAPIServerFlags(t *testing.T) {
 		"--cert-dir=" + dir, "--client-ca-file=ca.crt", "--disable-admission-plugins=ServiceAccount",
 		"--etcd-servers=http://127.0.0.1:2379", "--secure-port=1234", "--service-account-issuer=https://127.0.0.1:1234/",
 		"--service-account-key-file=sa.crt", "--service-account-signing-key-file=sa.key", "--service-cluster-ip-range=10.0.0.0/24",
+		"--service-node-port-range=30000+10", "--event-ttl=30m", "--request-timeout=2m", "--min-request-timeout=600", "--profiling",
 	})
 	if err != nil {
 		t.Fatal(err)
@@ -90,5 +95,11 @@ func TestAPIServerFlags(t *testing.T) {
 	if o.Address != "127.0.0.1:1234" || o.CertFile != filepath.Join(dir, "apiserver.crt") || o.ClientCAFile != "ca.crt" ||
 		o.Issuer != "https://127.0.0.1:1234/" || o.AdvertiseAddress != netip.MustParseAddr("127.0.0.1") || o.SigningKeyFile != "sa.key" {
 		t.Errorf("options %+v", o)
+	}
+	if want := (apiserver.Tuning{
+		Limits: apiserver.Limits{ReadOnly: 400, Mutating: 200}, NodePorts: alloc.PortRange{First: 30000, Last: 30010},
+		EventTTL: 30 * time.Minute, RequestTimeout: 2 * time.Minute, MinWatchTimeout: 10 * time.Minute, Profiling: true,
+	}); !reflect.DeepEqual(o.Tuning, want) {
+		t.Errorf("%+v, want %+v", o.Tuning, want)
 	}
 }

@@ -66,6 +66,7 @@ func newUp() *cobra.Command {
 	fs.IntVar(&f.opts.APIPort, "api-port", 0, "port of the API server (default 6443)")
 	fs.IntVar(&f.opts.KubeletPort, "kubelet-port", 0, "port of the kubelet (default 10250)")
 	fs.IntVar(&f.opts.EtcdPort, "etcd-port", 0, "loopback port of etcd's API (default 2379)")
+	fs.BoolVar(&f.opts.Profiling, "profiling", false, "serve Go's profiles of this process at /debug/pprof/ of the API server")
 	fs.StringVar(&f.podCIDR, "pod-cidr", "", "address range of pods (default 10.244.0.0/16)")
 	fs.StringVar(&f.svcCIDR, "service-cidr", "", "address range of Services (default 10.96.0.0/12)")
 	fs.DurationVar(&f.timeout, "timeout", 30*time.Second, "how long to wait for all nodes to be Ready")

@@ -175,7 +175,7 @@ func (c *Cluster) apiConfig(log *slog.Logger) (apiserver.Config, error) {
 	}
 	c.servers.wg.Go(func() { access.Run(c.servers.ctx) })
 	return apiserver.Config{
-		Store: c.store, SharedStore: c.shared, Encryption: sealing, Audit: c.audit, Limits: c.limits, Log: log,
+		Store: c.store, SharedStore: c.shared, Encryption: sealing, Audit: c.audit, Tuning: c.tuning, Log: log,
 		Resources: resources,
 		Address:   net.JoinHostPort("", strconv.Itoa(c.opts.APIPort)),
 		Listener:  c.listener,
@@ -200,7 +200,6 @@ func (c *Cluster) apiConfig(log *slog.Logger) (apiserver.Config, error) {
 		}),
 		Policy:           policy.Bootstrap(),
 		KubeletTLS:       c.kubeletTLS,
-		ShutdownGrace:    c.shutdownGrace,
 		ServiceCIDR:      c.opts.ServiceCIDR,
 		AdvertiseAddress: c.advertised(),
 		AdvertisePort:    c.opts.APIPort,

@@ -63,9 +63,9 @@ type APIServerOptions struct {
 	// EncryptionFile is the EncryptionConfiguration of what is stored, looked at each minute with ReloadEncryption. Default: none.
 	EncryptionFile   string
 	ReloadEncryption bool
-	Audit            audit.Config       // of requests; default: nothing is recorded
-	Limits           apiserver.Limits   // of requests; default upstream's
-	Access           authconfig.Options // who requests come from and who decides, besides the above; its log is Log
+	Audit            audit.Config // of requests; default: nothing is recorded
+	apiserver.Tuning
+	Access authconfig.Options // who requests come from and who decides, besides the above; its log is Log
 	// DisableAdmission names admission plugins to leave out.
 	DisableAdmission []string
 	Log              *slog.Logger // default: discard
@@ -84,7 +84,7 @@ func RunAPIServer(ctx context.Context, o APIServerOptions) error {
 	routeKlog(o.Log)
 	c.clusterIPRouting = !o.EndpointRouting
 	c.notAdmitted = o.DisableAdmission
-	c.encryptionFile, c.keyPrefix, c.limits, c.access = o.EncryptionFile, o.Etcd.prefix(), o.Limits, o.Access
+	c.encryptionFile, c.keyPrefix, c.tuning, c.access = o.EncryptionFile, o.Etcd.prefix(), o.Tuning, o.Access
 	c.minTLS, c.cipherSuites = o.MinTLS, o.CipherSuites
 	start, cancel := context.WithTimeout(ctx, startTimeout)
 	defer cancel()

@@ -60,7 +60,7 @@ type Cluster struct {
 	keys                      *rotation.Keys
 	encryptionFile, keyPrefix string
 	audit                     *audit.Auditor
-	limits                    apiserver.Limits
+	tuning                    apiserver.Tuning
 	access                    authconfig.Options
 	// remote leads to an API server of another process; nil: api is it.
 	remote        *rest.Config
@@ -74,16 +74,14 @@ type Cluster struct {
 	kubeletTLS       *tls.Config // to kubelets; nil: with the cluster's own certificates
 	// accounts is how service account tokens are made and checked, but for
 	// the signing key, which is an asset; its zero value is good.
-	accounts serviceaccount.Config
-	// shutdownGrace is the API server's; 0: its default.
-	shutdownGrace time.Duration
-	tokens        *serviceaccount.Tokens
-	client        kubernetes.Interface // as the cluster's own administrator
-	informers     informers.SharedInformerFactory
-	network       *network.Network
-	runtime       *runtime.Runtime
-	wire          *network.Network // between the nodes of this machine; nil with one
-	nodes         []*nodeProcess   // the further ones
+	accounts  serviceaccount.Config
+	tokens    *serviceaccount.Tokens
+	client    kubernetes.Interface // as the cluster's own administrator
+	informers informers.SharedInformerFactory
+	network   *network.Network
+	runtime   *runtime.Runtime
+	wire      *network.Network // between the nodes of this machine; nil with one
+	nodes     []*nodeProcess   // the further ones
 
 	// Two layers, stopped in turn: the agents that use the API, then what serves it.
 	agents, servers *layer
@@ -117,6 +115,7 @@ func (l *layer) stop() {
 // stopped again on an error; pods that already ran are left running.
 func Up(ctx context.Context, opts Options, timeout time.Duration, progress Progress) (*Cluster, error) {
 	c := newCluster(progress)
+	c.tuning.Profiling = opts.Profiling
 	return c.up(ctx, timeout, []step{
 		{"checks", func(context.Context) (string, error) { return c.prepare(opts) }},
 		{"certificates", c.ensureAssets},

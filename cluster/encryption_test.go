@@ -27,7 +27,7 @@ func TestRotateSecrets(t *testing.T) {
 	c := newCluster(nil)
 	c.log = slog.New(slog.DiscardHandler)
 	c.logs = &logs{all: c.log}
-	c.shutdownGrace, c.encryptionFile = testGrace, filepath.Join(t.TempDir(), "encryption.yaml")
+	c.tuning.ShutdownGrace, c.encryptionFile = testGrace, filepath.Join(t.TempDir(), "encryption.yaml")
 	if err := os.WriteFile(c.encryptionFile, encryption.Generate("key1"), 0o600); err != nil {
 		t.Fatal(err)
 	}

@@ -121,7 +121,7 @@ func InMemory(ctx context.Context, opts TestOptions) (_ *Cluster, err error) {
 	}
 	c := newCluster(nil)
 	c.log, c.logs = opts.Log, &logs{all: opts.Log}
-	c.notAdmitted, c.shutdownGrace = opts.DisableAdmission, testGrace
+	c.notAdmitted, c.tuning.ShutdownGrace = opts.DisableAdmission, testGrace
 	defer func() {
 		if err != nil {
 			c.Stop()

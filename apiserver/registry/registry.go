@@ -14,6 +14,7 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"time"
 
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	"k8s.io/apimachinery/pkg/api/validate/content"
@@ -36,6 +37,8 @@ type Config struct {
 	Resource *api.Resource // required
 	Store    store.Store   // required; its Decorate function must be Decorate
 	Clock    clock.PassiveClock
+	// TTL is how long objects of a resource that expires last, in whole seconds. Default: the strategy's.
+	TTL time.Duration
 	// Encryption of what is stored. Nil: none.
 	Encryption *encryption.Set
 	// Begin, when set, is called before an object is written (old nil on
@@ -85,7 +88,9 @@ func New(c Config) (*Registry, error) {
 		}
 	}
 	r.prefix = Root + c.Resource.Prefix() + "/"
-	r.lease = leases{ttl: c.Resource.Strategy.TTLSeconds}
+	if r.lease.ttl = c.Resource.Strategy.TTLSeconds; r.lease.ttl > 0 && c.TTL >= time.Second {
+		r.lease.ttl = int64(c.TTL / time.Second)
+	}
 	r.selectable = map[string]bool{"metadata.name": true}
 	if c.Resource.Namespaced || c.Resource.Strategy.Selectable == nil && c.Resource.Codec == nil {
 		r.selectable["metadata.namespace"] = true
@@ -411,7 +416,7 @@ func (l *leases) get(ctx context.Context, s store.Store, now int64) (store.Lease
 		l.used++
 		return l.id, nil
 	}
-	lease, err := s.Leases().Grant(ctx, 0, l.ttl+leaseShareSeconds)
+	lease, err := s.Leases().Grant(ctx, 0, min(l.ttl+leaseShareSeconds, store.MaxLeaseTTL))
 	if err != nil {
 		return 0, storeError(err)
 	}

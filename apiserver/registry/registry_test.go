@@ -219,6 +219,13 @@ func TestExpiry(t *testing.T) {
 	if a.KV.Lease == 0 || a.KV.Lease != b.KV.Lease {
 		t.Errorf("leases %d and %d: objects written together share one", a.KV.Lease, b.KV.Lease)
 	}
+	if r, err = registry.New(registry.Config{Resource: res, Store: st, TTL: 10 * time.Minute}); err != nil {
+		t.Fatal(err)
+	}
+	c := create(t, r, "c", "")
+	if l, err := st.Leases().TimeToLive(t.Context(), c.KV.Lease); err != nil || l.TTL != 660 {
+		t.Errorf("a lease of %+v, %v: want 10 minutes, and one in which others may share it", l, err)
+	}
 }
 
 // What another API server stored as JSON is read; what is damaged names its key.

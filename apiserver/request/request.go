@@ -163,7 +163,7 @@ func (i *Info) Attributes(user auth.User) auth.Attributes {
 // LongRunning tells requests that may take as long as their client likes.
 func (i *Info) LongRunning(query url.Values) bool {
 	if !i.IsResource {
-		return false
+		return strings.HasPrefix(i.Path, "/debug/pprof/") // a profile of so many seconds
 	}
 	switch i.Subresource {
 	case "exec", "attach", "portforward", "proxy":
