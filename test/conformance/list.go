@@ -5,6 +5,7 @@ import (
 	"encoding/csv"
 	"fmt"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"regexp"
 	"slices"
@@ -13,32 +14,23 @@ import (
 	"sigs.k8s.io/yaml"
 )
 
-// test is one conformance test.
+// test is one test of upstream's suite.
 type test struct {
 	stage string // "-" where the list names none
 	area  string
 	name  string
 }
 
-// choose returns the tests asked for: those of the list, or all, less what
-// stage and focus leave out. Asking for none is an error.
-func choose(ctx context.Context, o options) ([]test, error) {
-	all, err := allTests(ctx)
+// choose returns the tests asked for: those of the list, or every conformance
+// test, less what stage and focus leave out. Asking for none is an error.
+func choose(ctx context.Context, o options) (all []test, err error) {
+	if o.list == "" {
+		all, err = conformanceTests(ctx)
+	} else {
+		all, err = readList(o.list)
+	}
 	if err != nil {
 		return nil, err
-	}
-	if o.list != "" {
-		f, err := os.ReadFile(o.list)
-		if err != nil {
-			return nil, err
-		}
-		known := map[string]bool{}
-		for _, t := range all {
-			known[t.name] = true
-		}
-		if all, err = parseList(string(f), known); err != nil {
-			return nil, fmt.Errorf("%s: %w", o.list, err)
-		}
 	}
 	focus, err := regexp.Compile(o.focus)
 	if err != nil {
@@ -54,9 +46,22 @@ func choose(ctx context.Context, o options) ([]test, error) {
 	return tests, nil
 }
 
+func readList(file string) ([]test, error) {
+	text, err := os.ReadFile(file)
+	if err != nil {
+		return nil, err
+	}
+	tests, err := parseList(string(text))
+	if err != nil {
+		return nil, fmt.Errorf("%s: %w", file, err)
+	}
+	return tests, nil
+}
+
 // parseList reads tab-separated lines under a heading that names at least the
-// column codename; stage and area are optional.
-func parseList(text string, known map[string]bool) ([]test, error) {
+// column codename; stage and area are optional. Tests outside conformance may
+// be named too.
+func parseList(text string) ([]test, error) {
 	r := csv.NewReader(strings.NewReader(text))
 	r.Comma, r.LazyQuotes, r.FieldsPerRecord = '\t', true, -1
 	rows, err := r.ReadAll()
@@ -78,8 +83,8 @@ func parseList(text string, known map[string]bool) ([]test, error) {
 	var tests []test
 	for i, row := range rows[1:] {
 		t := test{stage: column(row, "stage"), area: column(row, "area"), name: column(row, "codename")}
-		if !known[t.name] {
-			return nil, fmt.Errorf("line %d: upstream has no conformance test %q", i+2, t.name)
+		if !strings.HasPrefix(t.name, "[sig-") {
+			return nil, fmt.Errorf("line %d: %q is no test's name", i+2, t.name)
 		}
 		if t.stage == "" {
 			t.stage = "-"
@@ -92,8 +97,8 @@ func parseList(text string, known map[string]bool) ([]test, error) {
 	return tests, nil
 }
 
-// allTests reads upstream's list of conformance tests from the Go module.
-func allTests(ctx context.Context) ([]test, error) {
+// conformanceTests reads upstream's list of them from the Go module.
+func conformanceTests(ctx context.Context) ([]test, error) {
 	dir, err := moduleDir(ctx, "k8s.io/kubernetes")
 	if err != nil {
 		return nil, err
@@ -119,4 +124,29 @@ func allTests(ctx context.Context) ([]test, error) {
 func areaOf(name string) string {
 	sig, _, _ := strings.Cut(strings.TrimPrefix(name, "[sig-"), "]")
 	return strings.ReplaceAll(sig, "-", "")
+}
+
+// checkNames is an error for a test that the suite at path does not have.
+func checkNames(ctx context.Context, path string, tests []test) error {
+	out, err := exec.CommandContext(ctx, path, "-list-tests").Output()
+	if err != nil {
+		return fmt.Errorf("ask %s for its tests: %w", path, err)
+	}
+	return checkNamesIn(string(out), tests)
+}
+
+// checkNamesIn takes the suite's answer, lines of "file:line: name".
+func checkNamesIn(listing string, tests []test) error {
+	known := map[string]bool{}
+	for line := range strings.Lines(listing) {
+		if _, name, ok := strings.Cut(line, ": "); ok {
+			known[strings.TrimSpace(name)] = true
+		}
+	}
+	for _, t := range tests {
+		if !known[t.name] {
+			return fmt.Errorf("upstream has no test %q", t.name)
+		}
+	}
+	return nil
 }

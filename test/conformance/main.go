@@ -39,7 +39,7 @@ type options struct {
 func main() {
 	var o options
 	flag.StringVar(&o.skiff, "skiff", "../../bin/skiff", "Skiff's binary")
-	flag.StringVar(&o.list, "list", "", "TSV with columns stage, area, codename (default: every conformance test)")
+	flag.StringVar(&o.list, "list", "", "TSV with columns stage, area, codename, of any tests of the suite (default: every conformance test)")
 	flag.StringVar(&o.stage, "stage", "", "only tests of these stages of the list, comma-separated")
 	flag.StringVar(&o.focus, "focus", "", "only tests whose name matches this regular expression")
 	flag.IntVar(&o.procs, "procs", 4, "tests to run side by side")
@@ -85,6 +85,9 @@ func run(ctx context.Context, o options) error {
 	}
 	tools, err := build(ctx, o.cache)
 	if err != nil {
+		return err
+	}
+	if err := checkNames(ctx, tools.path("e2e.test"), tests); err != nil {
 		return err
 	}
 	archive, err := assemble(ctx, o.cache, tools)
