@@ -8,9 +8,13 @@ import (
 	"net/netip"
 	"slices"
 	"strings"
+	"time"
+
+	certificatesv1 "k8s.io/api/certificates/v1"
 
 	"github.com/skiff-project/skiff/cluster"
 	"github.com/skiff-project/skiff/controller"
+	"github.com/skiff-project/skiff/controller/certificates"
 )
 
 var controllerManagerHarmless = []harmless{
@@ -30,16 +34,11 @@ var controllerManagerHarmless = []harmless{
 		"horizontal-pod-autoscaler-cpu-initialization-period horizontal-pod-autoscaler-downscale-stabilization horizontal-pod-autoscaler-initial-readiness-delay " +
 		"horizontal-pod-autoscaler-sync-period horizontal-pod-autoscaler-tolerance legacy-service-account-token-clean-up-period",
 		"the controller it tunes is not there"},
-	{"cluster-signing-cert-file cluster-signing-key-file cluster-signing-duration cluster-signing-kube-apiserver-client-cert-file cluster-signing-kube-apiserver-client-key-file " +
-		"cluster-signing-kubelet-client-cert-file cluster-signing-kubelet-client-key-file cluster-signing-kubelet-serving-cert-file cluster-signing-kubelet-serving-key-file " +
-		"cluster-signing-legacy-unknown-cert-file cluster-signing-legacy-unknown-key-file",
-		"CertificateSigningRequests are not signed here: the signing controllers are not there"},
 }
 
 // missing are upstream's controllers that Skiff does not have. To leave one out
 // is no error; to ask for one by name is, but for those of tolerated.
-var missing = strings.Fields(`attach-detach-controller attachdetach bootstrap-signer-controller bootstrapsigner certificatesigningrequest-approving-controller csrapproving
-	certificatesigningrequest-cleaner-controller csrcleaner certificatesigningrequest-signing-controller csrsigning cloud-node-lifecycle-controller
+var missing = strings.Fields(`attach-detach-controller attachdetach bootstrap-signer-controller bootstrapsigner cloud-node-lifecycle-controller
 	device-taint-eviction-controller ephemeral-volume-controller ephemeral-volume horizontal-pod-autoscaler-controller horizontalpodautoscaling
 	kube-apiserver-serving-clustertrustbundle-publisher-controller legacy-serviceaccount-token-cleaner-controller legacy-service-account-token-cleaner
 	node-route-controller route nodeipam-controller persistentvolume-binder-controller persistentvolume-binder persistentvolume-expander-controller persistentvolume-expander
@@ -57,7 +56,11 @@ type controllerManagerFlags struct {
 	allocate     bool
 	serviceCIDRs []string
 	mask, mask4  int
+	signing      authorityFiles             // for all signers
+	signers      map[string]*authorityFiles // by signer's name, instead of that
 }
+
+type authorityFiles struct{ cert, key string }
 
 func newControllerManager() *program {
 	p := newProgram("kube-controller-manager", "The controllers by themselves", append(controllerManagerHarmless, servingHarmless, profilingHarmless)...)
@@ -82,6 +85,21 @@ func newControllerManager() *program {
 	fs.Float64Var(&c.Node.SecondaryEvictionRate, "secondary-node-eviction-rate", 0, "the same for a large zone that is mostly down (default 0.01)")
 	fs.IntVar(&c.Node.LargeClusterThreshold, "large-cluster-size-threshold", 0, "nodes that make a zone large (default 50)")
 	fs.Float64Var(&c.Node.UnhealthyZoneThreshold, "unhealthy-zone-threshold", 0, "share of nodes down that makes a zone mostly down (default 0.55)")
+	files := func(to *authorityFiles, name, what string) {
+		fs.StringVar(&to.cert, "cluster-signing-"+name+"cert-file", "", "certificate of the authority that signs "+what)
+		fs.StringVar(&to.key, "cluster-signing-"+name+"key-file", "", "its key")
+	}
+	files(&f.signing, "", "CertificateSigningRequests (default: none are signed)")
+	f.signers = map[string]*authorityFiles{}
+	for _, signer := range certificates.Signers() {
+		name := strings.TrimPrefix(signer, "kubernetes.io/")
+		if signer == certificatesv1.KubeAPIServerClientKubeletSignerName {
+			name = "kubelet-client"
+		}
+		f.signers[signer] = &authorityFiles{}
+		files(f.signers[signer], name+"-", "those of signer "+signer+", instead")
+	}
+	fs.DurationVar(&c.SigningDuration, "cluster-signing-duration", 365*24*time.Hour, "the longest life of what is signed; requests may ask for less")
 	fs.IntVar(&c.TerminatedPodLimit, "terminated-pod-gc-threshold", 12500, "finished pods that are kept; 0 or less: all")
 	p.limited("enable-garbage-collector", "true", "leave garbage-collector-controller out with --controllers", "true")
 	p.limited("enable-hostpath-provisioner", "false", "there is no such provisioner", "false")
@@ -99,6 +117,30 @@ func newControllerManager() *program {
 	return p
 }
 
+// authorities are those of the signers: one for all, or some of their own; a signer without one
+// does not sign.
+func (f *controllerManagerFlags) authorities() (map[string]certificates.Authority, error) {
+	own := map[string]certificates.Authority{}
+	for signer, p := range f.signers {
+		switch {
+		case (p.cert == "") != (p.key == ""):
+			return nil, fmt.Errorf("signer %s needs both its certificate and its key file", signer)
+		case p.cert != "":
+			own[signer] = certificates.FromFiles(p.cert, p.key)
+		}
+	}
+	all := f.signing
+	switch {
+	case all.cert == "" && all.key == "":
+		return own, nil
+	case all.cert == "" || all.key == "":
+		return nil, errors.New("--cluster-signing-cert-file and --cluster-signing-key-file need each other")
+	case len(own) > 0:
+		return nil, errors.New("--cluster-signing-cert-file and --cluster-signing-key-file cannot be given together with other --cluster-signing-*-file flags")
+	}
+	return certificates.ForAll(certificates.FromFiles(all.cert, all.key)), nil
+}
+
 func (f *controllerManagerFlags) settle(p *program) error {
 	if err := f.common.settle(); err != nil {
 		return err
@@ -108,6 +150,9 @@ func (f *controllerManagerFlags) settle(p *program) error {
 		c.TerminatedPodLimit = -1
 	}
 	var err error
+	if c.Authorities, err = f.authorities(); err != nil {
+		return err
+	}
 	if c.Enabled, err = knownControllers(c.Enabled, f.opts.Log); err != nil {
 		return err
 	}

@@ -2,6 +2,8 @@ package cluster
 
 import (
 	"context"
+	"crypto"
+	"crypto/x509"
 	"errors"
 	"net/netip"
 	goruntime "runtime"
@@ -16,6 +18,7 @@ import (
 
 	"github.com/skiff-project/skiff/auth"
 	"github.com/skiff-project/skiff/controller"
+	"github.com/skiff-project/skiff/controller/certificates"
 	"github.com/skiff-project/skiff/scheduler"
 )
 
@@ -55,6 +58,7 @@ func (c *Cluster) startControllers(enabled []string) error {
 		ServiceCIDR:  c.opts.ServiceCIDR,
 		RootCA:       c.assets.CA.CertPEM(),
 		SignToken:    c.signLegacy,
+		Authorities:  certificates.ForAll(func() (*x509.Certificate, crypto.Signer, error) { return c.assets.CA.Cert, c.assets.CA.Key, nil }),
 		Enabled:      enabled,
 		Log:          log,
 	})

@@ -12,6 +12,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"time"
 
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/client-go/discovery"
@@ -23,6 +24,7 @@ import (
 	"k8s.io/client-go/tools/record"
 	"k8s.io/utils/clock"
 
+	"github.com/skiff-project/skiff/controller/certificates"
 	"github.com/skiff-project/skiff/controller/engine"
 	"github.com/skiff-project/skiff/controller/nodelifecycle"
 	"github.com/skiff-project/skiff/controller/tokens"
@@ -47,6 +49,9 @@ type Config struct {
 	ServiceCIDR      netip.Prefix   // kept out of the nodes' blocks if it overlaps; may be zero
 	RootCA           []byte         // PEM, published in every namespace; none: the publisher is off
 	SignToken        tokens.Sign    // signs legacy token secrets; nil: they get no token
+	// Authorities sign CertificateSigningRequests, by signer's name; those of other signers wait.
+	Authorities     map[string]certificates.Authority
+	SigningDuration time.Duration // the longest life of what they sign; default one year
 
 	// Enabled is upstream's --controllers: names, "*" for those on by default, "-name" to leave one
 	// out. Default: "*".
@@ -122,6 +127,9 @@ func withDefaults(cfg Config) Config {
 	}
 	if cfg.NodeMaskSizeIPv6 == 0 {
 		cfg.NodeMaskSizeIPv6 = 64
+	}
+	if cfg.SigningDuration == 0 {
+		cfg.SigningDuration = 365 * 24 * time.Hour
 	}
 	switch {
 	case cfg.TerminatedPodLimit == 0:

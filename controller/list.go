@@ -3,6 +3,7 @@ package controller
 import (
 	"net/netip"
 
+	"github.com/skiff-project/skiff/controller/certificates"
 	"github.com/skiff-project/skiff/controller/clusterroleaggregation"
 	"github.com/skiff-project/skiff/controller/cronjob"
 	"github.com/skiff-project/skiff/controller/daemonset"
@@ -100,6 +101,15 @@ var list = []entry{
 		build: plain(volumeprotection.NewVolumes)},
 	{name: "volumeattributesclass-protection-controller", account: "volumeattributesclass-protection-controller",
 		build: plain(volumeprotection.NewClasses)},
+	{name: "certificatesigningrequest-signing-controller", alias: "csrsigning", account: "certificate-controller",
+		off: func(cfg Config) bool { return len(cfg.Authorities) == 0 },
+		build: func(env engine.Env, cfg Config) (*engine.Controller, error) {
+			return certificates.NewSigning(env, cfg.Authorities, cfg.SigningDuration)
+		}},
+	{name: "certificatesigningrequest-approving-controller", alias: "csrapproving", account: "certificate-controller",
+		build: plain(certificates.NewApproving)},
+	{name: "certificatesigningrequest-cleaner-controller", alias: "csrcleaner", account: "certificate-controller",
+		build: plain(certificates.NewCleaning)},
 	{name: "podcertificaterequest-cleaner-controller", account: "podcertificaterequestcleaner", build: plain(podcertificates.New)},
 	{name: "pod-garbage-collector-controller", alias: "podgc", account: "pod-garbage-collector",
 		build: func(env engine.Env, cfg Config) (*engine.Controller, error) {
