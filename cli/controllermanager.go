@@ -25,11 +25,11 @@ var controllerManagerHarmless = []harmless{
 		"concurrent-ttl-after-finished-syncs concurrent-validating-admission-policy-status-syncs mirroring-concurrent-service-endpoint-syncs",
 		"each controller has the workers it needs"},
 	{"min-resync-period controller-start-interval controller-shutdown-timeout namespace-sync-period resource-quota-sync-period node-monitor-period node-sync-period " +
-		"endpoint-updates-batch-period endpointslice-updates-batch-period mirroring-endpointslice-updates-batch-period",
+		"endpoint-updates-batch-period endpointslice-updates-batch-period mirroring-endpointslice-updates-batch-period pvclaimbinder-sync-period",
 		"controllers act on events, at once"},
 	{"cluster-name external-cloud-volume-plugin flex-volume-plugin-dir route-reconciliation-period configure-cloud-routes? allow-untagged-cloud? cloud-config",
 		"there is no cloud provider here"},
-	{"attach-detach-reconcile-sync-period disable-attach-detach-reconcile-sync? disable-force-detach-on-timeout? enable-dynamic-provisioning? pvclaimbinder-sync-period " +
+	{"attach-detach-reconcile-sync-period disable-attach-detach-reconcile-sync? disable-force-detach-on-timeout? enable-dynamic-provisioning? " +
 		"pv-recycler-increment-timeout-nfs pv-recycler-minimum-timeout-hostpath pv-recycler-minimum-timeout-nfs pv-recycler-timeout-increment-hostpath " +
 		"horizontal-pod-autoscaler-cpu-initialization-period horizontal-pod-autoscaler-downscale-stabilization horizontal-pod-autoscaler-initial-readiness-delay " +
 		"horizontal-pod-autoscaler-sync-period horizontal-pod-autoscaler-tolerance legacy-service-account-token-clean-up-period",
@@ -41,7 +41,7 @@ var controllerManagerHarmless = []harmless{
 var missing = strings.Fields(`attach-detach-controller attachdetach bootstrap-signer-controller bootstrapsigner cloud-node-lifecycle-controller
 	device-taint-eviction-controller ephemeral-volume-controller ephemeral-volume horizontal-pod-autoscaler-controller horizontalpodautoscaling
 	kube-apiserver-serving-clustertrustbundle-publisher-controller legacy-serviceaccount-token-cleaner-controller legacy-service-account-token-cleaner
-	node-route-controller route nodeipam-controller persistentvolume-binder-controller persistentvolume-binder persistentvolume-expander-controller persistentvolume-expander
+	node-route-controller route nodeipam-controller persistentvolume-expander-controller persistentvolume-expander
 	resourceclaim-controller selinux-warning-controller service-cidr-controller service-lb-controller service storageversion-garbage-collector-controller
 	storage-version-gc taint-eviction-controller token-cleaner-controller tokencleaner ttl-controller ttl
 	validatingadmissionpolicy-status-controller`)

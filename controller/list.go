@@ -31,6 +31,7 @@ import (
 	"github.com/skiff-project/skiff/controller/tainteviction"
 	"github.com/skiff-project/skiff/controller/tokens"
 	"github.com/skiff-project/skiff/controller/ttlafterfinished"
+	"github.com/skiff-project/skiff/controller/volumebinding"
 	"github.com/skiff-project/skiff/controller/volumeprotection"
 )
 
@@ -95,6 +96,8 @@ var list = []entry{
 		build: func(env engine.Env, cfg Config) (*engine.Controller, error) {
 			return resourcequota.New(env, cfg.metadataFor("resourcequota-controller"), cfg.Discovery.ServerPreferredNamespacedResources)
 		}},
+	{name: "persistentvolume-binder-controller", alias: "persistentvolume-binder", account: "persistent-volume-binder",
+		build: plain(volumebinding.New)},
 	{name: "persistentvolumeclaim-protection-controller", alias: "pvc-protection", account: "pvc-protection-controller",
 		build: plain(volumeprotection.NewClaims)},
 	{name: "persistentvolume-protection-controller", alias: "pv-protection", account: "pv-protection-controller",
