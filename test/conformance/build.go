@@ -28,6 +28,7 @@ var programs = []struct{ name, verb, pkg string }{
 	{"kubectl", "build", "k8s.io/kubernetes/cmd/kubectl"},
 	{"agnhost", "build", "k8s.io/kubernetes/test/images/agnhost"},
 	{"nnp", "build", "k8s.io/kubernetes/test/images/nonewprivs"},
+	{"regression-issue-74839", "build", "k8s.io/kubernetes/test/images/regression-issue-74839"},
 	{"pause", "build", "./pause"},
 	{"busyboxsh", "build", "./busyboxsh"},
 	{"sample-apiserver", "build", "k8s.io/sample-apiserver"},

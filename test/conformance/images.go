@@ -47,7 +47,7 @@ func images() []image {
 	agnhost := image{
 		name: e2eImages + "agnhost:2.66.1",
 		packages: []string{"dash", "bash", "coreutils", "curl", "netcat-openbsd", "bind9-dnsutils", "bind9-host", "iproute2", "libc-bin",
-			"grep", "sed", "mawk", "util-linux", "hostname", "procps", "findutils"},
+			"grep", "sed", "mawk", "util-linux", "hostname", "procps", "findutils", "busybox-static"},
 		programs: map[string]string{"agnhost": "/agnhost"},
 		files: map[string]string{
 			"test/images/agnhost/porter/localhost.crt": "/localhost.crt",
@@ -58,8 +58,9 @@ func images() []image {
 			"/etc/group":         group + "user-defined-in-image:x:1000:\ngroup-defined-in-image:x:50000:user-defined-in-image\n",
 			"/etc/nsswitch.conf": "hosts: files dns\n",
 		},
-		links: map[string]string{"/agnhost-2": "agnhost", "/bin/sh": "dash", "/bin/nc": "nc.openbsd", "/usr/bin/awk": "mawk"},
-		dirs:  []string{"/uploads", "/tmp"}, entrypoint: []string{"/agnhost"}, cmd: []string{"pause"},
+		links: map[string]string{"/agnhost-2": "agnhost", "/bin/sh": "dash", "/bin/nc": "nc.openbsd", "/usr/bin/awk": "mawk",
+			"/bin/wget": "busybox", "/bin/netstat": "busybox", "/bin/ping": "busybox", "/bin/tar": "busybox"},
+		dirs: []string{"/uploads", "/tmp"}, entrypoint: []string{"/agnhost"}, cmd: []string{"pause"},
 	}
 	previous := agnhost
 	previous.name = e2eImages + "agnhost:2.55"
@@ -98,6 +99,10 @@ func images() []image {
 		{
 			name: e2eImages + "nonewprivs:1.4", packages: []string{"busybox-static"}, applets: true, texts: users,
 			programs: map[string]string{"nnp": "/usr/local/bin/nnp"}, setuid: []string{"/usr/local/bin/nnp"}, cmd: []string{"nnp"},
+		},
+		{
+			name: e2eImages + "regression-issue-74839:1.5", programs: map[string]string{"regression-issue-74839": "/regression-issue-74839"},
+			entrypoint: []string{"/regression-issue-74839"},
 		},
 		{name: e2eImages + "sample-apiserver:1.29.2", programs: map[string]string{"sample-apiserver": "/kube-sample-apiserver"}, dirs: []string{"/tmp"}, entrypoint: []string{"/kube-sample-apiserver"}},
 		{name: "registry.k8s.io/etcd:3.7.0-0", programs: map[string]string{"etcd": "/usr/local/bin/etcd"}, dirs: []string{"/tmp"}, cmd: []string{"/usr/local/bin/etcd"}},
