@@ -80,6 +80,9 @@ func (c *controller) reconcile(ctx context.Context, key string) error {
 	if err != nil {
 		return err
 	}
+	if cj, jobs, err = c.freshen(ctx, cj, jobs); err != nil {
+		return engine.IgnoreNotFound(err)
+	}
 	p := planCron(cj, jobs, c.env.Clock.Now())
 	for _, e := range p.events {
 		c.env.Events.Event(cj, e.kind, e.reason, e.message)
@@ -99,6 +102,37 @@ func (c *controller) reconcile(ctx context.Context, key string) error {
 		return engine.Later(p.again)
 	}
 	return nil
+}
+
+// freshen asks the API server where the caches disagree: one that lags behind our own writes would
+// have a Job of ours taken for a stranger's, or a new one for lost.
+func (c *controller) freshen(ctx context.Context, cj *batchv1.CronJob, jobs []*batchv1.Job) (*batchv1.CronJob, []*batchv1.Job, error) {
+	api := c.env.Client.BatchV1()
+	if slices.ContainsFunc(jobs, func(j *batchv1.Job) bool { return !listed(cj, j) && !finished(j, "") }) {
+		live, err := api.CronJobs(cj.Namespace).Get(ctx, cj.Name, metav1.GetOptions{})
+		if err != nil {
+			return nil, nil, err
+		}
+		cj = live
+	}
+	for _, r := range cj.Status.Active {
+		if slices.ContainsFunc(jobs, func(j *batchv1.Job) bool { return j.UID == r.UID }) {
+			continue
+		}
+		j, err := api.Jobs(r.Namespace).Get(ctx, r.Name, metav1.GetOptions{})
+		switch {
+		case err == nil && j.UID == r.UID:
+			jobs = append(slices.Clip(jobs), j)
+		case err != nil && !apierrors.IsNotFound(err):
+			return nil, nil, err
+		}
+	}
+	return cj, jobs, nil
+}
+
+// listed reports whether j is among the active Jobs of cj.
+func listed(cj *batchv1.CronJob, j *batchv1.Job) bool {
+	return slices.ContainsFunc(cj.Status.Active, func(r corev1.ObjectReference) bool { return r.UID == j.UID })
 }
 
 func (c *controller) apply(ctx context.Context, cj *batchv1.CronJob, p *plan) error {
@@ -221,12 +255,11 @@ func (p *plan) review(cj *batchv1.CronJob, jobs []*batchv1.Job) {
 	there := map[string]*batchv1.Job{}
 	for _, j := range jobs {
 		there[string(j.UID)] = j
-		listed := slices.ContainsFunc(cj.Status.Active, func(r corev1.ObjectReference) bool { return r.UID == j.UID })
-		done := finished(j, "")
+		known, done := listed(cj, j), finished(j, "")
 		switch {
-		case !listed && !done:
+		case !known && !done:
 			p.tell(corev1.EventTypeWarning, "UnexpectedJob", "Saw a job that the controller did not create or forgot: %s", j.Name)
-		case listed && done:
+		case known && done:
 			how := batchv1.JobFailed
 			if finished(j, batchv1.JobComplete) {
 				how = batchv1.JobComplete

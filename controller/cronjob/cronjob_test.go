@@ -12,6 +12,7 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
 	"github.com/skiff-project/skiff/api/batch"
+	"github.com/skiff-project/skiff/controller/engine"
 	"github.com/skiff-project/skiff/controller/enginetest"
 )
 
@@ -185,6 +186,26 @@ func TestStaleCacheStartsOneJob(t *testing.T) {
 		_ = w.Reconcile("ns/c")
 	}
 	expect(t, "jobs", show(w), "5")
+}
+
+// What the controller itself wrote a moment ago is no news to it, whichever cache lags.
+func TestLaggingCachesMakeNoWarnings(t *testing.T) {
+	for _, fresh := range []engine.Resource{"jobs.batch", "cronjobs.batch"} {
+		w := world(t, cron())
+		w.Clock.Step(5*time.Minute + time.Second)
+		for range 2 {
+			if err := w.Reconcile("ns/c"); err != nil {
+				t.Fatal(err)
+			}
+			w.Observe(fresh)
+		}
+		for _, e := range w.Events() {
+			if strings.Contains(e, "UnexpectedJob") || strings.Contains(e, "MissingJob") {
+				t.Errorf("with %s fresh: %s", fresh, e)
+			}
+		}
+		expect(t, "jobs", show(w), "5")
+	}
 }
 
 func TestBadSchedule(t *testing.T) {
