@@ -33,6 +33,7 @@ type call struct {
 	ep       *endpoint // for resource requests
 	warnings []string
 	warned   int
+	limit    time.Duration // of the whole request, unless it is long-running
 }
 
 func (c *call) ctx() context.Context { return c.req.Context() }
@@ -78,13 +79,18 @@ func (s *Server) serve(w http.ResponseWriter, req *http.Request) {
 	if !s.authenticate(c, start, id) {
 		return
 	}
+	var err error
+	if c.limit, err = c.info.Timeout(c.query, s.cfg.RequestTimeout); err != nil {
+		s.fail(c, err)
+		return
+	}
 	release, ok := s.admitInFlight(c)
 	if !ok {
 		return
 	}
 	defer release()
 	if !c.info.LongRunning(c.query) {
-		ctx, cancel := context.WithTimeout(c.ctx(), s.timeout(c))
+		ctx, cancel := context.WithTimeout(c.ctx(), c.limit)
 		defer cancel()
 		c.req = c.req.WithContext(ctx)
 	}
@@ -120,16 +126,6 @@ func (s *Server) panicked(c *call, rec *metrics.Recorder, p any) {
 		return
 	}
 	panic(http.ErrAbortHandler) // cut the connection: the client must not take half an answer for a whole one
-}
-
-func (s *Server) timeout(c *call) time.Duration {
-	limit := s.cfg.RequestTimeout
-	if text := c.query.Get("timeout"); text != "" {
-		if d, err := time.ParseDuration(text); err == nil && d > 0 && d < limit {
-			return d
-		}
-	}
-	return limit
 }
 
 // beginAudit begins the record of a request, or answers it where it must be recorded and cannot.
@@ -190,7 +186,7 @@ func (s *Server) authenticate(c *call, received time.Time, id string) bool {
 func (s *Server) admitInFlight(c *call) (release func(), ok bool) {
 	a := c.info.Attributes(c.user.User)
 	return s.gate.Admit(c.w, c.req.Context(), fairness.Request{
-		Attributes: &a, Query: c.query, Wait: s.timeout(c) / 4, Stream: c.info.LongRunning(c.query), Own: c.user.local,
+		Attributes: &a, Query: c.query, Wait: c.limit / 4, Stream: c.info.LongRunning(c.query), Own: c.user.local,
 		Stats: func() (int, int64) {
 			if ep := s.endpoints[key3(a.APIGroup, a.APIVersion, a.Resource)]; ep != nil && ep.reg != nil {
 				return ep.reg.Stats()

@@ -1,8 +1,10 @@
 package request
 
 import (
+	"fmt"
 	"net/url"
 	"strconv"
+	"time"
 
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 )
@@ -29,4 +31,21 @@ func Int(q url.Values, name string) (*int64, error) {
 		return nil, apierrors.NewBadRequest(err.Error())
 	}
 	return &v, nil
+}
+
+// Timeout is how long the request may take: what its query asks for, longest where that is none or
+// more. A request that takes as long as its client likes may ask for what it wants.
+func (i *Info) Timeout(q url.Values, longest time.Duration) (time.Duration, error) {
+	text := q.Get("timeout")
+	if text == "" || i.LongRunning(q) {
+		return longest, nil
+	}
+	d, err := time.ParseDuration(text)
+	if err != nil {
+		return 0, apierrors.NewBadRequest(fmt.Sprintf("invalid timeout specified in the request URL - %v", err))
+	}
+	if d <= 0 || d > longest {
+		return longest, nil
+	}
+	return d, nil
 }

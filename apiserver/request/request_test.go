@@ -5,6 +5,9 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"testing"
+	"time"
+
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
 )
 
 func TestParse(t *testing.T) {
@@ -35,6 +38,28 @@ func TestParse(t *testing.T) {
 		}
 		if got != tc.want {
 			t.Errorf("%s %s: got %q, want %q", tc.method, tc.url, got, tc.want)
+		}
+	}
+}
+
+func TestTimeout(t *testing.T) {
+	for query, want := range map[string]string{
+		"": "1m0s", "timeout=3s": "3s", "timeout=0s": "1m0s", "timeout=-1s": "1m0s", "timeout=3m": "1m0s",
+		"timeout=x":            `invalid timeout specified in the request URL - time: invalid duration "x"`,
+		"timeout=x&watch=true": "1m0s",
+	} {
+		req := httptest.NewRequest("GET", "/api/v1/pods?"+query, nil)
+		q := req.URL.Query()
+		d, err := Parse(req, q).Timeout(q, time.Minute)
+		got := d.String()
+		if err != nil {
+			got = err.Error()
+			if !apierrors.IsBadRequest(err) {
+				t.Errorf("%s: %v is no bad request", query, err)
+			}
+		}
+		if got != want {
+			t.Errorf("%s: %s, want %s", query, got, want)
 		}
 	}
 }
