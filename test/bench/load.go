@@ -5,10 +5,14 @@ package main
 import (
 	"bytes"
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"net/http"
+	"os"
+	"path/filepath"
 	"slices"
+	"strings"
 	"sync/atomic"
 	"time"
 
@@ -55,12 +59,33 @@ func (l load) do(ctx context.Context, op func(ctx context.Context, worker, i int
 func (r *round) measure(ctx context.Context, name string, l load, op func(ctx context.Context, worker, i int) error) error {
 	list := servers()
 	before := running(list)
+	profiled := r.profile(ctx, name)
 	n, took, err := l.do(ctx, op)
 	if err != nil {
 		return fmt.Errorf("%s: %w", name, err)
 	}
+	if err := profiled(); err != nil {
+		return fmt.Errorf("profile of %s: %w", name, err)
+	}
 	r.perOperation(name, running(list)-before, n, took)
 	return nil
+}
+
+// profile takes profiles of the first two seconds from now; its answer waits for them.
+func (r *round) profile(ctx context.Context, name string) func() error {
+	if r.Profiles == "" {
+		return func() error { return nil }
+	}
+	take := func(path, end string) error {
+		data, err := r.have.client.RESTClient().Get().RequestURI("/debug/pprof/" + path).DoRaw(ctx)
+		if err != nil {
+			return err
+		}
+		return os.WriteFile(filepath.Join(r.Profiles, strings.NewReplacer(" ", "-", ",", "", ":", "").Replace(name)+end), data, 0o644)
+	}
+	done := make(chan error, 1)
+	go func() { done <- take("profile?seconds=2", ".cpu.pb.gz") }()
+	return func() error { return errors.Join(<-done, take("heap", ".heap.pb.gz")) }
 }
 
 func (r *round) perOperation(name string, cpu time.Duration, n int, took time.Duration) {

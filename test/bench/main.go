@@ -50,6 +50,8 @@ type options struct {
 	Tools  tools  // upstream's programs
 	Dir    string // where data folders are made; on the disk to measure
 	Docs   string
+	// Profiles is where CPU and heap profiles of Skiff under each load go; empty: none are taken, as they cost.
+	Profiles string
 
 	Settle, Span time.Duration // size: wait before, and length of, the idle time
 	Keys         int           // store: in the large store
@@ -69,6 +71,7 @@ func main() {
 	flag.StringVar(&o.Only, "only", "", "measure one system alone: skiff or upstream; writes no document")
 	flag.StringVar(&o.Skiff, "skiff", "bin/skiff", "Skiff's binary")
 	flag.StringVar(&o.Dir, "dir", "/var/tmp", "where data folders are made; must not be in memory")
+	flag.StringVar(&o.Profiles, "profiles", "", "folder for a CPU and a heap profile of Skiff under each load of api, sched and extend; needs -only=skiff, as profiling costs")
 	flag.StringVar(&o.Docs, "docs", "docs", "folder of BENCHMARKS.md")
 	flag.DurationVar(&o.Settle, "settle", 45*time.Second, "size: how long the cluster is left alone before")
 	flag.DurationVar(&o.Span, "span", 2*time.Minute, "size: how long it is watched")
@@ -159,6 +162,18 @@ func (o *options) check() error {
 	}
 	if o.Only != "" && o.Only != skiff && o.Only != upstream {
 		return fmt.Errorf("-only %s: give skiff or upstream", o.Only)
+	}
+	if o.Profiles != "" {
+		if o.Only != skiff {
+			return errors.New("-profiles: give -only=skiff, too; what is measured so is not to be compared")
+		}
+		var err error
+		if o.Profiles, err = filepath.Abs(o.Profiles); err != nil {
+			return err
+		}
+		if err := os.MkdirAll(o.Profiles, 0o755); err != nil {
+			return err
+		}
 	}
 	var st syscall.Statfs_t
 	if err := syscall.Statfs(o.Dir, &st); err != nil {

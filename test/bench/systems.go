@@ -37,6 +37,9 @@ func (r *round) startSkiff(ctx context.Context, p parts) (*cluster, error) {
 	if p.crowd {
 		args = append(args, "--pod-cidr", crowdRange)
 	}
+	if r.Profiles != "" {
+		args = append(args, "--profiling")
+	}
 	cmd, exited, err := spawn(log, r.Skiff, args...)
 	if err != nil {
 		return nil, err

@@ -26,7 +26,8 @@ import (
 // round is one round of a suite on one system, as its worker sees it.
 type round struct {
 	options
-	out *json.Encoder
+	out  *json.Encoder
+	have *cluster // the newest
 }
 
 // sample is one measured value.
@@ -111,6 +112,7 @@ func (r *round) with(ctx context.Context, p parts, do func(*cluster) error) erro
 	if err != nil {
 		return err
 	}
+	r.have = c
 	return errors.Join(do(c), c.stop())
 }
 
