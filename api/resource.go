@@ -165,6 +165,10 @@ type Strategy struct {
 	// metadata.name and metadata.namespace, with their values for obj. It is
 	// called with an empty object too, to learn which fields there are.
 	Selectable func(obj Object) fields.Set
+	// FieldPaths are those of them, at most 64, that are plain strings of the
+	// stored protobuf message, by the numbers of the fields that lead there:
+	// they are found without decoding the object, which is done for the others.
+	FieldPaths map[string][]uint64
 	// Reset are fields ("spec") besides status that a write cannot change, so
 	// that no manager comes to own them by it. See View.Reset.
 	Reset []string

@@ -73,7 +73,7 @@ func TestPodBindingAndGracefulDeletion(t *testing.T) {
 	if err := bind(); !apierrors.IsConflict(err) || !strings.Contains(err.Error(), `pod p is already assigned to node "n1"`) {
 		t.Errorf("second binding: %v", err)
 	}
-	l, err := pods.List(t.Context(), metav1.ListOptions{FieldSelector: "spec.nodeName=n1,status.phase!=Running"})
+	l, err := pods.List(t.Context(), metav1.ListOptions{FieldSelector: "spec.nodeName=n1,status.phase!=Running,spec.hostNetwork=false,status.podIP=,spec.restartPolicy=Always"})
 	if err != nil || len(l.Items) != 1 || l.Items[0].Status.Conditions[0].Type != corev1.PodScheduled {
 		t.Errorf("selected by node: %+v %v", l, err)
 	}

@@ -82,3 +82,39 @@ func through(t *testing.T, c *codec.Codec, media string, gvk schema.GroupVersion
 	got.GetObjectKind().SetGroupVersionKind(gvk)
 	return got
 }
+
+// TestFieldPaths finds the fields that selectors name in what is stored, and finds what the object says.
+func TestFieldPaths(t *testing.T) {
+	found := 0
+	for _, r := range all.Resources() {
+		if len(r.Strategy.FieldPaths) == 0 {
+			continue
+		}
+		v := stored(r)
+		for seed := int64(0); seed < 50; seed++ {
+			o := v.New()
+			if seed > 0 { // the first is empty
+				o = random(t, v, seed)
+			}
+			sealed, err := wire.Seal(v.Name, r.Kind, o.(wire.Message))
+			if err != nil {
+				t.Fatal(err)
+			}
+			fields := r.Strategy.Selectable(o)
+			for name, path := range r.Strategy.FieldPaths {
+				want, ok := fields[name]
+				got := ""
+				wire.Texts(wire.Raw(sealed), [][]uint64{path}, func(_ int, text string) { got = text })
+				if !ok || got != want {
+					t.Errorf("%s of %s at %v: %q, want %q (selectable: %v)", name, r.Kind, path, got, want, ok)
+				}
+				if want != "" {
+					found++
+				}
+			}
+		}
+	}
+	if found < 100 {
+		t.Errorf("%d fields were not empty", found)
+	}
+}

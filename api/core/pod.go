@@ -29,6 +29,7 @@ func podResource() *api.Resource {
 			ValidateUpdate:   api.CheckUpdate(validatePodUpdate),
 			Warnings:         podWarnings,
 			Selectable:       api.Select(podFields),
+			FieldPaths:       podFieldPaths,
 			GracePeriod:      podGracePeriod,
 		},
 		Subresources: []api.Subresource{
@@ -46,6 +47,12 @@ func podResource() *api.Resource {
 		Columns: podColumns(),
 		Cells:   api.Row(podCells),
 	}
+}
+
+// podFieldPaths are in core/v1's Pod: metadata 1, spec 2, status 3.
+var podFieldPaths = map[string][]uint64{
+	"spec.nodeName": {2, 10}, "spec.restartPolicy": {2, 3}, "spec.schedulerName": {2, 19}, "spec.serviceAccountName": {2, 8},
+	"status.phase": {3, 1}, "status.nominatedNodeName": {3, 11},
 }
 
 func podFields(p *corev1.Pod) fields.Set {

@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
@@ -113,10 +114,36 @@ func (f *objectFields) Get(name string) string {
 		ns, _ := f.r.Split(f.kv.Key)
 		return ns
 	}
-	return f.attrs.Fields(f.r, f.compute).Get(name)
+	value, ok := f.attrs.Fields(f.r, f.compute).Lookup(name)
+	if !ok && len(f.r.paths) > 0 && !slices.Contains(f.r.pathNames, name) {
+		return wire.Pairs(f.decoded()).Get(name) // no controller asks for these
+	}
+	return value
 }
 
-func (f *objectFields) compute() []wire.Pair {
+// compute finds what is kept beside the object.
+func (f *objectFields) compute() (pairs []wire.Pair) {
+	if len(f.r.paths) == 0 || !wire.IsProtobuf(f.kv.Value) {
+		return f.decoded()
+	}
+	var values [64]string
+	count := 0
+	wire.Texts(wire.Raw(f.kv.Value), f.r.paths, func(i int, text string) {
+		if values[i] == "" && text != "" {
+			count++
+		}
+		values[i] = text
+	})
+	pairs = make([]wire.Pair, 0, count)
+	for i, text := range values[:len(f.r.paths)] {
+		if text != "" {
+			pairs = append(pairs, wire.Pair{Key: f.r.pathNames[i], Value: text})
+		}
+	}
+	return pairs
+}
+
+func (f *objectFields) decoded() []wire.Pair {
 	obj, err := f.r.decode(f.kv)
 	if err != nil || f.r.Resource.Strategy.Selectable == nil {
 		return nil

@@ -66,6 +66,8 @@ type Registry struct {
 	version    *api.Version            // the stored one
 	prefix     string                  // "/registry/pods/"
 	selectable map[string]bool
+	pathNames  []string   // the fields of FieldPaths, and
+	paths      [][]uint64 // where each is
 	lease      leases
 	encryption *encryption.Resource
 }
@@ -90,6 +92,9 @@ func New(c Config) (*Registry, error) {
 	r.prefix = Root + c.Resource.Prefix() + "/"
 	if r.lease.ttl = c.Resource.Strategy.TTLSeconds; r.lease.ttl > 0 && c.TTL >= time.Second {
 		r.lease.ttl = int64(c.TTL / time.Second)
+	}
+	for name, path := range c.Resource.Strategy.FieldPaths {
+		r.pathNames, r.paths = append(r.pathNames, name), append(r.paths, path)
 	}
 	r.selectable = map[string]bool{"metadata.name": true}
 	if c.Resource.Namespaced || c.Resource.Strategy.Selectable == nil && c.Resource.Codec == nil {

@@ -247,6 +247,39 @@ func Labels(raw []byte) ([]Pair, error) {
 	return out, err
 }
 
+// Texts finds strings in the object message raw. Each of paths, at most 64,
+// has the numbers of the fields that lead to one; found is called with its
+// index for each that is there, and again when it occurs again: the last is
+// meant. The strings alias raw, which must never change.
+func Texts(raw []byte, paths [][]uint64, found func(path int, text string)) {
+	texts(raw, paths, 0, 1<<len(paths)-1, found)
+}
+
+// texts looks for those paths whose bits are set, of which depth numbers led here.
+func texts(raw []byte, paths [][]uint64, depth int, set uint64, found func(int, string)) {
+	for len(raw) > 0 {
+		tag, val, rest, ok := next(raw)
+		if !ok {
+			return
+		}
+		raw = rest
+		deeper := uint64(0)
+		for left := set; left != 0; left &= left - 1 {
+			i := bits.TrailingZeros64(left)
+			switch p := paths[i]; {
+			case p[depth]<<3|2 != tag:
+			case len(p) == depth+1:
+				found(i, alias(val))
+			default:
+				deeper |= 1 << i
+			}
+		}
+		if deeper != 0 {
+			texts(val, paths, depth+1, deeper, found)
+		}
+	}
+}
+
 func alias(b []byte) string {
 	if len(b) == 0 {
 		return ""

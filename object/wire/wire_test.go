@@ -2,6 +2,7 @@ package wire
 
 import (
 	"bytes"
+	"maps"
 	"strings"
 	"testing"
 
@@ -146,6 +147,7 @@ func FuzzOpen(f *testing.F) {
 		if e, err := Open(data); err == nil {
 			Labels(e.Raw)
 			MetadataOnly(e.Raw)
+			Texts(e.Raw, [][]uint64{{2, 10}, {3}}, func(int, string) {})
 		}
 	})
 }
@@ -163,5 +165,19 @@ func TestStampJSON(t *testing.T) {
 		if ok != (want != "") || string(got) != "-"+want {
 			t.Errorf("%s\n got %v %s\nwant %s", in, ok, got, want)
 		}
+	}
+}
+
+func TestTexts(t *testing.T) {
+	pod := testPod()
+	pod.Spec.NodeName, pod.Status.Phase = "n1", corev1.PodRunning
+	data, err := Seal("v1", "Pod", pod)
+	if err != nil {
+		t.Fatal(err)
+	}
+	got := map[int]string{}
+	Texts(Raw(data), [][]uint64{{2, 10}, {3, 1}, {1, 1}, {2, 32}, {9}}, func(i int, text string) { got[i] = text })
+	if want := map[int]string{0: "n1", 1: "Running", 2: pod.Name}; !maps.Equal(got, want) {
+		t.Errorf("%v, want %v", got, want)
 	}
 }
