@@ -16,7 +16,6 @@ import (
 	metavalidation "k8s.io/apimachinery/pkg/apis/meta/v1/validation"
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/types"
-	kjson "sigs.k8s.io/json"
 	"sigs.k8s.io/yaml"
 
 	"github.com/skiff-project/skiff/api"
@@ -87,22 +86,9 @@ func (p *patchRequest) options() *metav1.PatchOptions {
 	return &metav1.PatchOptions{TypeMeta: optionsMeta("PatchOptions"), DryRun: p.dryRun, Force: p.force, FieldManager: p.manager, FieldValidation: p.validation}
 }
 
-func (p *patchRequest) parseApply() error {
-	p.config = map[string]any{}
-	if err := yaml.Unmarshal(p.body, &p.config); err != nil {
+func (p *patchRequest) parseApply() (err error) {
+	if p.config, p.strictError, err = codec.Configuration(p.body, p.strict()); err != nil {
 		return apierrors.NewBadRequest(fmt.Sprintf("error decoding patch: %v", err))
-	}
-	// Numbers must be int64 or float64, as everywhere in unstructured content.
-	data, err := json.Marshal(p.config)
-	if err == nil {
-		p.config = map[string]any{}
-		err = kjson.UnmarshalCaseSensitivePreserveInts(data, &p.config)
-	}
-	if err != nil {
-		return apierrors.NewBadRequest(fmt.Sprintf("error decoding patch: %v", err))
-	}
-	if p.strict() {
-		p.strictError = yaml.UnmarshalStrict(p.body, &map[string]any{})
 	}
 	return nil
 }
