@@ -16,9 +16,18 @@ import (
 // maxNote is the most bytes an event's note may have.
 const maxNote = 1024
 
-// bind makes an assumption true.
+// bind makes an assumption true. Where claims have to get volumes on the node
+// first, that is begun instead, and the pod's turn comes again.
 func (s *Scheduler) bind(ctx context.Context, e *entry, node string) {
 	pod := e.pod.Pod
+	if l := s.facts.late(pod); len(l.claims) > 0 {
+		err := s.claimVolumes(ctx, l, node)
+		s.unplace(e)
+		if err != nil && ctx.Err() == nil {
+			s.reportFailure(ctx, pod, v1.PodReasonSchedulerError, fmt.Sprintf("running PreBind plugin %q: %v", core.VolumeBinding, err), "")
+		}
+		return
+	}
 	err := s.cfg.Client.CoreV1().Pods(pod.Namespace).Bind(ctx, &v1.Binding{
 		ObjectMeta: metav1.ObjectMeta{Namespace: pod.Namespace, Name: pod.Name, UID: pod.UID},
 		Target:     v1.ObjectReference{Kind: "Node", Name: node},

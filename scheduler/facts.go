@@ -2,6 +2,7 @@ package scheduler
 
 import (
 	"fmt"
+	"slices"
 
 	v1 "k8s.io/api/core/v1"
 	policyv1 "k8s.io/api/policy/v1"
@@ -15,6 +16,7 @@ import (
 	policylisters "k8s.io/client-go/listers/policy/v1"
 	storagelisters "k8s.io/client-go/listers/storage/v1"
 	"k8s.io/client-go/tools/cache"
+	storagehelpers "k8s.io/component-helpers/storage/volume"
 
 	"github.com/skiff-project/skiff/scheduler/core"
 )
@@ -128,6 +130,19 @@ func budget(pdb *policyv1.PodDisruptionBudget) (core.Budget, bool) {
 
 // volumes looks a pod's claims up.
 func (f *facts) volumes(pod *v1.Pod) core.Volumes {
+	var l late
+	out := f.volumesOf(pod, &l)
+	if len(l.claims) > 0 {
+		out.Late = func(node *v1.Node) bool {
+			_, ok := l.choose(node)
+			return ok
+		}
+	}
+	return out
+}
+
+// volumesOf also notes in l the claims that wait for the pod's node.
+func (f *facts) volumesOf(pod *v1.Pod, l *late) core.Volumes {
 	var out core.Volumes
 	for i := range pod.Spec.Volumes {
 		vol := &pod.Spec.Volumes[i]
@@ -140,15 +155,15 @@ func (f *facts) volumes(pod *v1.Pod) core.Volumes {
 		default:
 			continue
 		}
-		if f.claim(pod, name, ephemeral, &out); out.Refused != "" {
+		if f.claim(pod, name, ephemeral, &out, l); out.Refused != "" {
 			return out
 		}
 	}
 	return out
 }
 
-// claim adds what is known of one claim to out.
-func (f *facts) claim(pod *v1.Pod, name string, ephemeral bool, out *core.Volumes) {
+// claim adds what is known of one claim to out, or the claim to l.
+func (f *facts) claim(pod *v1.Pod, name string, ephemeral bool, out *core.Volumes, l *late) {
 	pvc, err := f.claims.PersistentVolumeClaims(pod.Namespace).Get(name)
 	switch {
 	case apierrors.IsNotFound(err) && ephemeral:
@@ -164,7 +179,18 @@ func (f *facts) claim(pod *v1.Pod, name string, ephemeral bool, out *core.Volume
 	case ephemeral && !metav1.IsControlledBy(pvc, pod):
 		out.Refused = fmt.Sprintf("PVC %s/%s was not created for pod %s/%s (pod is not owner)", pvc.Namespace, pvc.Name, pod.Namespace, pod.Name)
 	case pvc.Spec.VolumeName == "" && f.waits(pvc):
-		out.Refused = fmt.Sprintf("persistentvolumeclaim %q waits for its first consumer, which this scheduler cannot bind yet", name)
+		if node := pvc.Annotations[storagehelpers.AnnSelectedNode]; node != "" {
+			out.Refused = fmt.Sprintf("persistentvolumeclaim %q waits for its volume on node %q", name, node)
+			return
+		}
+		if l.claims == nil {
+			l.volumes, l.class = f.allVolumes(), f.classes.Get
+		}
+		if slices.ContainsFunc(l.volumes, func(v *v1.PersistentVolume) bool { return storagehelpers.IsVolumeBoundToClaim(v, pvc) }) {
+			out.Refused = "pod has unbound immediate PersistentVolumeClaims" // it has a volume; the binding is under way
+			return
+		}
+		l.claims = append(l.claims, pvc)
 	case pvc.Spec.VolumeName == "":
 		out.Refused = "pod has unbound immediate PersistentVolumeClaims"
 	default:

@@ -11,6 +11,7 @@ import (
 	"time"
 
 	v1 "k8s.io/api/core/v1"
+	storagev1 "k8s.io/api/storage/v1"
 	"k8s.io/apimachinery/pkg/api/resource"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime"
@@ -350,4 +351,127 @@ func TestQueueOrder(t *testing.T) {
 	if want := "1s 2s 4s 8s 10s 10s"; strings.Join(waits, " ") != want {
 		t.Errorf("back-offs %v, want %s", waits, want)
 	}
+}
+
+// lateStorage is a class that waits for the pod's node, claims of that class, and the use of them all by a pod.
+func lateStorage(provisioner string, claims ...string) (objects []runtime.Object, use func(*v1.Pod)) {
+	mode, class := storagev1.VolumeBindingWaitForFirstConsumer, "late"
+	objects = append(objects, &storagev1.StorageClass{ObjectMeta: metav1.ObjectMeta{Name: class}, Provisioner: provisioner, VolumeBindingMode: &mode,
+		AllowedTopologies: []v1.TopologySelectorTerm{{MatchLabelExpressions: []v1.TopologySelectorLabelRequirement{{Key: "zone", Values: []string{"b"}}}}}})
+	for _, name := range claims {
+		c := &v1.PersistentVolumeClaim{ObjectMeta: metav1.ObjectMeta{Namespace: "ns", Name: name, UID: types.UID("uid-" + name)}}
+		c.Spec.StorageClassName, c.Spec.AccessModes = &class, []v1.PersistentVolumeAccessMode{v1.ReadWriteOnce}
+		c.Spec.Resources.Requests = v1.ResourceList{v1.ResourceStorage: resource.MustParse("1Gi")}
+		objects = append(objects, c)
+	}
+	return objects, func(p *v1.Pod) {
+		for _, name := range claims {
+			p.Spec.Volumes = append(p.Spec.Volumes, v1.Volume{Name: name, VolumeSource: v1.VolumeSource{
+				PersistentVolumeClaim: &v1.PersistentVolumeClaimVolumeSource{ClaimName: name}}})
+		}
+	}
+}
+
+func inZone(n *v1.Node, zone string) *v1.Node {
+	n.Labels = map[string]string{"zone": zone}
+	return n
+}
+
+// localVolume can be reached in one zone only.
+func localVolume(name, zone string) *v1.PersistentVolume {
+	v := &v1.PersistentVolume{ObjectMeta: metav1.ObjectMeta{Name: name}, Status: v1.PersistentVolumeStatus{Phase: v1.VolumeAvailable}}
+	v.Spec.StorageClassName, v.Spec.AccessModes = "late", []v1.PersistentVolumeAccessMode{v1.ReadWriteOnce}
+	v.Spec.Capacity = v1.ResourceList{v1.ResourceStorage: resource.MustParse("1Gi")}
+	v.Spec.NodeAffinity = &v1.VolumeNodeAffinity{Required: &v1.NodeSelector{NodeSelectorTerms: []v1.NodeSelectorTerm{
+		{MatchExpressions: []v1.NodeSelectorRequirement{{Key: "zone", Operator: v1.NodeSelectorOpIn, Values: []string{zone}}}}}}}
+	return v
+}
+
+func (w *world) eventually(what string, ok func() bool) {
+	w.Helper()
+	for deadline := time.Now().Add(10 * time.Second); !ok(); time.Sleep(time.Millisecond) {
+		if time.Now().After(deadline) {
+			w.Fatal(what, "does not happen")
+		}
+		w.clock.Step(100 * time.Millisecond) // back-offs pass
+	}
+}
+
+// bindClaim does what the binder of volumes does once a volume is there.
+func (w *world) bindClaim(name, volume string) {
+	w.Helper()
+	claims := w.client.CoreV1().PersistentVolumeClaims("ns")
+	c, err := claims.Get(context.Background(), name, metav1.GetOptions{})
+	if err == nil {
+		c.Spec.VolumeName, c.Status.Phase = volume, v1.ClaimBound
+		_, err = claims.Update(context.Background(), c, metav1.UpdateOptions{})
+	}
+	if err != nil {
+		w.Fatal(err)
+	}
+}
+
+func (w *world) nodeOf(name string) string {
+	p, err := w.client.CoreV1().Pods("ns").Get(context.Background(), name, metav1.GetOptions{})
+	if err != nil {
+		w.Fatal(err)
+	}
+	return p.Spec.NodeName
+}
+
+func TestAProvisionerIsToldTheNode(t *testing.T) {
+	objects, use := lateStorage("example.com/p", "c")
+	w := start(t, append(objects, inZone(node("n1", "8"), "a"), inZone(node("n2", "8"), "b"))...)
+	w.create(pod("p", "1", use))
+	selected := func() string {
+		c, err := w.client.CoreV1().PersistentVolumeClaims("ns").Get(context.Background(), "c", metav1.GetOptions{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		return c.Annotations["volume.kubernetes.io/selected-node"]
+	}
+	w.eventually("the choice of a node", func() bool { return selected() != "" })
+	if got := selected(); got != "n2" {
+		t.Errorf("the volume is to be made on %s, outside the class's topology", got)
+	}
+	if n := w.nodeOf("p"); n != "" {
+		t.Errorf("the pod is on %s before its volume is there", n)
+	}
+	if _, err := w.client.CoreV1().PersistentVolumes().Create(context.Background(), localVolume("v", "b"), metav1.CreateOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	w.bindClaim("c", "v")
+	w.eventually("the pod's binding", func() bool { return w.nodeOf("p") == "n2" })
+}
+
+func TestLateClaimsGetVolumesOfOneNode(t *testing.T) {
+	objects, use := lateStorage("kubernetes.io/no-provisioner", "c1", "c2")
+	objects = append(objects, inZone(node("n1", "8"), "a"), inZone(node("n2", "8"), "b"), localVolume("v1", "a"), localVolume("v2", "b"), localVolume("v3", "b"))
+	w := start(t, objects...)
+	w.create(pod("p", "1", use))
+	claimant := func(name string) string {
+		v, err := w.client.CoreV1().PersistentVolumes().Get(context.Background(), name, metav1.GetOptions{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if v.Spec.ClaimRef == nil {
+			return ""
+		}
+		return v.Spec.ClaimRef.Name
+	}
+	w.eventually("the choice of volumes", func() bool { return claimant("v2") != "" && claimant("v3") != "" })
+	if claimant("v1") != "" || claimant("v2") == claimant("v3") {
+		t.Errorf("v1 is for %q, v2 for %q, v3 for %q", claimant("v1"), claimant("v2"), claimant("v3"))
+	}
+	w.bindClaim(claimant("v2"), "v2")
+	w.bindClaim(claimant("v3"), "v3")
+	w.eventually("the pod's binding", func() bool { return w.nodeOf("p") == "n2" })
+}
+
+func TestNoVolumeForALateClaim(t *testing.T) {
+	objects, use := lateStorage("kubernetes.io/no-provisioner", "c1", "c2")
+	w := start(t, append(objects, inZone(node("n1", "8"), "a"), localVolume("v1", "a"))...)
+	w.create(pod("p", "1", use))
+	w.expect("p Warning FailedScheduling Scheduling: 0/1 nodes are available: 1 node(s) didn't find available persistent volumes to bind. " +
+		"preemption: 0/1 nodes are available: 1 Preemption is not helpful for scheduling.")
 }

@@ -72,7 +72,7 @@ func (p *Pod) template() string {
 
 // class returns a pod's class, up to date.
 func (c *Cluster) class(req *Request) *class {
-	if v := &req.Volumes; v.Missing || v.Refused != "" || len(v.Affinities) > 0 {
+	if v := &req.Volumes; v.Missing || v.Refused != "" || len(v.Affinities) > 0 || v.Late != nil {
 		return c.newClass(req) // of this pod alone
 	}
 	c.tick++

@@ -11,10 +11,14 @@ type Volumes struct {
 	Affinities []*v1.NodeSelector
 	// Missing: a claim is bound to a volume that does not exist.
 	Missing bool
+	// Late, if any claim gets its volume only when the pod's node is known,
+	// reports whether all of those can get one on a node.
+	Late func(*v1.Node) bool
 }
 
 var (
 	volumeElsewhere = &status{plugin: VolumeBinding, reasons: []string{"node(s) didn't match PersistentVolume's node affinity"}, unresolvable: true}
+	volumeNowhere   = &status{plugin: VolumeBinding, reasons: []string{"node(s) didn't find available persistent volumes to bind"}, unresolvable: true}
 	volumeMissing   = &status{plugin: VolumeBinding, reasons: []string{"node(s) unavailable due to one or more pvc(s) bound to non-existent pv(s)"}, unresolvable: true}
 )
 
@@ -25,7 +29,7 @@ func (s *search) prepareVolumes() {
 }
 
 // filterVolumes keeps the nodes from which the pod's bound volumes can be
-// reached.
+// reached, and on which its other claims can get theirs.
 func (s *search) filterVolumes() {
 	if s.req.Volumes.Missing {
 		s.keep(func(int32) *status { return volumeMissing })
@@ -45,6 +49,14 @@ func (s *search) filterVolumes() {
 				}
 			}
 			return volumeElsewhere
+		})
+	}
+	if late := s.req.Volumes.Late; late != nil {
+		s.keep(func(row int32) *status {
+			if late(s.c.nodes[row]) {
+				return nil
+			}
+			return volumeNowhere
 		})
 	}
 }
