@@ -47,7 +47,7 @@ func images() []image {
 	agnhost := image{
 		name: e2eImages + "agnhost:2.66.1",
 		packages: []string{"dash", "bash", "coreutils", "curl", "netcat-openbsd", "bind9-dnsutils", "bind9-host", "iproute2", "libc-bin",
-			"grep", "sed", "mawk", "util-linux", "hostname", "procps", "findutils", "busybox-static"},
+			"grep", "sed", "mawk", "util-linux", "hostname", "procps", "findutils", "wget", "net-tools"},
 		programs: map[string]string{"agnhost": "/agnhost"},
 		files: map[string]string{
 			"test/images/agnhost/porter/localhost.crt": "/localhost.crt",
@@ -58,9 +58,8 @@ func images() []image {
 			"/etc/group":         group + "user-defined-in-image:x:1000:\ngroup-defined-in-image:x:50000:user-defined-in-image\n",
 			"/etc/nsswitch.conf": "hosts: files dns\n",
 		},
-		links: map[string]string{"/agnhost-2": "agnhost", "/bin/sh": "dash", "/bin/nc": "nc.openbsd", "/usr/bin/awk": "mawk",
-			"/bin/wget": "busybox", "/bin/netstat": "busybox", "/bin/ping": "busybox", "/bin/tar": "busybox"},
-		dirs: []string{"/uploads", "/tmp"}, entrypoint: []string{"/agnhost"}, cmd: []string{"pause"},
+		links: map[string]string{"/agnhost-2": "agnhost", "/bin/sh": "dash", "/bin/nc": "nc.openbsd", "/usr/bin/awk": "mawk"},
+		dirs:  []string{"/uploads", "/tmp"}, entrypoint: []string{"/agnhost"}, cmd: []string{"pause"},
 	}
 	previous := agnhost
 	previous.name = e2eImages + "agnhost:2.55"
