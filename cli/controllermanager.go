@@ -39,7 +39,7 @@ var controllerManagerHarmless = []harmless{
 // missing are upstream's controllers that Skiff does not have. To leave one out
 // is no error; to ask for one by name is, but for those of tolerated.
 var missing = strings.Fields(`attach-detach-controller attachdetach bootstrap-signer-controller bootstrapsigner cloud-node-lifecycle-controller
-	device-taint-eviction-controller ephemeral-volume-controller ephemeral-volume horizontal-pod-autoscaler-controller horizontalpodautoscaling
+	device-taint-eviction-controller horizontal-pod-autoscaler-controller horizontalpodautoscaling
 	kube-apiserver-serving-clustertrustbundle-publisher-controller legacy-serviceaccount-token-cleaner-controller legacy-service-account-token-cleaner
 	node-route-controller route nodeipam-controller persistentvolume-expander-controller persistentvolume-expander
 	resourceclaim-controller selinux-warning-controller service-cidr-controller service-lb-controller service storageversion-garbage-collector-controller

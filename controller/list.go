@@ -13,6 +13,7 @@ import (
 	"github.com/skiff-project/skiff/controller/endpointslice"
 	"github.com/skiff-project/skiff/controller/endpointslicemirroring"
 	"github.com/skiff-project/skiff/controller/engine"
+	"github.com/skiff-project/skiff/controller/ephemeralvolume"
 	"github.com/skiff-project/skiff/controller/garbagecollector"
 	"github.com/skiff-project/skiff/controller/job"
 	"github.com/skiff-project/skiff/controller/namespace"
@@ -98,6 +99,8 @@ var list = []entry{
 		}},
 	{name: "persistentvolume-binder-controller", alias: "persistentvolume-binder", account: "persistent-volume-binder",
 		build: plain(volumebinding.New)},
+	{name: "ephemeral-volume-controller", alias: "ephemeral-volume", account: "ephemeral-volume-controller",
+		build: plain(ephemeralvolume.New)},
 	{name: "persistentvolumeclaim-protection-controller", alias: "pvc-protection", account: "pvc-protection-controller",
 		build: plain(volumeprotection.NewClaims)},
 	{name: "persistentvolume-protection-controller", alias: "pv-protection", account: "pv-protection-controller",

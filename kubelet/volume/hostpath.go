@@ -8,6 +8,7 @@ import (
 
 	v1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/component-helpers/storage/ephemeral"
 )
 
 // hostPath exposes a path of the node, after checking (or making) what the type asks for.
@@ -68,12 +69,17 @@ func (h *hostPath) check(want os.FileMode, name string) error {
 }
 
 // claim resolves a persistent volume claim to a volume this node can use: a PersistentVolume of
-// kind hostPath or local.
-func (p *Pod) claim(ctx context.Context, src *v1.PersistentVolumeClaimVolumeSource) (Volume, error) {
+// kind hostPath or local. A claim of an ephemeral volume must be the pod's own.
+func (p *Pod) claim(ctx context.Context, name string, readOnly, own bool) (Volume, error) {
 	c := p.host.Client.CoreV1()
-	pvc, err := c.PersistentVolumeClaims(p.pod.Namespace).Get(ctx, src.ClaimName, metav1.GetOptions{})
+	pvc, err := c.PersistentVolumeClaims(p.pod.Namespace).Get(ctx, name, metav1.GetOptions{})
 	if err != nil {
 		return nil, err
+	}
+	if own {
+		if err := ephemeral.VolumeIsForPod(p.pod, pvc); err != nil {
+			return nil, err
+		}
 	}
 	if pvc.Status.Phase != v1.ClaimBound || pvc.Spec.VolumeName == "" {
 		return nil, fmt.Errorf("PVC %s/%s is not bound", pvc.Namespace, pvc.Name)
@@ -87,10 +93,10 @@ func (p *Pod) claim(ctx context.Context, src *v1.PersistentVolumeClaimVolumeSour
 	}
 	switch {
 	case pv.Spec.HostPath != nil:
-		return &hostPath{path: pv.Spec.HostPath.Path, typ: pv.Spec.HostPath.Type, ro: src.ReadOnly}, nil
+		return &hostPath{path: pv.Spec.HostPath.Path, typ: pv.Spec.HostPath.Type, ro: readOnly}, nil
 	case pv.Spec.Local != nil:
 		dir := v1.HostPathDirectory
-		return &hostPath{path: pv.Spec.Local.Path, typ: &dir, ro: src.ReadOnly}, nil
+		return &hostPath{path: pv.Spec.Local.Path, typ: &dir, ro: readOnly}, nil
 	}
 	return nil, fmt.Errorf("PersistentVolume %s is neither hostPath nor local: not supported by this node", pv.Name)
 }

@@ -15,6 +15,7 @@ import (
 	v1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/client-go/kubernetes"
+	"k8s.io/component-helpers/storage/ephemeral"
 
 	"github.com/skiff-project/skiff/kubelet/env"
 )
@@ -166,7 +167,9 @@ func (p *Pod) make(ctx context.Context, s *v1.Volume) (Volume, error) {
 		c.memory = true
 		return c, nil
 	case src.PersistentVolumeClaim != nil:
-		return p.claim(ctx, src.PersistentVolumeClaim)
+		return p.claim(ctx, src.PersistentVolumeClaim.ClaimName, src.PersistentVolumeClaim.ReadOnly, false)
+	case src.Ephemeral != nil:
+		return p.claim(ctx, ephemeral.VolumeClaimName(p.pod, s), false, true)
 	case src.Image != nil:
 		return &imageVolume{}, nil
 	}

@@ -382,3 +382,54 @@ func TestUnknownKindsAreNamed(t *testing.T) {
 		t.Errorf("%v", err)
 	}
 }
+
+// A claim leads to the folder of its volume; that of an ephemeral volume only from the pod it was made for.
+func TestClaims(t *testing.T) {
+	claimed := v1.VolumeSource{PersistentVolumeClaim: &v1.PersistentVolumeClaimVolumeSource{ClaimName: "p-v"}}
+	ephemeral := v1.VolumeSource{Ephemeral: &v1.EphemeralVolumeSource{VolumeClaimTemplate: &v1.PersistentVolumeClaimTemplate{}}}
+	for _, tt := range []struct {
+		name  string
+		src   v1.VolumeSource
+		owner types.UID
+		bound bool
+		want  string
+	}{
+		{"bound", claimed, "", true, ""},
+		{"not bound", claimed, "", false, "PVC ns/p-v is not bound"},
+		{"ephemeral", ephemeral, "uid-1", true, ""},
+		{"ephemeral, another's", ephemeral, "uid-2", true, "PVC ns/p-v was not created for pod ns/p (pod is not owner)"},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			b := newBench(t, with(tt.src))
+			dir := t.TempDir()
+			pv := &v1.PersistentVolume{ObjectMeta: metav1.ObjectMeta{Name: "pv"}, Spec: v1.PersistentVolumeSpec{
+				PersistentVolumeSource: v1.PersistentVolumeSource{HostPath: &v1.HostPathVolumeSource{Path: dir}},
+				ClaimRef:               &v1.ObjectReference{Namespace: "ns", Name: "p-v", UID: "uid-c"}}}
+			pvc := &v1.PersistentVolumeClaim{ObjectMeta: metav1.ObjectMeta{Namespace: "ns", Name: "p-v", UID: "uid-c"}}
+			if tt.owner != "" {
+				pvc.OwnerReferences = []metav1.OwnerReference{*metav1.NewControllerRef(&v1.Pod{ObjectMeta: metav1.ObjectMeta{Name: "p", UID: tt.owner}},
+					v1.SchemeGroupVersion.WithKind("Pod"))}
+			}
+			if tt.bound {
+				pvc.Spec.VolumeName, pvc.Status.Phase = "pv", v1.ClaimBound
+			}
+			tracker := b.host.Client.(*fake.Clientset).Tracker()
+			if err := errors.Join(tracker.Add(pv), tracker.Add(pvc)); err != nil {
+				t.Fatal(err)
+			}
+			err := b.mount()
+			if tt.want != "" {
+				if err == nil || !strings.Contains(err.Error(), tt.want) {
+					t.Errorf("%v, want %s", err, tt.want)
+				}
+				return
+			}
+			if err != nil {
+				t.Fatal(err)
+			}
+			if v, _ := b.vols.Get("v"); v.Path() != dir {
+				t.Errorf("volume at %s, want %s", v.Path(), dir)
+			}
+		})
+	}
+}

@@ -72,7 +72,7 @@ func images() []image {
 	}
 	users := map[string]string{"/etc/passwd": passwd, "/etc/group": group}
 	nginx := image{
-		name: e2eImages + "nginx:1.27.0-2", packages: []string{"nginx-light", "dash"}, dirs: []string{"/run", "/tmp", "/var/log/nginx", "/var/lib/nginx"},
+		name: e2eImages + "nginx:1.27.0-2", packages: []string{"nginx-light", "dash", "coreutils"}, dirs: []string{"/run", "/tmp", "/var/log/nginx", "/var/lib/nginx"},
 		texts: map[string]string{
 			"/etc/passwd": passwd + "www-data:x:33:33::/var/www:/bin/false\n", "/etc/group": group + "www-data:x:33:\n",
 			"/etc/nginx/nginx.conf": "user www-data;\nerror_log /dev/stderr notice;\npid /run/nginx.pid;\nevents {}\n" +
