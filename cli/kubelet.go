@@ -149,7 +149,7 @@ var kubeletConfig = configFile{apiVersion: "kubelet.config.k8s.io/v1beta1", kind
 	providerID --provider-id
 	kernelMemcgNotification ~
 	logging ~
-	enableSystemLogHandler ~
+	enableSystemLogHandler ! true
 	enableSystemLogQuery =
 	shutdownGracePeriod =
 	shutdownGracePeriodCriticalPods =

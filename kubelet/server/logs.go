@@ -5,6 +5,7 @@ import (
 	"io"
 	"net/http"
 	"net/url"
+	"os"
 	"strconv"
 	"time"
 
@@ -113,4 +114,16 @@ func (s *Server) logs(w http.ResponseWriter, r *http.Request) {
 	if err := logs.Read(r.Context(), path, o, alive, out, out); err != nil {
 		fail(w, &Error{http.StatusBadRequest, fmt.Errorf("failed to try resolving symlinks in path %q: %w", path, err)})
 	}
+}
+
+// nodeLogs serves the node's log files to who may see nodes/log. Links that lead out of the folder
+// lead nowhere: pods may be able to place some in it.
+func (s *Server) nodeLogs(w http.ResponseWriter, r *http.Request) {
+	root, err := os.OpenRoot(s.cfg.LogDir)
+	if err != nil {
+		http.Error(w, "the node's logs: "+err.Error(), http.StatusInternalServerError)
+		return
+	}
+	defer root.Close()
+	http.StripPrefix("/logs/", http.FileServerFS(root.FS())).ServeHTTP(w, r)
 }

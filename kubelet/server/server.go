@@ -76,6 +76,7 @@ type Config struct {
 	Backend  Backend
 	// Certificates counts the certificates of pods for the metrics; nil: there are none.
 	Certificates func() map[podcert.SignerState]int
+	LogDir       string // the node's own logs, under /logs/; default /var/log
 	Log          *slog.Logger
 	Clock        clock.PassiveClock
 }
@@ -90,6 +91,9 @@ type Server struct {
 func New(cfg Config) (*Server, error) {
 	if cfg.Certificates == nil {
 		cfg.Certificates = func() map[podcert.SignerState]int { return nil }
+	}
+	if cfg.LogDir == "" {
+		cfg.LogDir = "/var/log"
 	}
 	if cfg.Cert == nil || cfg.Client == nil || cfg.Backend == nil {
 		return nil, errors.New("node API server: Cert, Client and Backend are required")
@@ -159,6 +163,7 @@ func (s *Server) Handler() http.Handler {
 	mux.HandleFunc("GET /pods/", s.pods)
 	mux.HandleFunc("GET /runningpods/", s.pods)
 	mux.HandleFunc("GET /containerLogs/{ns}/{pod}/{container}", s.logs)
+	mux.HandleFunc("GET /logs/", s.nodeLogs)
 	for _, method := range []string{"GET", "POST"} {
 		for _, uid := range []string{"", "/{uid}"} {
 			mux.HandleFunc(method+" /exec/{ns}/{pod}"+uid+"/{container}", s.exec)

@@ -98,7 +98,7 @@ func newTest(t *testing.T) (*httptest.Server, *fakeBackend, *int) {
 	if err := os.WriteFile(b.log, []byte("2026-01-01T00:00:00Z stdout F one\n2026-01-01T00:00:01Z stdout F two\n"), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	s, err := New(Config{NodeName: "n1", Cert: &tls.Certificate{}, Client: client, Backend: b, Log: slog.New(slog.DiscardHandler), Clock: clock.RealClock{}})
+	s, err := New(Config{NodeName: "n1", LogDir: filepath.Dir(b.log), Cert: &tls.Certificate{}, Client: client, Backend: b, Log: slog.New(slog.DiscardHandler), Clock: clock.RealClock{}})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -201,6 +201,31 @@ func TestUpgradePassesThrough(t *testing.T) {
 	}
 	if !b.exec.Tty || !b.exec.Stdin || !b.exec.Stdout || b.exec.Stderr || strings.Join(b.exec.Cmd, " ") != "sh" {
 		t.Errorf("request to the runtime: %v", b.exec)
+	}
+}
+
+func TestNodeLogs(t *testing.T) {
+	srv, b, _ := newTest(t)
+	secret := filepath.Join(t.TempDir(), "secret")
+	if err := errors.Join(os.WriteFile(secret, []byte("hidden"), 0o600), os.Symlink(secret, filepath.Join(filepath.Dir(b.log), "out"))); err != nil {
+		t.Fatal(err)
+	}
+	for _, tt := range []struct {
+		token, path string
+		code        int
+		want        string
+	}{
+		{"admin", "/logs/", 200, `<a href="0.log">0.log</a>`},
+		{"admin", "/logs/0.log", 200, "stdout F one"},
+		{"admin", "/logs/none", 404, ""},
+		{"reader", "/logs/0.log", 403, ""},
+	} {
+		if code, body := ask(t, srv, tt.token, "GET", tt.path); code != tt.code || !strings.Contains(body, tt.want) {
+			t.Errorf("%s as %s: %d %s", tt.path, tt.token, code, body)
+		}
+	}
+	if code, body := ask(t, srv, "admin", "GET", "/logs/out"); code == 200 || strings.Contains(body, "hidden") {
+		t.Errorf("a link out of the folder: %d %s", code, body)
 	}
 }
 
