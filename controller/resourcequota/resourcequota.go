@@ -41,10 +41,11 @@ type controller struct {
 	discover Discover
 	quotas   listers.ResourceQuotaLister
 	caches   map[schema.GroupResource]cache.SharedIndexInformer
+	watches  watches
 }
 
 // New returns the quota controller. Objects no cache of the controllers holds (custom ones) are
-// counted through md when the quota changes and every five minutes; nil leaves them out.
+// watched through md once a quota counts them; nil leaves them out.
 func New(env engine.Env, md metadata.Interface, discover Discover) (*engine.Controller, error) {
 	quotas := env.Informers.Core().V1().ResourceQuotas()
 	c := &controller{env: env, metadata: md, discover: discover, quotas: quotas.Lister(), caches: cached(env.Informers)}
@@ -60,8 +61,10 @@ func New(env engine.Env, md metadata.Interface, discover Discover) (*engine.Cont
 				q.Add(new.Namespace + "/" + new.Name)
 			}
 		})},
-		Reconcile: c.reconcile,
+		Reconcile:  c.reconcile,
+		Background: c.background,
 	}
+	c.watches.metadata, c.watches.changed = md, c.changed
 	for gr, inf := range c.caches {
 		if gr.Resource == "resourcequotas" {
 			continue
@@ -227,7 +230,11 @@ func (c *controller) objects(ctx context.Context, gr schema.GroupResource, ns st
 	}
 	gvr, err := c.find(gr)
 	if err != nil {
+		c.watches.end(gr)
 		return nil, err
+	}
+	if inf := c.watches.of(gvr); inf != nil && inf.HasSynced() {
+		return inf.GetIndexer().ByIndex(cache.NamespaceIndex, ns)
 	}
 	var out []any
 	for token := ""; ; {

@@ -1,7 +1,9 @@
 package resourcequota_test
 
 import (
+	"context"
 	"fmt"
+	"log/slog"
 	"slices"
 	"testing"
 	"time"
@@ -9,7 +11,13 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/api/resource"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/runtime/schema"
+	"k8s.io/client-go/informers"
+	"k8s.io/client-go/kubernetes/fake"
+	metadatafake "k8s.io/client-go/metadata/fake"
+	"k8s.io/utils/clock"
 
+	"github.com/skiff-project/skiff/controller/engine"
 	"github.com/skiff-project/skiff/controller/enginetest"
 	"github.com/skiff-project/skiff/controller/resourcequota"
 )
@@ -105,4 +113,59 @@ func TestPodPastItsEndIsNotCounted(t *testing.T) {
 	if got := used(); got != "[pods 0]" {
 		t.Errorf("past its end: %s", got)
 	}
+}
+
+// Objects of custom resources come and go, and the quota that counts them tells so at once.
+func TestCustomResourcesAreWatched(t *testing.T) {
+	widgets := schema.GroupVersionResource{Group: "example.com", Version: "v1", Resource: "widgets"}
+	q := &corev1.ResourceQuota{ObjectMeta: metav1.ObjectMeta{Namespace: "ns", Name: "q"}, Spec: corev1.ResourceQuotaSpec{
+		Hard: corev1.ResourceList{"count/widgets.example.com": resource.MustParse("5")}}}
+	client := fake.NewClientset(q)
+	scheme := metadatafake.NewTestScheme()
+	if err := metav1.AddMetaToScheme(scheme); err != nil {
+		t.Fatal(err)
+	}
+	md := metadatafake.NewSimpleMetadataClient(scheme)
+	env := engine.Env{Client: client, Informers: informers.NewSharedInformerFactory(client, 0), Clock: clock.RealClock{}, Log: slog.New(slog.DiscardHandler)}
+	c, err := resourcequota.New(env, md, func() ([]*metav1.APIResourceList, error) {
+		return []*metav1.APIResourceList{{GroupVersion: "example.com/v1", APIResources: []metav1.APIResource{{Name: "widgets", Kind: "Widget", Namespaced: true}}}}, nil
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	done := make(chan error)
+	go func() { done <- c.Run(ctx, env, func() { env.Informers.Start(ctx.Done()) }) }()
+	defer func() {
+		cancel()
+		if err := <-done; err != nil {
+			t.Error(err)
+		}
+	}()
+	used := func(want string) {
+		t.Helper()
+		for deadline := time.Now().Add(20 * time.Second); ; time.Sleep(time.Millisecond) {
+			q, err := client.CoreV1().ResourceQuotas("ns").Get(ctx, "q", metav1.GetOptions{})
+			if err != nil {
+				t.Fatal(err)
+			}
+			got := q.Status.Used["count/widgets.example.com"]
+			if len(q.Status.Used) == 1 && got.String() == want {
+				return
+			}
+			if time.Now().After(deadline) {
+				t.Fatalf("used %s, want %s", got.String(), want)
+			}
+		}
+	}
+	used("0")
+	widget := &metav1.PartialObjectMetadata{TypeMeta: metav1.TypeMeta{APIVersion: "example.com/v1", Kind: "Widget"}, ObjectMeta: metav1.ObjectMeta{Namespace: "ns", Name: "w"}}
+	if err := md.Tracker().Create(widgets, widget, "ns"); err != nil {
+		t.Fatal(err)
+	}
+	used("1")
+	if err := md.Tracker().Delete(widgets, "ns", "w"); err != nil {
+		t.Fatal(err)
+	}
+	used("0")
 }
