@@ -42,7 +42,7 @@ var missing = strings.Fields(`attach-detach-controller attachdetach bootstrap-si
 	device-taint-eviction-controller horizontal-pod-autoscaler-controller horizontalpodautoscaling
 	kube-apiserver-serving-clustertrustbundle-publisher-controller legacy-serviceaccount-token-cleaner-controller legacy-service-account-token-cleaner
 	node-route-controller route nodeipam-controller persistentvolume-expander-controller persistentvolume-expander
-	resourceclaim-controller selinux-warning-controller service-cidr-controller service-lb-controller service storageversion-garbage-collector-controller
+	resourceclaim-controller selinux-warning-controller service-lb-controller service storageversion-garbage-collector-controller
 	storage-version-gc taint-eviction-controller token-cleaner-controller tokencleaner ttl-controller ttl
 	validatingadmissionpolicy-status-controller`)
 

@@ -27,6 +27,7 @@ import (
 	"github.com/skiff-project/skiff/controller/resourcequota"
 	"github.com/skiff-project/skiff/controller/rootca"
 	"github.com/skiff-project/skiff/controller/serviceaccount"
+	"github.com/skiff-project/skiff/controller/servicecidrs"
 	"github.com/skiff-project/skiff/controller/statefulset"
 	"github.com/skiff-project/skiff/controller/storageversionmigrator"
 	"github.com/skiff-project/skiff/controller/tainteviction"
@@ -93,6 +94,7 @@ var list = []entry{
 		build: plain(endpointslice.New)},
 	{name: "endpointslice-mirroring-controller", alias: "endpointslicemirroring", account: "endpointslicemirroring-controller",
 		build: plain(endpointslicemirroring.New)},
+	{name: "service-cidr-controller", account: "service-cidrs-controller", build: plain(servicecidrs.New)},
 	{name: "resourcequota-controller", alias: "resourcequota", account: "resourcequota-controller",
 		build: func(env engine.Env, cfg Config) (*engine.Controller, error) {
 			return resourcequota.New(env, cfg.metadataFor("resourcequota-controller"), cfg.Discovery.ServerPreferredNamespacedResources)
