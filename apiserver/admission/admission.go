@@ -198,7 +198,7 @@ type Config struct {
 	Reader Reader // required
 	// Authorizer, the server's whole chain, answers the extra permissions some
 	// plugins ask for. Nil: those plugins are left out (CertificateApproval,
-	// CertificateSigning, the audiences of NodeRestriction).
+	// CertificateSigning, ClusterTrustBundleAttest, the audiences of NodeRestriction).
 	Authorizer auth.Authorizer
 	Clock      clock.WithTicker // default the real one
 	// Last run after all others but ResourceQuota, which counts what they leave:
@@ -228,7 +228,7 @@ func New(cfg Config) []Plugin {
 	}
 	if cfg.Authorizer != nil {
 		plugins = append(plugins, certificateApproval{authorizer: cfg.Authorizer}, certificateSigning{authorizer: cfg.Authorizer},
-			podCertificateSigning{authorizer: cfg.Authorizer})
+			podCertificateSigning{authorizer: cfg.Authorizer}, clusterTrustBundleAttest{authorizer: cfg.Authorizer})
 	}
 	plugins = append(plugins, certificateSubjectRestriction{}, defaultIngressClass{read: read}, podTopologyLabels{read: read})
 	plugins = append(plugins, cfg.Last...)

@@ -717,3 +717,36 @@ func TestCertificates(t *testing.T) {
 		}
 	}
 }
+
+func TestClusterTrustBundleAttest(t *testing.T) {
+	bundle := func(signer, anchors string) *certificatesv1.ClusterTrustBundle {
+		return &certificatesv1.ClusterTrustBundle{ObjectMeta: meta("", "b"),
+			Spec: certificatesv1.ClusterTrustBundleSpec{SignerName: signer, TrustBundle: anchors}}
+	}
+	const resource, no = "certificates.k8s.io/clustertrustbundles", `clustertrustbundles.certificates.k8s.io "b" is forbidden: `
+	plugins := New(Config{Reader: newWorld(), Authorizer: allowing{"attest example.com/*": true, "attest foo.com/b": true}})
+	owned := bundle("foo.com/a", "one")
+	owned.OwnerReferences, owned.Finalizers = []metav1.OwnerReference{{Name: "x"}}, []string{"foo.com/x"}
+	labelled := bundle("foo.com/a", "one")
+	labelled.Labels = map[string]string{"a": "b"}
+	old := bundle("foo.com/a", "one")
+	for _, c := range []struct {
+		name string
+		r    *Request
+		want string
+	}{
+		{"for no signer", create(resource, bundle("", "one")), ""},
+		{"for one's signer", create(resource, bundle("foo.com/b", "one")), ""},
+		{"for a signer of one's domain", create(resource, bundle("example.com/a", "one")), ""},
+		{"for another's", create(resource, bundle("foo.com/a", "one")), no + `user not permitted to attest for signerName "foo.com/a"`},
+		{"another's, changed", update(resource, bundle("foo.com/a", "two"), old), no + `user not permitted to attest for signerName "foo.com/a"`},
+		{"another's, labelled", update(resource, labelled, old), no + `user not permitted to attest for signerName "foo.com/a"`},
+		{"another's, by the garbage collector", update(resource, owned, old), ""},
+		{"another's, as it is", update(resource, bundle("foo.com/a", "one"), old), ""},
+		{"another's, deleted", remove(resource, old), ""},
+	} {
+		if got := admit(nil, c.r, plugins...); got != c.want {
+			t.Errorf("%s:\n got %s\nwant %s", c.name, got, c.want)
+		}
+	}
+}

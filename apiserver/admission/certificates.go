@@ -15,6 +15,7 @@ import (
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	"k8s.io/apimachinery/pkg/util/validation/field"
 
+	"github.com/skiff-project/skiff/api"
 	"github.com/skiff-project/skiff/auth"
 )
 
@@ -104,6 +105,43 @@ func (p podCertificateSigning) Validate(ctx context.Context, r *Request) error {
 	}
 	return apierrors.NewInvalid(certificatesv1.SchemeGroupVersion.WithKind("PodCertificateRequest").GroupKind(), old.Name, field.ErrorList{
 		field.Forbidden(field.NewPath("spec", "signerName"), fmt.Sprintf("User %q is not permitted to \"sign\" for signer %q", r.User.Name, old.Spec.SignerName))})
+}
+
+// clusterTrustBundleAttest lets only those publish a signer's trust anchors who may for the signer.
+type clusterTrustBundleAttest struct {
+	noAdmit
+	authorizer auth.Authorizer
+}
+
+func (clusterTrustBundleAttest) Name() string { return "ClusterTrustBundleAttest" }
+
+func (p clusterTrustBundleAttest) Validate(ctx context.Context, r *Request) error {
+	if r.APIGroup != certificatesv1.GroupName || r.Resource != "clustertrustbundles" || r.Operation() != Create && r.Operation() != Update {
+		return nil
+	}
+	bundle, ok := r.Object.(*certificatesv1.ClusterTrustBundle)
+	if !ok {
+		return forbidden(r, fmt.Errorf("expected type ClusterTrustBundle, got: %T", r.Object))
+	}
+	// The new object may name the signer: validation lets no update change it.
+	signer := bundle.Spec.SignerName
+	if signer == "" || onlyCollectorFields(bundle, r.Old) || signerAllowed(ctx, p.authorizer, r.User, "attest", signer) {
+		return nil
+	}
+	return forbidden(r, fmt.Errorf("user not permitted to attest for signerName %q", signer))
+}
+
+// onlyCollectorFields reports whether an update changes nothing but what the garbage collector may:
+// owners and finalizers. A write that changes nothing (a storage migration's) is one too.
+func onlyCollectorFields(obj, old api.Object) bool {
+	if old == nil {
+		return false
+	}
+	same := obj.DeepCopyObject().(api.Object)
+	same.SetOwnerReferences(old.GetOwnerReferences())
+	same.SetFinalizers(old.GetFinalizers())
+	same.SetManagedFields(old.GetManagedFields())
+	return equality.Semantic.DeepEqual(same, old)
 }
 
 // certificateSubjectRestriction: no certificate makes a cluster administrator.
