@@ -18,6 +18,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/prometheus/client_golang/prometheus"
 	authorizationv1 "k8s.io/api/authorization/v1"
 	"k8s.io/apimachinery/pkg/version"
 	"k8s.io/client-go/kubernetes/scheme"
@@ -231,7 +232,7 @@ func New(cfg Config) (*Server, error) {
 	s.gate = fairness.NewGate(cfg.Limits, cfg.MaxLongRunning, cfg.Clock)
 	s.proxy = &connect.Proxy{Dial: cfg.Dial, Log: cfg.Log, Stopping: s.stopping}
 	s.managed = managed.New()
-	s.metrics = metrics.New(cfg.Store, slices.Concat(s.gate.Collectors(), cfg.Audit.Collectors(), metrics.Collectors(cfg.Admission), metrics.Collectors([]auth.Authorizer{cfg.Authorizer}))...)
+	s.metrics = metrics.New(cfg.Store, slices.Concat([]prometheus.Collector{metrics.Objects(s.countObjects)}, s.gate.Collectors(), cfg.Audit.Collectors(), metrics.Collectors(cfg.Admission), metrics.Collectors([]auth.Authorizer{cfg.Authorizer}))...)
 	err := s.buildEndpoints()
 	if err != nil {
 		return nil, err

@@ -2,13 +2,16 @@ package apiserver
 
 import (
 	"context"
+	"path"
 	"slices"
 	"sync"
 
+	"k8s.io/apimachinery/pkg/runtime/schema"
 	"k8s.io/apimachinery/pkg/util/managedfields"
 
 	"github.com/skiff-project/skiff/api"
 	"github.com/skiff-project/skiff/api/apiextensions"
+	"github.com/skiff-project/skiff/api/customresource"
 	"github.com/skiff-project/skiff/api/openapi"
 	"github.com/skiff-project/skiff/apiserver/aggregator"
 	"github.com/skiff-project/skiff/apiserver/definitions"
@@ -56,6 +59,25 @@ func (s *Server) openAggregator() (err error) {
 		Route: s.routes.Route, Proxy: s.proxy, Certificate: s.cfg.FrontProxy, Metrics: s.metrics.Registry, Clock: s.cfg.Clock, Log: s.cfg.Log,
 	})
 	return err
+}
+
+// countObjects counts the stored objects of every resource.
+func (s *Server) countObjects(yield func(schema.GroupResource, int)) {
+	for _, ep := range s.stores {
+		if ep.reg != nil {
+			yield(ep.gr, ep.reg.Count())
+		}
+	}
+	if s.customs.Table == nil {
+		return
+	}
+	kvs, _, _ := s.customs.Stored(s.background())
+	for _, kv := range kvs {
+		gr := schema.ParseGroupResource(path.Base(kv.Key)) // a definition's name
+		if reg, err := registry.New(s.registryConfig(customresource.Unread(gr.Group, gr.Resource))); err == nil {
+			yield(gr, reg.Count())
+		}
+	}
 }
 
 // groups are all that are served, here or by aggregated servers.

@@ -10,6 +10,8 @@ import (
 	"time"
 
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/apimachinery/pkg/util/uuid"
 
 	"github.com/skiff-project/skiff/apiserver/admission"
@@ -64,7 +66,7 @@ func (s *Server) serve(w http.ResponseWriter, req *http.Request) {
 		if p != nil {
 			s.panicked(c, rec, p)
 		}
-		s.metrics.Observe(c.counted(), rec.Code, s.cfg.Clock.Since(start))
+		s.metrics.Observe(c.counted(), rec.Code, s.cfg.Clock.Since(start), rec.Size)
 	}()
 	id := req.Header.Get("Audit-Id")
 	if id == "" || len(id) > 64 {
@@ -107,7 +109,8 @@ func (c *call) counted() metrics.Request {
 	}
 	r := metrics.Request{
 		Verb: c.info.Verb, Group: c.ep.kind.Group, Version: c.ep.kind.Version, Resource: c.ep.res.Name,
-		Named: c.info.Name != "", Namespaced: c.info.Namespace != "",
+		Named: c.info.Name != "", Namespaced: c.info.Namespace != "", DryRun: c.query.Get("dryRun") == metav1.DryRunAll,
+		Apply: c.info.Verb == "patch" && c.req.Header.Get("Content-Type") == string(types.ApplyYAMLPatchType),
 	}
 	if c.ep.subs[c.info.Subresource] != nil {
 		r.Subresource = c.info.Subresource
@@ -241,6 +244,10 @@ func (s *Server) route(c *call) {
 	if d := c.ep.ver.Deprecated; d != "" {
 		c.warn(d)
 		c.audit.Annotate("k8s.io/deprecated", "true")
+		s.metrics.Deprecated(c.counted())
+	}
+	if i.LongRunning(c.query) {
+		defer s.metrics.Stream(c.counted())()
 	}
 	if i.Subresource != "" {
 		s.serveSubresource(c)

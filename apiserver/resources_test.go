@@ -266,7 +266,7 @@ func TestDiscovery(t *testing.T) {
 	for path, want := range map[string]string{
 		"/api": `"versions":["v1"]`, "/apis": `"kind":"APIGroupList"`, "/api/v1": `"name":"pods/exec"`, "/apis/apps": `"preferredVersion"`,
 		"/apis/apps/v1": `"name":"deployments/scale"`, "/version": `"gitVersion": "v1.37.2"`, "/": `"/apis/apps/v1"`, "/healthz": "ok",
-		"/livez?verbose": "[+]etcd ok", "/readyz/ping": "ok", "/metrics": "apiserver_request_total",
+		"/livez?verbose": "[+]etcd ok", "/readyz/ping": "ok", "/metrics": `apiserver_storage_objects{resource="flowschemas.flowcontrol.apiserver.k8s.io"} 1`,
 	} {
 		if code, body := c.do(t, "GET", path, "", nil); code != 200 || !strings.Contains(body, want) {
 			t.Errorf("%s: %d %.300s", path, code, body)

@@ -4,6 +4,7 @@ package metrics
 import (
 	"net/http"
 	"strconv"
+	"sync"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -15,33 +16,62 @@ import (
 
 // Metrics are the API server's own.
 type Metrics struct {
-	Registry *prometheus.Registry // of all
-	requests *prometheus.CounterVec
-	duration *prometheus.HistogramVec
-	handler  http.Handler
+	Registry   *prometheus.Registry // of all
+	requests   *prometheus.CounterVec
+	duration   *prometheus.HistogramVec
+	sizes      *prometheus.HistogramVec
+	streams    *prometheus.GaugeVec
+	deprecated *prometheus.GaugeVec
+	handler    http.Handler
+	known      sync.Map // of key: *series, which are as many as those of the vectors
+}
+
+// key is what a request is counted under, and series are its counters: to find
+// them by so many labels takes longer than to count.
+type key struct {
+	Request
+	code int
+}
+
+type series struct {
+	requests       prometheus.Counter
+	duration, size prometheus.Observer // nil: it is not measured
 }
 
 // New registers the metrics, and those of others.
 func New(st store.Store, more ...prometheus.Collector) *Metrics {
+	labels := []string{"verb", "group", "version", "resource", "subresource", "scope", "component"}
 	m := &Metrics{
 		Registry: prometheus.NewRegistry(),
 		requests: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: "apiserver_request_total",
-			Help: "Counter of apiserver requests broken out for each verb, group, version, resource, scope and HTTP response code.",
-		}, []string{"verb", "group", "version", "resource", "subresource", "scope", "code"}),
+			Help: "Counter of apiserver requests broken out for each verb, dry run value, group, version, resource, scope, component, and HTTP response code.",
+		}, append(labels, "dry_run", "code")),
 		duration: prometheus.NewHistogramVec(prometheus.HistogramOpts{
 			Name:    "apiserver_request_duration_seconds",
-			Help:    "Response latency distribution in seconds for each verb, group, version, resource and scope.",
-			Buckets: []float64{0.005, 0.025, 0.05, 0.1, 0.2, 0.4, 0.6, 0.8, 1, 2, 4, 10, 30, 60},
-		}, []string{"verb", "group", "version", "resource", "scope"}),
-	}
-	gauge := func(name, help string, value func() int64) prometheus.Collector {
-		return prometheus.NewGaugeFunc(prometheus.GaugeOpts{Name: name, Help: help}, func() float64 { return float64(value()) })
+			Help:    "Response latency distribution in seconds for each verb, dry run value, group, version, resource, subresource, scope and component.",
+			Buckets: []float64{0.005, 0.025, 0.05, 0.1, 0.2, 0.4, 0.6, 0.8, 1, 1.25, 1.5, 2, 3, 4, 5, 6, 8, 10, 15, 20, 30, 45, 60},
+		}, append(labels, "dry_run")),
+		sizes: prometheus.NewHistogramVec(prometheus.HistogramOpts{
+			Name:    "apiserver_response_sizes",
+			Help:    "Response size distribution in bytes for each group, version, verb, resource, subresource, scope and component.",
+			Buckets: prometheus.ExponentialBuckets(1000, 10, 7),
+		}, labels),
+		streams: prometheus.NewGaugeVec(prometheus.GaugeOpts{
+			Name: "apiserver_longrunning_requests",
+			Help: "Gauge of all active long-running apiserver requests broken out by verb, group, version, resource, scope and component.",
+		}, labels),
+		deprecated: prometheus.NewGaugeVec(prometheus.GaugeOpts{
+			Name: "apiserver_requested_deprecated_apis",
+			Help: "Gauge of deprecated APIs that have been requested, broken out by API group, version, resource, subresource, and removed_release.",
+		}, []string{"group", "version", "resource", "subresource", "removed_release"}),
 	}
 	m.Registry.MustRegister(
-		m.requests, m.duration,
-		gauge("apiserver_storage_size_bytes", "Size of the storage database file in bytes.", func() int64 { return st.Status().SizeBytes }),
-		gauge("apiserver_storage_objects", "Number of stored objects.", func() int64 { return st.Status().Keys }),
+		m.requests, m.duration, m.sizes, m.streams, m.deprecated,
+		prometheus.NewGaugeFunc(prometheus.GaugeOpts{
+			Name: "apiserver_storage_size_bytes", Help: "Size of the storage database file physically allocated in bytes.",
+			ConstLabels: prometheus.Labels{"storage_cluster_id": "etcd-0"},
+		}, func() float64 { return float64(st.Status().SizeBytes) }),
 		collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}),
 	)
 	m.Registry.MustRegister(more...)
@@ -69,26 +99,80 @@ type Request struct {
 	Verb                                  string // as authorized: get, list, …
 	Group, Version, Resource, Subresource string
 	Named, Namespaced                     bool
+	Apply, DryRun                         bool
 }
 
-// Observe counts one request.
-func (m *Metrics) Observe(r Request, code int, took time.Duration) {
-	verb, scope := metricVerbs[r.Verb], "cluster"
+// scope is how much the request is about.
+func (r *Request) scope() string {
 	switch {
 	case r.Resource == "":
-		verb, scope = "other", ""
-	case r.Named:
-		scope = "resource"
+		return ""
+	case r.Named || r.Verb == "create":
+		return "resource"
 	case r.Namespaced:
-		scope = "namespace"
+		return "namespace"
 	}
-	if verb == "" {
-		verb = "other"
+	return "cluster"
+}
+
+func (r *Request) verb() string {
+	switch verb := metricVerbs[r.Verb]; {
+	case r.Resource == "" || verb == "":
+		return "other"
+	case r.Apply:
+		return "APPLY"
+	default:
+		return verb
 	}
-	m.requests.WithLabelValues(verb, r.Group, r.Version, r.Resource, r.Subresource, scope, strconv.Itoa(code)).Inc()
-	if verb != "WATCH" {
-		m.duration.WithLabelValues(verb, r.Group, r.Version, r.Resource, scope).Observe(took.Seconds())
+}
+
+// values are the labels of all vectors, in their order; there is room for more.
+func (r *Request) values() []string {
+	return append(make([]string, 0, 9), r.verb(), r.Group, r.Version, r.Resource, r.Subresource, r.scope(), "apiserver")
+}
+
+// Observe counts one request, whose answer was of so many bytes.
+func (m *Metrics) Observe(r Request, code int, took time.Duration, size int64) {
+	k := key{r, code}
+	have, ok := m.known.Load(k)
+	if !ok {
+		have, _ = m.known.LoadOrStore(k, m.series(k))
 	}
+	s := have.(*series)
+	s.requests.Inc()
+	if s.duration != nil {
+		s.duration.Observe(took.Seconds())
+	}
+	if s.size != nil {
+		s.size.Observe(float64(size))
+	}
+}
+
+func (m *Metrics) series(k key) *series {
+	labels, dry := k.values(), ""
+	if k.DryRun {
+		dry = "All"
+	}
+	s := &series{requests: m.requests.WithLabelValues(append(labels, dry, strconv.Itoa(k.code))...)}
+	if k.Verb != "watch" {
+		s.duration = m.duration.WithLabelValues(append(labels, dry)...)
+	}
+	if k.Verb == "get" || k.Verb == "list" {
+		s.size = m.sizes.WithLabelValues(labels...)
+	}
+	return s
+}
+
+// Stream counts a request that takes as long as its client likes, until the returned function is called.
+func (m *Metrics) Stream(r Request) (ended func()) {
+	g := m.streams.WithLabelValues(r.values()...)
+	g.Inc()
+	return g.Dec
+}
+
+// Deprecated remembers that something was asked for that is deprecated, with no release that removes it yet.
+func (m *Metrics) Deprecated(r Request) {
+	m.deprecated.WithLabelValues(r.Group, r.Version, r.Resource, r.Subresource, "").Set(1)
 }
 
 var metricVerbs = map[string]string{

@@ -11,6 +11,7 @@ type Recorder struct {
 	http.ResponseWriter
 	// Code is the answer's status code; 0: nothing was sent yet.
 	Code int
+	Size int64 // bytes of the body so far
 	// Begun, when set, is called with the code before the answer begins.
 	Begun func(code int)
 	// Delegated, when set, is to be called once a stream is another server's to answer, which may take its time.
@@ -35,6 +36,7 @@ func (r *Recorder) WriteHeader(code int) {
 // Write implements http.ResponseWriter.
 func (r *Recorder) Write(p []byte) (int, error) {
 	r.begin(http.StatusOK)
+	r.Size += int64(len(p))
 	return r.ResponseWriter.Write(p)
 }
 

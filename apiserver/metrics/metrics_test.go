@@ -1,0 +1,53 @@
+package metrics
+
+import (
+	"io"
+	"net/http/httptest"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/skiff-project/skiff/store/embedded"
+)
+
+func TestMetrics(t *testing.T) {
+	st, err := embedded.Open(embedded.Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer st.Close()
+	m := New(st)
+	pods := Request{Group: "", Version: "v1", Resource: "pods", Namespaced: true}
+	with := func(edit func(*Request)) Request { r := pods; edit(&r); return r }
+	m.Observe(with(func(r *Request) { r.Verb = "list" }), 200, 30*time.Millisecond, 12_345)
+	m.Observe(with(func(r *Request) { r.Verb, r.DryRun = "create", true }), 201, time.Millisecond, 100)
+	m.Observe(with(func(r *Request) { r.Verb, r.Named, r.Apply, r.Subresource = "patch", true, true, "status" }), 409, time.Millisecond, 100)
+	m.Observe(with(func(r *Request) { r.Verb = "watch" }), 200, time.Hour, 1<<30)
+	m.Observe(Request{}, 404, time.Millisecond, 1)
+	ended := m.Stream(with(func(r *Request) { r.Verb = "watch" }))
+	m.Stream(with(func(r *Request) { r.Verb = "watch" }))
+	ended()
+	m.Deprecated(Request{Version: "v1", Resource: "endpoints"})
+
+	rec := httptest.NewRecorder()
+	m.ServeHTTP(rec, httptest.NewRequest("GET", "/metrics", nil))
+	body, _ := io.ReadAll(rec.Body)
+	for _, want := range []string{
+		`apiserver_request_total{code="200",component="apiserver",dry_run="",group="",resource="pods",scope="namespace",subresource="",verb="LIST",version="v1"} 1`,
+		`apiserver_request_total{code="201",component="apiserver",dry_run="All",group="",resource="pods",scope="resource",subresource="",verb="POST",version="v1"} 1`,
+		`apiserver_request_total{code="409",component="apiserver",dry_run="",group="",resource="pods",scope="resource",subresource="status",verb="APPLY",version="v1"} 1`,
+		`apiserver_request_total{code="404",component="apiserver",dry_run="",group="",resource="",scope="",subresource="",verb="other",version=""} 1`,
+		`apiserver_request_duration_seconds_bucket{component="apiserver",dry_run="",group="",resource="pods",scope="namespace",subresource="",verb="LIST",version="v1",le="0.05"} 1`,
+		`apiserver_response_sizes_sum{component="apiserver",group="",resource="pods",scope="namespace",subresource="",verb="LIST",version="v1"} 12345`,
+		`apiserver_longrunning_requests{component="apiserver",group="",resource="pods",scope="namespace",subresource="",verb="WATCH",version="v1"} 1`,
+		`apiserver_requested_deprecated_apis{group="",removed_release="",resource="endpoints",subresource="",version="v1"} 1`,
+		`apiserver_storage_size_bytes{storage_cluster_id="etcd-0"}`,
+	} {
+		if !strings.Contains(string(body), want) {
+			t.Errorf("no %s", want)
+		}
+	}
+	if strings.Contains(string(body), `duration_seconds_bucket{component="apiserver",dry_run="",group="",resource="pods",scope="namespace",subresource="",verb="WATCH"`) {
+		t.Error("how long a watch was open is no latency")
+	}
+}
