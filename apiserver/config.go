@@ -33,6 +33,7 @@ import (
 	"github.com/skiff-project/skiff/apiserver/connect"
 	"github.com/skiff-project/skiff/apiserver/encryption"
 	"github.com/skiff-project/skiff/apiserver/fairness"
+	"github.com/skiff-project/skiff/apiserver/health"
 	"github.com/skiff-project/skiff/apiserver/managed"
 	"github.com/skiff-project/skiff/apiserver/metrics"
 	"github.com/skiff-project/skiff/apiserver/openapidoc"
@@ -206,6 +207,7 @@ type Server struct {
 	proxy      *connect.Proxy
 	routes     connect.Routes
 	metrics    *metrics.Metrics
+	health     *health.Health
 	servers    *peers.Servers
 	components componentstatus.Checks
 
@@ -232,7 +234,7 @@ func New(cfg Config) (*Server, error) {
 	s.gate = fairness.NewGate(cfg.Limits, cfg.MaxLongRunning, cfg.Clock)
 	s.proxy = &connect.Proxy{Dial: cfg.Dial, Log: cfg.Log, Stopping: s.stopping}
 	s.managed = managed.New()
-	s.metrics = metrics.New(cfg.Store, slices.Concat([]prometheus.Collector{metrics.Objects(s.countObjects)}, s.gate.Collectors(), cfg.Audit.Collectors(), metrics.Collectors(cfg.Admission), metrics.Collectors([]auth.Authorizer{cfg.Authorizer}))...)
+	s.metrics = metrics.New(cfg.Store, slices.Concat([]prometheus.Collector{metrics.BuildInfo(cfg.Version), metrics.Objects(s.countObjects)}, s.gate.Collectors(), cfg.Audit.Collectors(), metrics.Collectors(cfg.Admission), metrics.Collectors([]auth.Authorizer{cfg.Authorizer}))...)
 	err := s.buildEndpoints()
 	if err != nil {
 		return nil, err
@@ -245,6 +247,7 @@ func New(cfg Config) (*Server, error) {
 	if err = s.openAggregator(); err != nil {
 		return nil, err
 	}
+	s.health = s.healthChecks()
 	for _, p := range cfg.Admission {
 		if p, ok := p.(admissionpolicy.Plugin); ok {
 			p.Serve(kinds{s})

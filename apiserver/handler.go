@@ -66,7 +66,7 @@ func (s *Server) serve(w http.ResponseWriter, req *http.Request) {
 		if p != nil {
 			s.panicked(c, rec, p)
 		}
-		s.metrics.Observe(c.counted(), rec.Code, s.cfg.Clock.Since(start), rec.Size)
+		s.metrics.Observe(c.counted(), rec.Code, s.cfg.Clock.Since(start), c.info.Waiting(), rec.Size)
 	}()
 	id := req.Header.Get("Audit-Id")
 	if id == "" || len(id) > 64 {
@@ -86,7 +86,9 @@ func (s *Server) serve(w http.ResponseWriter, req *http.Request) {
 		s.fail(c, err)
 		return
 	}
+	arrived := s.cfg.Clock.Now()
 	release, ok := s.admitInFlight(c)
+	c.info.Wait(s.cfg.Clock.Since(arrived))
 	if !ok {
 		return
 	}

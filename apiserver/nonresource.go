@@ -5,6 +5,7 @@ import (
 	"crypto/sha512"
 	"encoding/hex"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"net/http"
 	"slices"
@@ -13,6 +14,7 @@ import (
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
+	"github.com/skiff-project/skiff/apiserver/health"
 	"github.com/skiff-project/skiff/apiserver/profiles"
 	"github.com/skiff-project/skiff/auth/serviceaccount"
 	"github.com/skiff-project/skiff/object/codec"
@@ -53,8 +55,7 @@ func (s *Server) serveNonResource(c *call) {
 		s.serveVersion(c)
 	case path == "/metrics":
 		s.metrics.ServeHTTP(c.w, c.req)
-	case isHealthPath(path):
-		s.serveHealth(c, path)
+	case s.health.Serve(c.w, c.req, c.query):
 	case path == "/openapi/v2" || path == "/openapi/v3" || strings.HasPrefix(path, "/openapi/v3/"):
 		s.serveOpenAPI(c, path)
 	case path == serviceaccount.OpenIDConfigPath || path == serviceaccount.JWKSPath:
@@ -118,87 +119,28 @@ func (s *Server) externalAddress() string {
 	return ""
 }
 
-// healthCheck is one named check of /healthz, /livez and /readyz.
-type healthCheck struct {
-	name string
-	ok   func() error
-}
-
-func isHealthPath(path string) bool {
-	for _, p := range []string{"/healthz", "/livez", "/readyz"} {
-		if path == p || strings.HasPrefix(path, p+"/") {
-			return true
-		}
-	}
-	return false
-}
-
-func (s *Server) healthChecks(endpoint string) []healthCheck {
-	checks := []healthCheck{
-		{"ping", func() error { return nil }},
-		{"log", func() error { return nil }},
-		{"etcd", func() error { return s.checkStore(s.background()) }},
-		{"poststarthook/bootstrap", func() error {
-			if !s.poststart.Load() {
-				return fmt.Errorf("not finished")
-			}
-			return nil
-		}},
+// healthChecks are under upstream's names, as far as what they are about is here.
+func (s *Server) healthChecks() *health.Health {
+	etcd := func() error { return s.checkStore(s.background()) }
+	checks := []health.Check{{Name: "ping", OK: health.Fine}, {Name: "log", OK: health.Fine}, {Name: "etcd", OK: etcd}}
+	for _, hook := range []string{"start-system-namespaces-controller", "start-cluster-authentication-info-controller", "rbac/bootstrap-roles",
+		"scheduling/bootstrap-system-priority-classes", "priority-and-fairness-config-producer", "bootstrap-controller"} {
+		checks = append(checks, health.Check{Name: "poststarthook/" + hook, OK: health.Once(s.poststart.Load)})
 	}
 	if s.aggregator != nil {
-		checks = append(checks, healthCheck{"autoregister-completion", s.aggregator.Registered})
+		checks = append(checks, health.Check{Name: "autoregister-completion", OK: s.aggregator.Registered})
 	}
 	if s.cfg.Encryption.UsesKMS() {
-		checks = append(checks, healthCheck{"kms-providers", s.cfg.Encryption.Health})
+		checks = append(checks, health.Check{Name: "kms-providers", OK: s.cfg.Encryption.Health})
 	}
-	if endpoint == "/readyz" {
-		checks = append(checks, healthCheck{"shutdown", func() error {
-			select {
-			case <-s.stopping:
-				return fmt.Errorf("process is shutting down")
-			default:
-				return nil
-			}
-		}})
-	}
-	return checks
-}
-
-func (s *Server) serveHealth(c *call, path string) {
-	_, rest, _ := strings.Cut(path[1:], "/")
-	endpoint := "/" + strings.SplitN(path[1:], "/", 2)[0]
-	exclude := c.query["exclude"]
-	var text strings.Builder
-	failed, found := false, rest == ""
-	for _, check := range s.healthChecks(endpoint) {
-		if rest != "" && check.name != rest {
-			continue
-		}
-		found = true
-		switch err := check.ok(); {
-		case slices.Contains(exclude, check.name):
-			fmt.Fprintf(&text, "[+]%s excluded: ok\n", check.name)
-		case err != nil:
-			failed = true
-			fmt.Fprintf(&text, "[-]%s failed: reason withheld\n", check.name)
+	return health.New(checks, []health.Check{{Name: "etcd-readiness", OK: etcd}, {Name: "informer-sync", OK: health.Fine}, {Name: "shutdown", OK: func() error {
+		select {
+		case <-s.stopping:
+			return errors.New("process is shutting down")
 		default:
-			fmt.Fprintf(&text, "[+]%s ok\n", check.name)
+			return nil
 		}
-	}
-	if !found {
-		s.notFoundPath(c)
-		return
-	}
-	name := endpoint[1:]
-	c.w.Header().Set("X-Content-Type-Options", "nosniff")
-	switch {
-	case failed:
-		s.write(c, "text/plain; charset=utf-8", http.StatusInternalServerError, fmt.Appendf(nil, "%s%s check failed\n", text.String(), name))
-	case c.query.Has("verbose"):
-		s.write(c, "text/plain; charset=utf-8", http.StatusOK, fmt.Appendf(nil, "%s%s check passed\n", text.String(), name))
-	default:
-		s.write(c, "text/plain; charset=utf-8", http.StatusOK, []byte("ok"))
-	}
+	}}})
 }
 
 func (s *Server) checkStore(ctx context.Context) error {

@@ -203,11 +203,15 @@ func (c *Cluster) apiConfig(log *slog.Logger) (apiserver.Config, error) {
 		ServiceCIDR:      c.opts.ServiceCIDR,
 		AdvertiseAddress: c.advertised(),
 		AdvertisePort:    c.opts.APIPort,
-		Version: version.Info{
-			Major: "1", Minor: "37", GitVersion: gitVersion(), GitTreeState: "clean", Compiler: "gc", Platform: platform(),
-			EmulationMajor: "1", EmulationMinor: "37", MinCompatibilityMajor: "1", MinCompatibilityMinor: "36",
-		},
+		Version:          versionInfo(),
 	}, nil
+}
+
+func versionInfo() version.Info {
+	return version.Info{
+		Major: "1", Minor: "37", GitVersion: gitVersion(), GitTreeState: "clean", Compiler: "gc", Platform: platform(),
+		EmulationMajor: "1", EmulationMinor: "37", MinCompatibilityMajor: "1", MinCompatibilityMinor: "36",
+	}
 }
 
 // AdmissionPlugins are the names of those that are there.

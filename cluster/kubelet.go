@@ -162,7 +162,7 @@ func (o Kubelet) start(ctx context.Context, c *Cluster) error {
 			return fmt.Errorf("healthz: %w", err)
 		}
 		mux := http.NewServeMux()
-		mux.Handle("/healthz", newWatched("kubelet"))
+		mux.Handle("/healthz", newWatched())
 		c.serve("healthz", l, mux)
 	}
 	c.start(c.agents, "kubelet", k.Run)

@@ -26,6 +26,7 @@ import (
 	"k8s.io/client-go/kubernetes"
 	"k8s.io/client-go/util/cert"
 
+	"github.com/skiff-project/skiff/apiserver/metrics"
 	"github.com/skiff-project/skiff/auth"
 	"github.com/skiff-project/skiff/auth/requestheader"
 	certauth "github.com/skiff-project/skiff/auth/x509"
@@ -72,12 +73,9 @@ type healthCheck struct {
 	err  func() error
 }
 
-func newWatched(component string) *watched {
+func newWatched() *watched {
 	w := &watched{registry: prometheus.NewRegistry()}
-	info := prometheus.NewGauge(prometheus.GaugeOpts{Name: "kubernetes_build_info", Help: "What was built; always 1.",
-		ConstLabels: prometheus.Labels{"git_version": gitVersion(), "component": component, "platform": platform()}})
-	info.Set(1)
-	w.registry.MustRegister(info, collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
+	w.registry.MustRegister(metrics.BuildInfo(versionInfo()), collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
 	w.check("ping", func() error { return nil })
 	return w
 }

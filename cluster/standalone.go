@@ -244,7 +244,7 @@ func (o ControllerManager) Run(ctx context.Context) error {
 
 // runAlone serves, elects and works until ctx ends or one of them fails.
 func (c *Cluster) runAlone(ctx context.Context, o Component, name string, run func(context.Context) error) error {
-	w := newWatched(name)
+	w := newWatched()
 	if err := c.startServing(o.Serving, name, w); err != nil {
 		c.stop()
 		return err

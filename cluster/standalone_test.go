@@ -105,7 +105,7 @@ func TestSecurePort(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	w := newWatched("test")
+	w := newWatched()
 	w.check("bad", func() error { return os.ErrDeadlineExceeded })
 	h := d.guard(w.mux())
 	get := func(path, token string) (int, string) {

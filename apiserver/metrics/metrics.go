@@ -3,6 +3,7 @@ package metrics
 
 import (
 	"net/http"
+	"runtime"
 	"strconv"
 	"sync"
 	"time"
@@ -10,6 +11,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/collectors"
 	"github.com/prometheus/client_golang/prometheus/promhttp"
+	"k8s.io/apimachinery/pkg/version"
 
 	"github.com/skiff-project/skiff/store"
 )
@@ -19,6 +21,7 @@ type Metrics struct {
 	Registry   *prometheus.Registry // of all
 	requests   *prometheus.CounterVec
 	duration   *prometheus.HistogramVec
+	own        *prometheus.HistogramVec
 	sizes      *prometheus.HistogramVec
 	streams    *prometheus.GaugeVec
 	deprecated *prometheus.GaugeVec
@@ -34,8 +37,8 @@ type key struct {
 }
 
 type series struct {
-	requests       prometheus.Counter
-	duration, size prometheus.Observer // nil: it is not measured
+	requests            prometheus.Counter
+	duration, own, size prometheus.Observer // nil: it is not measured
 }
 
 // New registers the metrics, and those of others.
@@ -52,6 +55,12 @@ func New(st store.Store, more ...prometheus.Collector) *Metrics {
 			Help:    "Response latency distribution in seconds for each verb, dry run value, group, version, resource, subresource, scope and component.",
 			Buckets: []float64{0.005, 0.025, 0.05, 0.1, 0.2, 0.4, 0.6, 0.8, 1, 1.25, 1.5, 2, 3, 4, 5, 6, 8, 10, 15, 20, 30, 45, 60},
 		}, append(labels, "dry_run")),
+		own: prometheus.NewHistogramVec(prometheus.HistogramOpts{
+			Name: "apiserver_request_sli_duration_seconds",
+			Help: "Response latency distribution (not counting webhook duration and priority & fairness queue wait times) in seconds for each " +
+				"verb, group, version, resource, subresource, scope and component.",
+			Buckets: []float64{0.05, 0.1, 0.2, 0.4, 0.6, 0.8, 1, 1.25, 1.5, 2, 3, 4, 5, 6, 8, 10, 15, 20, 30, 45, 60},
+		}, labels),
 		sizes: prometheus.NewHistogramVec(prometheus.HistogramOpts{
 			Name:    "apiserver_response_sizes",
 			Help:    "Response size distribution in bytes for each group, version, verb, resource, subresource, scope and component.",
@@ -67,7 +76,7 @@ func New(st store.Store, more ...prometheus.Collector) *Metrics {
 		}, []string{"group", "version", "resource", "subresource", "removed_release"}),
 	}
 	m.Registry.MustRegister(
-		m.requests, m.duration, m.sizes, m.streams, m.deprecated,
+		m.requests, m.duration, m.own, m.sizes, m.streams, m.deprecated,
 		prometheus.NewGaugeFunc(prometheus.GaugeOpts{
 			Name: "apiserver_storage_size_bytes", Help: "Size of the storage database file physically allocated in bytes.",
 			ConstLabels: prometheus.Labels{"storage_cluster_id": "etcd-0"},
@@ -77,6 +86,19 @@ func New(st store.Store, more ...prometheus.Collector) *Metrics {
 	m.Registry.MustRegister(more...)
 	m.handler = promhttp.HandlerFor(m.Registry, promhttp.HandlerOpts{})
 	return m
+}
+
+// BuildInfo is kubernetes_build_info: what was built, as labels; always 1.
+func BuildInfo(v version.Info) prometheus.Collector {
+	info := prometheus.NewGauge(prometheus.GaugeOpts{
+		Name: "kubernetes_build_info",
+		Help: "A metric with a constant '1' value labeled by major, minor, git version, git commit, git tree state, build date, Go version, " +
+			"and compiler from which Kubernetes was built, and platform on which it is running.",
+		ConstLabels: prometheus.Labels{"major": v.Major, "minor": v.Minor, "git_version": v.GitVersion, "git_commit": v.GitCommit,
+			"git_tree_state": v.GitTreeState, "build_date": v.BuildDate, "go_version": runtime.Version(), "compiler": v.Compiler, "platform": v.Platform},
+	})
+	info.Set(1)
+	return info
 }
 
 // Collectors are those of a list that have metrics.
@@ -131,8 +153,9 @@ func (r *Request) values() []string {
 	return append(make([]string, 0, 9), r.verb(), r.Group, r.Version, r.Resource, r.Subresource, r.scope(), "apiserver")
 }
 
-// Observe counts one request, whose answer was of so many bytes.
-func (m *Metrics) Observe(r Request, code int, took time.Duration, size int64) {
+// Observe counts one request, which took so long and waited so much of that for
+// others, and whose answer was of so many bytes.
+func (m *Metrics) Observe(r Request, code int, took, waited time.Duration, size int64) {
 	k := key{r, code}
 	have, ok := m.known.Load(k)
 	if !ok {
@@ -142,6 +165,9 @@ func (m *Metrics) Observe(r Request, code int, took time.Duration, size int64) {
 	s.requests.Inc()
 	if s.duration != nil {
 		s.duration.Observe(took.Seconds())
+	}
+	if s.own != nil {
+		s.own.Observe((took - waited).Seconds())
 	}
 	if s.size != nil {
 		s.size.Observe(float64(size))
@@ -156,6 +182,9 @@ func (m *Metrics) series(k key) *series {
 	s := &series{requests: m.requests.WithLabelValues(append(labels, dry, strconv.Itoa(k.code))...)}
 	if k.Verb != "watch" {
 		s.duration = m.duration.WithLabelValues(append(labels, dry)...)
+		if !k.DryRun {
+			s.own = m.own.WithLabelValues(labels...)
+		}
 	}
 	if k.Verb == "get" || k.Verb == "list" {
 		s.size = m.sizes.WithLabelValues(labels...)

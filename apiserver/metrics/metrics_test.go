@@ -19,11 +19,11 @@ func TestMetrics(t *testing.T) {
 	m := New(st)
 	pods := Request{Group: "", Version: "v1", Resource: "pods", Namespaced: true}
 	with := func(edit func(*Request)) Request { r := pods; edit(&r); return r }
-	m.Observe(with(func(r *Request) { r.Verb = "list" }), 200, 30*time.Millisecond, 12_345)
-	m.Observe(with(func(r *Request) { r.Verb, r.DryRun = "create", true }), 201, time.Millisecond, 100)
-	m.Observe(with(func(r *Request) { r.Verb, r.Named, r.Apply, r.Subresource = "patch", true, true, "status" }), 409, time.Millisecond, 100)
-	m.Observe(with(func(r *Request) { r.Verb = "watch" }), 200, time.Hour, 1<<30)
-	m.Observe(Request{}, 404, time.Millisecond, 1)
+	m.Observe(with(func(r *Request) { r.Verb = "list" }), 200, 300*time.Millisecond, 280*time.Millisecond, 12_345)
+	m.Observe(with(func(r *Request) { r.Verb, r.DryRun = "create", true }), 201, time.Millisecond, 0, 100)
+	m.Observe(with(func(r *Request) { r.Verb, r.Named, r.Apply, r.Subresource = "patch", true, true, "status" }), 409, time.Millisecond, 0, 100)
+	m.Observe(with(func(r *Request) { r.Verb = "watch" }), 200, time.Hour, 0, 1<<30)
+	m.Observe(Request{}, 404, time.Millisecond, 0, 1)
 	ended := m.Stream(with(func(r *Request) { r.Verb = "watch" }))
 	m.Stream(with(func(r *Request) { r.Verb = "watch" }))
 	ended()
@@ -37,7 +37,8 @@ func TestMetrics(t *testing.T) {
 		`apiserver_request_total{code="201",component="apiserver",dry_run="All",group="",resource="pods",scope="resource",subresource="",verb="POST",version="v1"} 1`,
 		`apiserver_request_total{code="409",component="apiserver",dry_run="",group="",resource="pods",scope="resource",subresource="status",verb="APPLY",version="v1"} 1`,
 		`apiserver_request_total{code="404",component="apiserver",dry_run="",group="",resource="",scope="",subresource="",verb="other",version=""} 1`,
-		`apiserver_request_duration_seconds_bucket{component="apiserver",dry_run="",group="",resource="pods",scope="namespace",subresource="",verb="LIST",version="v1",le="0.05"} 1`,
+		`apiserver_request_duration_seconds_bucket{component="apiserver",dry_run="",group="",resource="pods",scope="namespace",subresource="",verb="LIST",version="v1",le="0.4"} 1`,
+		`apiserver_request_sli_duration_seconds_bucket{component="apiserver",group="",resource="pods",scope="namespace",subresource="",verb="LIST",version="v1",le="0.05"} 1`,
 		`apiserver_response_sizes_sum{component="apiserver",group="",resource="pods",scope="namespace",subresource="",verb="LIST",version="v1"} 12345`,
 		`apiserver_longrunning_requests{component="apiserver",group="",resource="pods",scope="namespace",subresource="",verb="WATCH",version="v1"} 1`,
 		`apiserver_requested_deprecated_apis{group="",removed_release="",resource="endpoints",subresource="",version="v1"} 1`,

@@ -6,6 +6,7 @@ import (
 	"net/http"
 	"net/url"
 	"strings"
+	"sync/atomic"
 
 	"k8s.io/apimachinery/pkg/fields"
 
@@ -34,6 +35,8 @@ type Info struct {
 	Fields    fields.Selector
 	BadFields error  // why it could not be parsed
 	Labels    string // the label selector of one
+
+	waited atomic.Int64 // nanoseconds
 }
 
 var methodVerbs = map[string]string{

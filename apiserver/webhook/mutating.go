@@ -16,6 +16,7 @@ import (
 	"github.com/skiff-project/skiff/api"
 	"github.com/skiff-project/skiff/apiserver/admission"
 	"github.com/skiff-project/skiff/apiserver/admission/match"
+	"github.com/skiff-project/skiff/apiserver/request"
 	"github.com/skiff-project/skiff/object/patch"
 )
 
@@ -117,7 +118,9 @@ func (p mutating) mutate(ctx context.Context, h *hook, index int, v *view, m *ro
 	if err == nil {
 		changed, err = apply(h, a, v)
 	}
-	p.count(h, v.r.Operation(), time.Since(start), err)
+	took := time.Since(start)
+	request.Waited(ctx, took)
+	p.count(h, v.r.Operation(), took, err)
 	turn := fmt.Sprintf("webhook.admission.k8s.io/round_%d_index_%d", round, index)
 	note(ctx, turn, h, a, changed)
 	if changed {

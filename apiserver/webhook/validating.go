@@ -13,6 +13,7 @@ import (
 	"github.com/skiff-project/skiff/api"
 	"github.com/skiff-project/skiff/apiserver/admission"
 	"github.com/skiff-project/skiff/apiserver/admission/match"
+	"github.com/skiff-project/skiff/apiserver/request"
 )
 
 // validating is the plugin ValidatingAdmissionWebhook.
@@ -61,6 +62,7 @@ func (p validating) Validate(ctx context.Context, r *admission.Request) error {
 		return err
 	}
 	var wg sync.WaitGroup
+	began := time.Now()
 	for _, c := range calls {
 		wg.Go(func() {
 			start := time.Now()
@@ -69,6 +71,7 @@ func (p validating) Validate(ctx context.Context, r *admission.Request) error {
 		})
 	}
 	wg.Wait()
+	request.Waited(ctx, time.Since(began))
 	for i, c := range calls {
 		c.a.tell(ctx, c.hook)
 		if c.err == nil {
