@@ -388,16 +388,20 @@ func (r *Runtime) attachCopy(ctx context.Context, c *container, m *monitor, stdi
 		wg.Wait()
 		close(outDone)
 	}()
+	said := make(chan struct{}) // closed when the client has said all, and the process may hear others yet
 	if in != nil && stdin != nil {
 		go func() {
 			io.Copy(stdin, in)
-			if c.cfg.GetStdinOnce() && !c.cfg.GetTty() {
-				stdin.Close()
-				m.call(wire.KindCloseStdin, &wire.Target{ID: c.rec.ID})
+			if !c.cfg.GetStdinOnce() || c.cfg.GetTty() {
+				close(said)
+				return
 			}
+			stdin.Close()
+			m.call(wire.KindCloseStdin, &wire.Target{ID: c.rec.ID})
 		}()
 	}
 	select {
+	case <-said:
 	case <-outDone: // also when the monitor ends: its sockets end with it
 	case <-ctx.Done():
 	}

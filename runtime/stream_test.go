@@ -128,6 +128,31 @@ func TestAttach(t *testing.T) {
 	}
 }
 
+// A client whose input ends is let go; the process keeps its own, and the next client is heard.
+func TestAttachLeavesStdinOpen(t *testing.T) {
+	w := newWorld(t)
+	id := w.run([]string{"cat"}, func(c *runtimeapi.ContainerConfig) { c.Stdin = true })
+	for i, text := range []string{"one\n", "two\n"} {
+		resp, err := w.Attach(w.ctx, &runtimeapi.AttachRequest{ContainerId: id, Stdin: true, Stdout: true, Stderr: true})
+		if err != nil {
+			t.Fatal(err)
+		}
+		done := make(chan error, 1)
+		go func() {
+			done <- streamTo(t, resp.Url, remotecommand.StreamOptions{Stdin: strings.NewReader(text), Stdout: io.Discard, Stderr: io.Discard})
+		}()
+		select {
+		case err := <-done:
+			if err != nil {
+				t.Fatal(err)
+			}
+		case <-time.After(30 * time.Second):
+			t.Fatalf("client %d is not let go", i)
+		}
+	}
+	eventually(t, func() bool { return w.logText(id) == "one\ntwo\n" }, "both lines in the log")
+}
+
 func TestContainerOnATerminal(t *testing.T) {
 	w := newWorld(t)
 	id := w.run([]string{"cat"}, func(c *runtimeapi.ContainerConfig) { c.Stdin, c.Tty = true, true })
