@@ -75,7 +75,7 @@ func runSuite(ctx context.Context, o options, t tools, kubeconfig string, tests 
 	cmd := exec.CommandContext(ctx, t.path("ginkgo"), "--procs="+strconv.Itoa(o.procs), "--no-color", "--silence-skips",
 		"--timeout="+o.timeout.String(), "--focus=("+strings.Join(names, "|")+")$", t.path("e2e.test"), "--",
 		"--kubeconfig="+kubeconfig, "--provider=skeleton", "--kubectl-path="+t.path("kubectl"), "--report-dir="+o.out,
-		"--allowed-not-ready-nodes=-1", "--dump-logs-on-failure=false")
+		"--allowed-not-ready-nodes=-1", "--num-nodes="+strconv.Itoa(o.nodes), "--dump-logs-on-failure=false")
 	cmd.Stdout, cmd.Stderr = log, log
 	cmd.Dir = o.out
 	// An interrupted suite still cleans up and reports; one that cannot is ended.
