@@ -28,6 +28,9 @@ func Check(pod *v1.Pod, node *v1.Node, others []*v1.Pod) *Rejection {
 	if pod.Spec.OS != nil && string(pod.Spec.OS.Name) != runtime.GOOS {
 		return &Rejection{"PodOSNotSupported", "Failed to admit pod as the OS field doesn't match node OS"}
 	}
+	if r := sysctls(pod); r != nil {
+		return r
+	}
 	if r := groupsPolicy(pod, node); r != nil {
 		return r
 	}

@@ -35,6 +35,13 @@ func hostPort(ip string, proto v1.Protocol, n int32) func(*v1.Pod) {
 	}
 }
 
+func sets(name string, host bool) func(*v1.Pod) {
+	return func(p *v1.Pod) {
+		p.Spec.SecurityContext = &v1.PodSecurityContext{Sysctls: []v1.Sysctl{{Name: name, Value: "1"}}}
+		p.Spec.HostNetwork = host
+	}
+}
+
 func TestCheck(t *testing.T) {
 	strict := v1.SupplementalGroupsPolicyStrict
 	for name, c := range map[string]struct {
@@ -53,11 +60,14 @@ func TestCheck(t *testing.T) {
 			p.Spec.Tolerations = nil
 			p.Annotations = map[string]string{"kubernetes.io/config.source": "file"}
 		}), nil, ""},
-		"port":           {pod(hostPort("", "TCP", 80)), []*v1.Pod{pod(hostPort("127.0.0.1", "", 80))}, "NodePorts Predicate NodePorts failed: node(s) didn't have free ports for the requested pod ports"},
-		"other protocol": {pod(hostPort("", "UDP", 80)), []*v1.Pod{pod(hostPort("", "TCP", 80))}, ""},
-		"other address":  {pod(hostPort("127.0.0.1", "TCP", 80)), []*v1.Pod{pod(hostPort("127.0.0.2", "TCP", 80))}, ""},
-		"windows":        {pod(func(p *v1.Pod) { p.Spec.OS = &v1.PodOS{Name: v1.Windows} }), nil, "PodOSNotSupported Failed to admit pod as the OS field doesn't match node OS"},
-		"groups policy":  {pod(func(p *v1.Pod) { p.Spec.SecurityContext = &v1.PodSecurityContext{SupplementalGroupsPolicy: &strict} }), nil, "SupplementalGroupsPolicyNotSupported SupplementalGroupsPolicy=Strict is not supported in this node"},
+		"port":            {pod(hostPort("", "TCP", 80)), []*v1.Pod{pod(hostPort("127.0.0.1", "", 80))}, "NodePorts Predicate NodePorts failed: node(s) didn't have free ports for the requested pod ports"},
+		"other protocol":  {pod(hostPort("", "UDP", 80)), []*v1.Pod{pod(hostPort("", "TCP", 80))}, ""},
+		"other address":   {pod(hostPort("127.0.0.1", "TCP", 80)), []*v1.Pod{pod(hostPort("127.0.0.2", "TCP", 80))}, ""},
+		"windows":         {pod(func(p *v1.Pod) { p.Spec.OS = &v1.PodOS{Name: v1.Windows} }), nil, "PodOSNotSupported Failed to admit pod as the OS field doesn't match node OS"},
+		"groups policy":   {pod(func(p *v1.Pod) { p.Spec.SecurityContext = &v1.PodSecurityContext{SupplementalGroupsPolicy: &strict} }), nil, "SupplementalGroupsPolicyNotSupported SupplementalGroupsPolicy=Strict is not supported in this node"},
+		"safe sysctl":     {pod(sets("kernel/shm_rmid_forced", false)), nil, ""},
+		"unsafe sysctl":   {pod(sets("kernel.msgmax", false)), nil, `SysctlForbidden forbidden sysctl: "kernel.msgmax" not allowlisted`},
+		"the host's, too": {pod(sets("net.ipv4.tcp_syncookies", true)), nil, `SysctlForbidden forbidden sysctl: "net.ipv4.tcp_syncookies" not allowed with host Net enabled`},
 	} {
 		got := ""
 		if r := Check(c.pod, node(), c.others); r != nil {
