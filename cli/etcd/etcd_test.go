@@ -7,8 +7,11 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
+	"regexp"
 	"strings"
 	"testing"
+
+	clientv3 "go.etcd.io/etcd/client/v3"
 
 	"github.com/skiff-project/skiff/cli/etcdctl"
 	"github.com/skiff-project/skiff/store/etcdapi/standalone"
@@ -116,13 +119,30 @@ func TestServesAndStops(t *testing.T) {
 	case err := <-done:
 		t.Fatal(err)
 	}
-	for i, path := range []string{"/v2/keys", "/health"} {
-		resp, err := http.Get("http://" + addrs[i].String() + path)
-		if err != nil || resp.StatusCode != http.StatusOK {
-			t.Errorf("%s: %v %v", path, resp, err)
-			continue
+	client, err := clientv3.New(clientv3.Config{Endpoints: []string{addrs[0].String()}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer client.Close()
+	if _, err := client.Put(ctx, "a", "1"); err != nil {
+		t.Fatal(err)
+	}
+	for _, tt := range []struct {
+		listener  int
+		path, has string
+	}{
+		{0, "/v2/keys", `"dir":true`}, {1, "/health", `"true"`},
+		{1, "/metrics", `etcd_disk_wal_fsync_duration_seconds_count [1-9]`}, {1, "/metrics", "etcd_disk_wal_write_bytes_total [1-9]"},
+	} {
+		resp, err := http.Get("http://" + addrs[tt.listener].String() + tt.path)
+		if err != nil {
+			t.Fatal(err)
 		}
+		body, err := io.ReadAll(resp.Body)
 		resp.Body.Close()
+		if err != nil || resp.StatusCode != http.StatusOK || !regexp.MustCompile(tt.has).Match(body) {
+			t.Errorf("%s: %s %v, want %s", tt.path, resp.Status, err, tt.has)
+		}
 	}
 	cancel()
 	if err := <-done; err != nil {

@@ -136,9 +136,11 @@ func (s *Server) serveHealth(w http.ResponseWriter, r *http.Request) {
 		Reason string `json:"reason"`
 	}{strconv.FormatBool(reason == ""), reason})
 	if reason != "" {
+		s.metrics.health.failed.Add(1)
 		http.Error(w, string(text), http.StatusServiceUnavailable)
 		return
 	}
+	s.metrics.health.fine.Add(1)
 	w.Write(text)
 }
 

@@ -204,13 +204,24 @@ func (a *access) permitWatch(ctx context.Context, key, end string) error {
 // guarded is a stream whose requests are checked as they come.
 type guarded struct {
 	grpc.ServerStream
-	a *access
+	a     *access
+	count *methodCount
+}
+
+// SendMsg counts the message.
+func (g *guarded) SendMsg(m any) error {
+	err := g.ServerStream.SendMsg(m)
+	if err == nil {
+		g.count.sent.Add(1)
+	}
+	return err
 }
 
 func (g *guarded) RecvMsg(m any) error {
 	if err := g.ServerStream.RecvMsg(m); err != nil {
 		return err
 	}
+	g.count.received.Add(1)
 	if err := g.a.s.alarms.refuses(m); err != nil {
 		return err
 	}

@@ -25,6 +25,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/prometheus/client_golang/prometheus"
 	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/encoding"
@@ -50,6 +51,8 @@ type Config struct {
 	// TLS, if set, is the listener's; set ClientAuth and ClientCAs in it to
 	// demand client certificates. Default plain text.
 	TLS *tls.Config
+	// Collectors are shown among the metrics: what the server does not know of itself, as of its disk.
+	Collectors []prometheus.Collector
 	// Name is the member's name. Default "default".
 	Name string
 	// ClientURLs and PeerURLs are what MemberList reports. Default for clients
@@ -255,6 +258,10 @@ func (s *Server) unary(ctx context.Context, req any, info *grpc.UnaryServerInfo,
 	var resp any
 	if err == nil {
 		resp, err = next(ctx, req)
+	}
+	count.received.Add(1)
+	if err == nil {
+		count.sent.Add(1)
 	}
 	count.done(err)
 	return resp, err

@@ -6,6 +6,8 @@ import (
 	"net/http"
 	"strings"
 	"testing"
+
+	clientv3 "go.etcd.io/etcd/client/v3"
 )
 
 func TestGateway(t *testing.T) {
@@ -58,6 +60,12 @@ func TestMetrics(t *testing.T) {
 	c, srv, ctx := connect(t)
 	must(c.Put(ctx, "a", "1"))
 	must(c.Get(ctx, "a"))
+	l := must(c.Grant(ctx, 100))
+	must(c.KeepAliveOnce(ctx, l.ID))
+	<-c.Watch(clientv3.WithRequireLeader(ctx), "a", clientv3.WithCreatedNotify())
+	if resp, err := http.Get(srv.url + "/health"); err == nil {
+		resp.Body.Close()
+	}
 	resp, err := http.Get(srv.url + "/metrics")
 	if err != nil {
 		t.Fatal(err)
@@ -67,7 +75,10 @@ func TestMetrics(t *testing.T) {
 	for _, want := range []string{
 		"etcd_server_has_leader 1", "etcd_debugging_mvcc_keys_total 1", "etcd_debugging_mvcc_current_revision 2", "etcd_mvcc_put_total 1",
 		`grpc_server_handled_total{grpc_code="OK",grpc_method="Range",grpc_service="etcdserverpb.KV",grpc_type="unary"} 1`,
-		"process_open_fds",
+		"process_open_fds", "os_fd_used ", "etcd_server_health_success 1", "etcd_server_health_failures 0", "etcd_server_proposals_failed_total 0",
+		"etcd_debugging_lease_granted_total 1", "etcd_debugging_lease_renewed_total 1", "etcd_debugging_mvcc_watcher_total 1", "etcd_debugging_mvcc_watch_stream_total 1",
+		`grpc_server_msg_received_total{grpc_method="Put",grpc_service="etcdserverpb.KV",grpc_type="unary"} 1`,
+		`grpc_server_msg_sent_total{grpc_method="Watch",grpc_service="etcdserverpb.Watch",grpc_type="bidi_stream"} 1`,
 	} {
 		if !strings.Contains(string(text), want) {
 			t.Errorf("no %s in:\n%s", want, text)

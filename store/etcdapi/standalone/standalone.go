@@ -24,6 +24,8 @@ import (
 	"sync"
 	"time"
 
+	"github.com/prometheus/client_golang/prometheus"
+
 	"github.com/skiff-project/skiff/store"
 	"github.com/skiff-project/skiff/store/embedded"
 	"github.com/skiff-project/skiff/store/etcdapi"
@@ -107,7 +109,9 @@ func Run(ctx context.Context, cfg Config, ready func([]net.Addr)) error {
 	if _, err := os.Stat(filepath.Join(cfg.DataDir, "member", "snap", "db")); err == nil {
 		return fmt.Errorf("data folder %s is one of stock etcd: take a snapshot there and restore it with skiff etcdutl snapshot restore", cfg.DataDir)
 	}
-	db, err := embedded.Open(embedded.Options{FS: cfg.FS, Dir: filepath.Join(cfg.DataDir, StoreFolder), NoSync: cfg.NoSync,
+	logs, shown := watchLog(cfg.FS)
+	cfg.API.Collectors = append(cfg.API.Collectors, shown...)
+	db, err := embedded.Open(embedded.Options{FS: logs, Dir: filepath.Join(cfg.DataDir, StoreFolder), NoSync: cfg.NoSync,
 		QuotaBytes: cfg.QuotaBytes, MaxTxnOps: cfg.MaxTxnOps, MaxRequestBytes: cfg.MaxRequestBytes, Log: cfg.Log})
 	if err != nil {
 		return err
@@ -152,6 +156,21 @@ func Run(ctx context.Context, cfg Config, ready func([]net.Addr)) error {
 	case <-side.Done():
 		return side.Err()
 	}
+}
+
+// watchLog measures the log of the store that is opened on what it returns.
+func watchLog(fs vfs.FS) (vfs.FS, []prometheus.Collector) {
+	syncs := prometheus.NewHistogram(prometheus.HistogramOpts{Name: "etcd_disk_wal_fsync_duration_seconds",
+		Help: "The latency distributions of fsync called by WAL.", Buckets: prometheus.ExponentialBuckets(0.001, 2, 14)})
+	written := prometheus.NewGauge(prometheus.GaugeOpts{Name: "etcd_disk_wal_write_bytes_total", Help: "Total number of bytes written in WAL."})
+	if fs == nil {
+		fs = vfs.Disk()
+	}
+	return vfs.Watched(fs, vfs.Watch{
+		Suffix: ".log",
+		Wrote:  func(n int) { written.Add(float64(n)) },
+		Synced: func(took time.Duration) { syncs.Observe(took.Seconds()) },
+	}), []prometheus.Collector{syncs, written}
 }
 
 func newServer(cfg Config, db, side store.Store) (*etcdapi.Server, error) {
