@@ -1,13 +1,14 @@
 package vfs
 
 import (
+	"path"
 	"strings"
 	"time"
 )
 
-// Watch is told what happens to files whose names end in Suffix.
+// Watch is told what happens to files that are opened, or made to be renamed, under a name that has Part in it.
 type Watch struct {
-	Suffix string
+	Part   string
 	Wrote  func(bytes int)
 	Synced func(took time.Duration)
 }
@@ -31,7 +32,7 @@ func (w *watchedFS) Open(name string) (File, error) {
 }
 
 func (w *watchedFS) file(name string, f File, err error) (File, error) {
-	if err != nil || !strings.HasSuffix(name, w.watch.Suffix) {
+	if err != nil || !strings.Contains(path.Base(name), w.watch.Part) {
 		return f, err
 	}
 	return &watchedFile{f, &w.watch}, nil

@@ -167,7 +167,7 @@ func watchLog(fs vfs.FS) (vfs.FS, []prometheus.Collector) {
 		fs = vfs.Disk()
 	}
 	return vfs.Watched(fs, vfs.Watch{
-		Suffix: ".log",
+		Part:   ".log",
 		Wrote:  func(n int) { written.Add(float64(n)) },
 		Synced: func(took time.Duration) { syncs.Observe(took.Seconds()) },
 	}), []prometheus.Collector{syncs, written}
