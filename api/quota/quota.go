@@ -179,7 +179,7 @@ func (k Counter) InScope(q *corev1.ResourceQuota, obj any) bool {
 		case *corev1.Pod:
 			ok = podInScope(o, s)
 		case *corev1.PersistentVolumeClaim:
-			ok = s.ScopeName == corev1.ResourceQuotaScopeVolumeAttributesClass && selects(s, claimAttributesClass(o))
+			ok = s.ScopeName == corev1.ResourceQuotaScopeVolumeAttributesClass && slices.ContainsFunc(attributesClasses(o), func(class string) bool { return selects(s, class) })
 		}
 		if !ok {
 			return false
@@ -188,11 +188,20 @@ func (k Counter) InScope(q *corev1.ResourceQuota, obj any) bool {
 	return true
 }
 
-func claimAttributesClass(c *corev1.PersistentVolumeClaim) string {
-	if c.Spec.VolumeAttributesClassName == nil {
-		return ""
+// attributesClasses are those a claim has, asks for, or is on the way to; "" alone if there are none.
+func attributesClasses(c *corev1.PersistentVolumeClaim) (out []string) {
+	for _, name := range []*string{c.Spec.VolumeAttributesClassName, c.Status.CurrentVolumeAttributesClassName} {
+		if name != nil && *name != "" {
+			out = append(out, *name)
+		}
 	}
-	return *c.Spec.VolumeAttributesClassName
+	if m := c.Status.ModifyVolumeStatus; m != nil && m.TargetVolumeAttributesClassName != "" {
+		out = append(out, m.TargetVolumeAttributesClassName)
+	}
+	if out == nil {
+		return []string{""}
+	}
+	return out
 }
 
 func podInScope(pod *corev1.Pod, s corev1.ScopedResourceSelectorRequirement) bool {

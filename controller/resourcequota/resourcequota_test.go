@@ -169,3 +169,40 @@ func TestCustomResourcesAreWatched(t *testing.T) {
 	}
 	used("0")
 }
+
+// A claim that changes its class is counted under both, until it has changed.
+func TestClaimsByAttributesClass(t *testing.T) {
+	gold, silver := "gold", "silver"
+	scoped := func(class string) *corev1.ResourceQuota {
+		return &corev1.ResourceQuota{ObjectMeta: meta(class), Spec: corev1.ResourceQuotaSpec{Hard: hard("persistentvolumeclaims", "9"),
+			ScopeSelector: &corev1.ScopeSelector{MatchExpressions: []corev1.ScopedResourceSelectorRequirement{
+				{ScopeName: corev1.ResourceQuotaScopeVolumeAttributesClass, Operator: corev1.ScopeSelectorOpIn, Values: []string{class}}}}}}
+	}
+	w, goldUsed := world(t, scoped(gold))
+	w.Put(scoped(silver))
+	c := &corev1.PersistentVolumeClaim{ObjectMeta: meta("c"), Spec: corev1.PersistentVolumeClaimSpec{VolumeAttributesClassName: &silver},
+		Status: corev1.PersistentVolumeClaimStatus{CurrentVolumeAttributesClassName: &gold}}
+	for _, step := range []struct {
+		current *string
+		want    string
+	}{{&gold, "1 1"}, {&silver, "0 1"}} {
+		c = c.DeepCopy()
+		c.Status.CurrentVolumeAttributesClassName = step.current
+		w.Put(c)
+		goldUsed()
+		got := ""
+		for i, class := range []string{gold, silver} {
+			q, err := w.Client.CoreV1().ResourceQuotas("a").Get(t.Context(), class, metav1.GetOptions{})
+			if err != nil {
+				t.Fatal(err)
+			}
+			used := q.Status.Used["persistentvolumeclaims"]
+			if got += used.String(); i == 0 {
+				got += " "
+			}
+		}
+		if got != step.want {
+			t.Errorf("current class %s: used of gold and silver %s, want %s", *step.current, got, step.want)
+		}
+	}
+}
