@@ -17,10 +17,11 @@ import (
 
 const (
 	prefaceTimeout = 10 * time.Second // for a client to say that it speaks HTTP/2
-	partingTimeout = time.Second      // for a client to hang up after GOAWAY
+	partingTimeout = time.Second      // for a client to hang up after GOAWAY, or to end a request that is answered
 	readFrame      = 16 << 10         // the largest payload we take; RFC 9113's default
 	firstWindow    = 65535            // of every window before anything is said
 	maxWindow      = 1<<31 - 1
+	maxLingering   = 100  // requests that are answered while their bodies still come
 	maxRefused     = 1000 // requests beyond the limit, in a row; a client may begin with some before it knows
 	maxCanonical   = 64   // names of header fields that a connection remembers
 )
@@ -52,9 +53,10 @@ type conn struct {
 	mu       sync.Mutex
 	err      error // why the connection is over
 	streams  map[uint32]*stream
-	orphans  int    // handlers that still run for streams the client has reset
-	lastID   uint32 // the newest stream's
-	leaving  bool   // GOAWAY was sent
+	orphans  int                 // handlers that still run for streams the client has reset
+	lingers  map[uint32]struct{} // see linger
+	lastID   uint32              // the newest stream's
+	leaving  bool                // GOAWAY was sent
 	idle     *time.Timer
 	idleFrom uint32 // lastID when the timer was set
 	idleFor  int    // times it found nothing new
@@ -79,7 +81,7 @@ func newConn(s *server, nc *tls.Conn, handler http.Handler) *conn {
 	state := nc.ConnectionState()
 	c := &conn{
 		srv: s, nc: nc, tls: &state, remote: nc.RemoteAddr().String(), handler: handler,
-		in: bufio.NewReader(nc), canonical: map[string]string{}, streams: map[uint32]*stream{},
+		in: bufio.NewReader(nc), canonical: map[string]string{}, streams: map[uint32]*stream{}, lingers: map[uint32]struct{}{},
 		sendWindow: firstWindow, streamWindow: firstWindow, peerFrame: 16 << 10, recvWindow: int64(s.cfg.ConnWindow),
 	}
 	c.gather, _ = nc.NetConn().(*gather)
@@ -259,6 +261,7 @@ func (c *conn) take(f http2.Frame) error {
 		if st := c.streams[f.StreamID]; st != nil {
 			st.end(errGone)
 		}
+		delete(c.lingers, f.StreamID)
 	case *http2.PingFrame:
 		if !f.IsAck() {
 			c.control(func(b []byte) []byte { return appendPing(b, f.Data) })
@@ -344,8 +347,11 @@ func (c *conn) takeHeaders(f *http2.MetaHeadersFrame) error {
 	c.mu.Lock()
 	st, last, leaving := c.streams[id], c.lastID, c.leaving
 	busy := len(c.streams)+c.orphans >= c.srv.cfg.MaxStreams
+	lingers := c.lingered(id, f.StreamEnded())
 	c.mu.Unlock()
 	switch {
+	case lingers:
+		return nil
 	case st != nil:
 		return st.takeTrailers(f)
 	case id <= last:
@@ -398,6 +404,8 @@ func (c *conn) takeData(f *http2.DataFrame) error {
 			return c.wrong(http2.ErrCodeProtocol, "data of a stream that was never opened")
 		case id > c.lastID:
 			return nil
+		case c.lingered(id, f.StreamEnded()):
+			return c.err
 		}
 		return http2.StreamError{StreamID: id, Code: http2.ErrCodeStreamClosed, Cause: errors.New("data of a closed stream")}
 	}
@@ -423,6 +431,33 @@ func (c *conn) takeData(f *http2.DataFrame) error {
 	}
 	st.arrived.Broadcast()
 	return c.err
+}
+
+// linger drops what comes of a request that is answered already, for a moment
+// before it is asked to stop: curl, asked at once, throws the answer away. mu is held.
+func (c *conn) linger(id uint32) {
+	stop := func(b []byte) []byte { return appendReset(b, id, http2.ErrCodeNo) }
+	if len(c.lingers) >= maxLingering {
+		c.controlLocked(stop)
+		return
+	}
+	c.lingers[id] = struct{}{}
+	time.AfterFunc(partingTimeout, func() {
+		c.mu.Lock()
+		defer c.mu.Unlock()
+		if c.lingered(id, true) && c.err == nil {
+			c.controlLocked(stop)
+		}
+	})
+}
+
+// lingered tells whether the stream lingers; once it ends it does no more. mu is held.
+func (c *conn) lingered(id uint32, ends bool) bool {
+	_, lingers := c.lingers[id]
+	if ends {
+		delete(c.lingers, id)
+	}
+	return lingers
 }
 
 // refund lets the client send n bytes more, on the stream if there is one. It

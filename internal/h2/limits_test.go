@@ -10,6 +10,7 @@ import (
 	"net/http"
 	"os"
 	"os/exec"
+	"path/filepath"
 	"strings"
 	"sync"
 	"testing"
@@ -216,6 +217,56 @@ func TestHeadersTooLarge(t *testing.T) {
 	resp := ask(t, addr, "GET / Long="+strings.Repeat("x", 1990), "", "")
 	if want := "431 Request Header Fields Too Large"; !strings.HasPrefix(resp, want) {
 		t.Errorf("got %q, want %q", resp, want)
+	}
+}
+
+// A client that still sends when it is answered gets to read the answer: what it
+// sends is dropped, and it is asked to stop only if it does not end by itself.
+func TestAnswersBeforeTheBody(t *testing.T) {
+	addr := serve(t, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		http.Error(w, "too large", http.StatusRequestEntityTooLarge)
+	}), h2.Config{})
+	c := dialRaw(t, addr)
+	c.WriteSettings() //nolint:errcheck // the next read tells
+	post := []string{":method", "POST", ":scheme", "https", ":path", "/", ":authority", "localhost"}
+	quiet := func(want func(http2.Frame) bool) func(http2.Frame) bool {
+		return func(f http2.Frame) bool {
+			if r, ok := f.(*http2.RSTStreamFrame); ok && !want(f) {
+				t.Errorf("stream %d is reset: %v", r.StreamID, r.ErrCode)
+			}
+			return want(f)
+		}
+	}
+	id := uint32(1)
+	for ; id < 40; id += 2 { // 4 MiB, four times what the connection may send untold
+		c.headers(id, false, post...)
+		c.await(t, "answer", quiet(ended(id)))
+		for range 13 {
+			c.WriteData(id, false, make([]byte, 16<<10)) //nolint:errcheck // the next read tells
+		}
+		if id%4 == 1 {
+			c.WriteData(id, true, nil) //nolint:errcheck // see above
+		} else {
+			c.headers(id, true, "checksum", "x")
+		}
+	}
+	c.headers(id, false, post...)
+	c.await(t, "answer", quiet(ended(id)))
+	c.await(t, "request to stop", quiet(reset(id, http2.ErrCodeNo)))
+	c.get(id+2, "/")
+	c.await(t, "next answer", quiet(ended(id+2)))
+	if _, err := exec.LookPath("curl"); err != nil {
+		return // none here to be tried
+	}
+	body := filepath.Join(t.TempDir(), "body")
+	if err := os.WriteFile(body, make([]byte, 3<<20+1), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	for range 3 {
+		out, err := exec.CommandContext(t.Context(), "curl", "-sk", "--http2", "--data-binary", "@"+body, "https://"+addr).CombinedOutput()
+		if string(out) != "too large\n" {
+			t.Errorf("curl is told %q: %v", out, err)
+		}
 	}
 }
 

@@ -67,14 +67,12 @@ func (st *stream) leave(w *response) {
 	if st.orphan {
 		c.orphans--
 	}
-	if st.err == nil {
-		code := http2.ErrCodeNo // the rest of the body is not needed
-		if w.aborted {
-			code = http2.ErrCodeInternal
-		}
-		if w.aborted || !st.remoteDone {
-			c.controlLocked(func(b []byte) []byte { return appendReset(b, st.id, code) })
-		}
+	switch {
+	case st.err != nil:
+	case w.aborted:
+		c.controlLocked(func(b []byte) []byte { return appendReset(b, st.id, http2.ErrCodeInternal) })
+	case !st.remoteDone:
+		c.linger(st.id)
 	}
 	st.end(errOver)
 }
