@@ -166,7 +166,7 @@ func (s *Server) ensureServices(ctx context.Context) error {
 		have.Spec.Ports = want.Spec.Ports
 		return true
 	})
-	if err != nil || !s.cfg.AdvertiseAddress.IsValid() {
+	if err != nil || !s.cfg.AdvertiseAddress.IsValid() || s.cfg.NoEndpoints {
 		return err
 	}
 	if s.cfg.SharedStore {

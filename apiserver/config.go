@@ -20,6 +20,7 @@ import (
 
 	"github.com/prometheus/client_golang/prometheus"
 	authorizationv1 "k8s.io/api/authorization/v1"
+	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/version"
 	"k8s.io/client-go/kubernetes/scheme"
 	"k8s.io/utils/clock"
@@ -120,9 +121,6 @@ type Config struct {
 	MaxLongRunning int
 	// BookmarkInterval between bookmarks on an idle watch; default 1 min.
 	BookmarkInterval time.Duration
-	// CompactionInterval between compactions of the store, which keep at least
-	// that much history; default 5 min.
-	CompactionInterval time.Duration
 
 	Log   *slog.Logger // default: discard
 	Clock clock.WithTickerAndDelayedExecution
@@ -140,6 +138,13 @@ type Tuning struct {
 	RequestTimeout time.Duration
 	// MinWatchTimeout is the shortest a watch without timeoutSeconds lasts; default 30 min (up to twice that, random).
 	MinWatchTimeout time.Duration
+	// CompactionInterval between compactions of the store, which keep at least
+	// that much history; default 5 min; negative: there are none.
+	CompactionInterval time.Duration
+	// NoEndpoints leaves the endpoints of the kubernetes Service to others.
+	NoEndpoints bool
+	// KubeletAddresses are the kinds of addresses that kubelets are reached at, the preferred first; default InternalIP, ExternalIP, Hostname.
+	KubeletAddresses []corev1.NodeAddressType
 	// ShutdownGrace is how long Run waits for requests in flight after its context ends; default 5 s.
 	ShutdownGrace time.Duration
 	// Profiling serves Go's profiles of the process at /debug/pprof/.
@@ -170,6 +175,9 @@ func (c *Config) setDefaults() error {
 	api.SetIfEmpty(&c.MinWatchTimeout, 30*time.Minute)
 	api.SetIfEmpty(&c.BookmarkInterval, time.Minute)
 	api.SetIfEmpty(&c.CompactionInterval, 5*time.Minute)
+	if len(c.KubeletAddresses) == 0 {
+		c.KubeletAddresses = []corev1.NodeAddressType{corev1.NodeInternalIP, corev1.NodeExternalIP, corev1.NodeHostName}
+	}
 	api.SetIfEmpty(&c.ShutdownGrace, 5*time.Second)
 	api.SetIfEmpty(&c.ServiceCIDR, netip.MustParsePrefix("10.96.0.0/12"))
 	api.SetIfEmpty(&c.NodePorts, alloc.PortRange{First: 30000, Last: 32767})

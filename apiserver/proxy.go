@@ -35,7 +35,7 @@ func (s *Server) kubelet(nodeName string) (connect.Target, string, error) {
 	if port == 0 {
 		port = 10250
 	}
-	for _, kind := range []corev1.NodeAddressType{corev1.NodeInternalIP, corev1.NodeExternalIP, corev1.NodeHostName} {
+	for _, kind := range s.cfg.KubeletAddresses {
 		for _, a := range node.Status.Addresses {
 			if a.Type == kind && a.Address != "" {
 				host := net.JoinHostPort(a.Address, strconv.Itoa(int(port)))

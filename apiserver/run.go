@@ -27,7 +27,9 @@ func (s *Server) Run(ctx context.Context) error {
 	defer wg.Wait()
 	defer cancel()
 	wg.Go(func() { s.bootstrapLoop(ctx) })
-	wg.Go(func() { peers.Compact(ctx, s.cfg.Store, s.cfg.CompactionInterval, s.cfg.Clock, s.cfg.Log) })
+	if s.cfg.CompactionInterval > 0 {
+		wg.Go(func() { peers.Compact(ctx, s.cfg.Store, s.cfg.CompactionInterval, s.cfg.Clock, s.cfg.Log) })
+	}
 	wg.Go(func() { s.followFlows(ctx) })
 	wg.Go(func() { s.repairLoop(ctx) })
 	if s.customs.Table != nil {
@@ -36,7 +38,7 @@ func (s *Server) Run(ctx context.Context) error {
 	if s.aggregator != nil {
 		wg.Go(func() { s.aggregator.Run(ctx) })
 	}
-	if s.cfg.SharedStore && s.cfg.AdvertiseAddress.IsValid() {
+	if s.cfg.SharedStore && s.cfg.AdvertiseAddress.IsValid() && !s.cfg.NoEndpoints {
 		wg.Go(func() { s.servers.Run(ctx) })
 	}
 	if s.cfg.TLS == nil {

@@ -2,6 +2,7 @@ package apiserver_test
 
 import (
 	"fmt"
+	"net/netip"
 	"strings"
 	"sync"
 	"testing"
@@ -277,3 +278,16 @@ func TestComponentStatuses(t *testing.T) {
 type warningLog []string
 
 func (w *warningLog) HandleWarningHeader(_ int, _, text string) { *w = append(*w, text) }
+
+// Who leaves the kubernetes Service's endpoints to others writes none.
+func TestNoEndpoints(t *testing.T) {
+	for none, want := range map[bool]bool{false: true, true: false} {
+		s := newServer(t, func(c *apiserver.Config) {
+			c.AdvertiseAddress, c.AdvertisePort, c.NoEndpoints = netip.MustParseAddr("192.0.2.1"), 6443, none
+		})
+		_, err := typed(t, s).CoreV1().Endpoints("default").Get(t.Context(), "kubernetes", metav1.GetOptions{}) //nolint:staticcheck // upstream writes it, too
+		if got := err == nil; got != want {
+			t.Errorf("with NoEndpoints %v there are endpoints: %v (%v)", none, got, err)
+		}
+	}
+}

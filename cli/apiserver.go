@@ -13,18 +13,20 @@ import (
 	"strings"
 	"time"
 
+	corev1 "k8s.io/api/core/v1"
+
 	"github.com/skiff-project/skiff/apiserver"
 	"github.com/skiff-project/skiff/apiserver/alloc"
 	"github.com/skiff-project/skiff/cluster"
 )
 
 var apiServerHarmless = []harmless{
-	{"default-watch-cache-size watch-cache? watch-cache-sizes etcd-compaction-interval etcd-count-metric-poll-period etcd-db-metric-poll-interval " +
+	{"default-watch-cache-size watch-cache? watch-cache-sizes etcd-count-metric-poll-period etcd-db-metric-poll-interval " +
 		"etcd-healthcheck-timeout etcd-readycheck-timeout lease-reuse-duration-seconds delete-collection-workers enable-garbage-collector? " +
 		"storage-initialization-timeout concurrent-watch-object-decode?", "the store works otherwise inside"},
 	{"goaway-chance " +
 		"shutdown-delay-duration shutdown-send-retry-after? shutdown-watch-termination-grace-period livez-grace-period http2-max-streams-per-connection " +
-		"disable-http2-serving? permit-address-sharing? permit-port-sharing? apiserver-count endpoint-reconciler-type", "bounds and grace periods are the server's own"},
+		"disable-http2-serving? permit-address-sharing? permit-port-sharing? apiserver-count", "bounds and grace periods are the server's own"},
 	{"kubelet-timeout kubelet-port external-hostname", "kubelets say their port"},
 	{"audit-log-batch-max-size audit-log-batch-max-wait audit-log-batch-throttle-enable? audit-log-batch-throttle-qps audit-log-batch-throttle-burst " +
 		"audit-webhook-batch-throttle-enable? audit-webhook-batch-throttle-qps audit-webhook-batch-throttle-burst audit-log-truncate-max-batch-size " +
@@ -48,6 +50,8 @@ type apiServerFlags struct {
 	audit        auditFlags
 	fairness     bool
 	watchSeconds int
+	addresses    []string
+	reconciler   string
 	user, uid    []string
 	group, extra []string
 }
@@ -66,6 +70,8 @@ func apiServerProgram() (*program, *apiServerFlags) {
 	fs.StringVar(&o.Etcd.CertFile, "etcd-certfile", "", "certificate shown to etcd")
 	fs.StringVar(&o.Etcd.KeyFile, "etcd-keyfile", "", "its key")
 	fs.StringVar(&o.Etcd.Prefix, "etcd-prefix", "/registry", "prefix of all keys in etcd")
+	fs.DurationVar(&o.CompactionInterval, "etcd-compaction-interval", 5*time.Minute, "how often etcd's history is compacted; 0: never, others do it")
+	fs.StringVar(&f.reconciler, "endpoint-reconciler-type", "lease", "none: the endpoints of the kubernetes Service are left to others; else (lease, master-count) every server is one")
 	fs.StringVar(&o.EncryptionFile, "encryption-provider-config", "", "EncryptionConfiguration of what is stored (default: nothing is encrypted)")
 	fs.BoolVar(&o.ReloadEncryption, "encryption-provider-config-automatic-reload", false, "look each minute whether that file changed")
 	fs.IntVar(&o.Limits.ReadOnly, "max-requests-inflight", 400, "reading requests worked on at once")
@@ -90,6 +96,7 @@ func apiServerProgram() (*program, *apiServerFlags) {
 	fs.BoolVar(&o.EndpointRouting, "enable-aggregator-routing", false, "reach aggregated servers and webhooks at an endpoint of their Service, not at its cluster IP")
 	fs.StringVar(&o.KubeletCertFile, "kubelet-client-certificate", "", "certificate shown to kubelets (default: logs and exec do not work)")
 	fs.StringVar(&o.KubeletKeyFile, "kubelet-client-key", "", "its key")
+	fs.StringSliceVar(&f.addresses, "kubelet-preferred-address-types", []string{"InternalIP", "ExternalIP", "Hostname"}, "kinds of addresses that kubelets are reached at, the preferred first")
 	fs.StringVar(&o.KubeletCAFile, "kubelet-certificate-authority", "", "authority of kubelets' certificates (default: any is accepted)")
 	fs.StringSliceVar(&f.serviceCIDRs, "service-cluster-ip-range", []string{"10.0.0.0/24"}, "range of Services' cluster IPs")
 	fs.Var((*portRange)(&o.NodePorts), "service-node-port-range", "ports for NodePort Services: first-last or first+more (default 30000-32767)")
@@ -103,7 +110,6 @@ func apiServerProgram() (*program, *apiServerFlags) {
 	f.auth.add(p)
 	p.limited("allow-privileged", "true", "use Pod Security admission against privileged containers", "true")
 	p.limited("enable-bootstrap-token-auth", "true", "bootstrap tokens are Secrets: make none", "true")
-	p.limited("kubelet-preferred-address-types", "InternalIP,ExternalIP,Hostname", "kubelets are reached in that order", "InternalIP,ExternalIP,Hostname")
 	p.limited("storage-media-type", "application/vnd.kubernetes.protobuf", "objects are stored so", "application/vnd.kubernetes.protobuf")
 	p.limited("storage-backend", "etcd3", "there is no other", "", "etcd3")
 	p.limited("runtime-config", "", "every API that is there is served", "", "api/all=true")
@@ -132,10 +138,9 @@ func (f *apiServerFlags) settle(p *program) error {
 	if err := f.settleLimits(&o.Limits); err != nil {
 		return err
 	}
-	if o.RequestTimeout <= 0 || f.watchSeconds <= 0 || o.EventTTL < time.Second {
-		return errors.New("--request-timeout and --min-request-timeout must be above 0, --event-ttl at least 1s")
+	if err := f.settleTuning(&o.Tuning); err != nil {
+		return err
 	}
-	o.MinWatchTimeout = time.Duration(f.watchSeconds) * time.Second
 	o.Address = net.JoinHostPort(f.bind, strconv.Itoa(f.port))
 	if err := certificate(f.certDir, "apiserver", &o.CertFile, &o.KeyFile); err != nil {
 		return err
@@ -223,6 +228,31 @@ func (r *portRange) Set(text string) error {
 		return fmt.Errorf("port range %q must be of ports from 1 to 65535, the first not above the last", text)
 	}
 	r.First, r.Last = low, high
+	return nil
+}
+
+// settleTuning is about what a flag gives in other terms.
+func (f *apiServerFlags) settleTuning(o *apiserver.Tuning) error {
+	if o.RequestTimeout <= 0 || f.watchSeconds <= 0 || o.EventTTL < time.Second {
+		return errors.New("--request-timeout and --min-request-timeout must be above 0, --event-ttl at least 1s")
+	}
+	o.MinWatchTimeout = time.Duration(f.watchSeconds) * time.Second
+	if o.CompactionInterval < 0 {
+		return fmt.Errorf("--etcd-compaction-interval: %v is below 0", o.CompactionInterval)
+	}
+	if o.CompactionInterval == 0 {
+		o.CompactionInterval = -1
+	}
+	for _, kind := range f.addresses {
+		o.KubeletAddresses = append(o.KubeletAddresses, corev1.NodeAddressType(kind))
+	}
+	switch f.reconciler {
+	case "none":
+		o.NoEndpoints = true
+	case "lease", "master-count":
+	default:
+		return fmt.Errorf("--endpoint-reconciler-type: %q is none of lease, master-count, none", f.reconciler)
+	}
 	return nil
 }
 

@@ -117,6 +117,8 @@ func TestFlagsThatAreRefused(t *testing.T) {
 		{"kube-apiserver", "--kubelet-client-certificate=x", "must be given together"},
 		{"kube-apiserver", "--advertise-address=x", `--advertise-address: "x"`},
 		{"kube-apiserver", "--allow-privileged=false", "use Pod Security admission"},
+		{"kube-apiserver", "--etcd-compaction-interval=-1s", "is below 0"},
+		{"kube-apiserver", "--endpoint-reconciler-type=x", "is none of lease, master-count, none"},
 		{"kube-apiserver", "--event-ttl=1ms", "--event-ttl at least 1s"},
 		{"kube-apiserver", "--request-timeout=0s", "--request-timeout and --min-request-timeout must be above 0"},
 		{"kube-apiserver", "--service-node-port-range=many", `unable to parse port range "many"`},
