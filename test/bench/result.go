@@ -234,6 +234,9 @@ func document(docs string) error {
 			return fmt.Errorf("%s.json: %w", s.name, err)
 		}
 		r.section(&b)
+		if s.limits != "" {
+			fmt.Fprintf(&b, "\nWhere a budget is missed: %s\n", s.limits)
+		}
 	}
 	return atomicfile.Write(filepath.Join(docs, "BENCHMARKS.md"), []byte(b.String()), 0o644)
 }

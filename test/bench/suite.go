@@ -15,9 +15,10 @@ type suite struct {
 	limit       time.Duration                       // of one round of one system
 	rounds      int                                 // at most, if not 0
 	budgets     map[string]string                   // by figure
+	limits      string                              // what stands in the way of those that are missed, by profiles (-profiles)
 }
 
 // allSuites is a function, as suites use what uses it.
 func allSuites() []suite {
-	return []suite{startSuite, sizeSuite, apiSuite, extendSuite, storeSuite, schedSuite, nodeSuite, scaleSuite}
+	return []suite{startSuite, sizeSuite, apiSuite, bulkSuite, extendSuite, storeSuite, schedSuite, nodeSuite, scaleSuite}
 }

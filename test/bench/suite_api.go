@@ -39,6 +39,29 @@ var apiSuite = suite{
 	},
 }
 
+var bulkSuite = suite{
+	name: "bulk", limit: 25 * time.Minute, rounds: 1, run: runBulk,
+	about: "As api, with 100,000 pods: what they take, and what lists of them cost. One list of all takes upstream seconds, so a figure is of few.",
+	budgets: map[string]string{
+		"memory per 10,000 pods": "50 MB, 1/8", "LIST of all pods, protobuf: server CPU": "1/20", "LIST of all pods, JSON: server CPU": "1/4",
+	},
+}
+
+func runBulk(ctx context.Context, r *round) error {
+	r.Pods = 100_000
+	return r.with(ctx, parts{}, func(c *cluster) error {
+		wires, err := c.dial(4)
+		if err != nil {
+			return err
+		}
+		defer hangUp(wires)
+		if err := r.pods(ctx, c, wires); err != nil {
+			return err
+		}
+		return r.podLists(ctx, c, wires)
+	})
+}
+
 const (
 	mergePatch     = "application/merge-patch+json"
 	strategicPatch = "application/strategic-merge-patch+json"
@@ -155,7 +178,11 @@ func (r *round) podLists(ctx context.Context, c *cluster, wires []*wire) error {
 		{"LIST of all pods, JSON", "", jsonType, 1},
 		{"LIST of all pods, Table", "", tableType, 1},
 		{"LIST of 1 % of pods by label, protobuf", "?labelSelector=" + byLabel, protobuf, clients},
+		{"LIST of 1 % of pods by label, JSON", "?labelSelector=" + byLabel, jsonType, clients},
+		{"LIST of 1 % of pods by label, Table", "?labelSelector=" + byLabel, tableType, clients},
 		{"LIST of 1 % of pods by node, protobuf", "?fieldSelector=" + byNode, protobuf, clients},
+		{"LIST of 1 % of pods by node, JSON", "?fieldSelector=" + byNode, jsonType, clients},
+		{"LIST of 1 % of pods by node, Table", "?fieldSelector=" + byNode, tableType, clients},
 	} {
 		err := r.measure(ctx, k.name, load{workers: k.clients, span: 2 * time.Second}, func(ctx context.Context, w, _ int) error {
 			return wires[w%len(wires)].do(ctx, "GET", podsPath+k.query, k.accept, "", nil)
@@ -208,6 +235,8 @@ func (r *round) creates(ctx context.Context, c *cluster, wires []*wire) error {
 	}{
 		{"ConfigMap create, JSON", mapsPath, jsonType, clients, func(i int) runtime.Object { return configMap("few", i) }},
 		{"ConfigMap create, JSON, 200 clients", mapsPath, jsonType, 200, func(i int) runtime.Object { return configMap("many", i) }},
+		{"ConfigMap create, protobuf", mapsPath, protobuf, clients, func(i int) runtime.Object { return configMap("binary", i) }},
+		{"pod create, JSON, 200 clients", otherPods, jsonType, 200, func(i int) runtime.Object { return typicalPod(fmt.Sprintf("crowd-%d", i)) }},
 		{"pod create, JSON", otherPods, jsonType, clients, func(i int) runtime.Object { return typicalPod(fmt.Sprintf("json-%d", i)) }},
 		{"pod create, protobuf, 200 clients", otherPods, protobuf, 200, func(i int) runtime.Object { return typicalPod(fmt.Sprintf("many-%d", i)) }},
 	} {

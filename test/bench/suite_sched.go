@@ -64,6 +64,7 @@ func (r *round) schedule(ctx context.Context, c *cluster, nodes int) error {
 	if err != nil {
 		return err
 	}
+	profiled := r.profile(ctx, fmt.Sprintf("scheduling %d nodes", nodes))
 	began := time.Now()
 	_, _, err = load{workers: clients, count: pods}.do(ctx, func(ctx context.Context, w, i int) error {
 		pod := typicalPod(fmt.Sprintf("pod-%05d", i))
@@ -90,6 +91,9 @@ func (r *round) schedule(ctx context.Context, c *cluster, nodes int) error {
 		return err
 	}
 	took := time.Since(began)
+	if err := profiled(); err != nil {
+		return err
+	}
 	if n := bound.ended.Load(); n > 0 {
 		fmt.Fprintf(os.Stderr, "%s ended the harness's watch of bound pods %d times\n", r.System, n)
 	}
