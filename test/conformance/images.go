@@ -36,6 +36,7 @@ type image struct {
 	applets    bool     // a link for every busybox applet not there yet
 	entrypoint []string
 	cmd        []string
+	user       string // default root
 }
 
 const (
@@ -89,6 +90,10 @@ func images() []image {
 		{
 			name: e2eImages + "busybox:1.37.0-2", packages: []string{"busybox-static", "bash"}, applets: true, programs: map[string]string{"busyboxsh": "/bin/sh"},
 			texts: users, dirs: []string{"/tmp", "/root"}, cmd: []string{"sh"},
+		},
+		{
+			name: e2eImages + "nonroot:1.5", packages: []string{"busybox-static", "bash"}, applets: true, programs: map[string]string{"busyboxsh": "/bin/sh"},
+			texts: users, dirs: []string{"/tmp"}, cmd: []string{"sh"}, user: "1234",
 		},
 		{name: "registry.k8s.io/pause:3.10.2", programs: map[string]string{"pause": "/pause"}, entrypoint: []string{"/pause"}},
 		{
@@ -253,7 +258,7 @@ func (i image) pack(root string) (v1.Image, error) {
 	}
 	cf = cf.DeepCopy()
 	cf.Architecture, cf.OS = "amd64", "linux"
-	cf.Config.Entrypoint, cf.Config.Cmd = i.entrypoint, i.cmd
+	cf.Config.Entrypoint, cf.Config.Cmd, cf.Config.User = i.entrypoint, i.cmd, i.user
 	cf.Config.Env = []string{"PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"}
 	return mutate.ConfigFile(img, cf)
 }
