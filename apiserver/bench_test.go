@@ -1,14 +1,23 @@
 package apiserver_test
 
 import (
+	"bufio"
 	"bytes"
 	"context"
+	"crypto/tls"
+	"encoding/binary"
 	"encoding/json"
 	"fmt"
 	"io"
+	"net"
 	"net/http"
+	"runtime"
+	"strings"
+	"syscall"
 	"testing"
 
+	"golang.org/x/net/http2"
+	"golang.org/x/net/http2/hpack"
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/api/resource"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -227,4 +236,166 @@ func BenchmarkWatch1000(b *testing.B) {
 			<-got
 		}
 	}
+}
+
+// BenchmarkWatchOverTLS is a pod's changes on their way to 1,000 watchers over 10 connections. The client, which is
+// counted too, only counts frames. "each" waits for an event to arrive before the next, "burst" does not.
+func BenchmarkWatchOverTLS(b *testing.B) {
+	const conns, each = 10, 100
+	for name, ahead := range map[string]int{"each": 1, "burst": 100} {
+		b.Run(name, func(b *testing.B) {
+			s, cfg := newTLSServer(b, nil)
+			c := newRaw(s)
+			fill(b, c, 1)
+			bytesPerEvent := c.fast(b, "GET", "/api/v1/namespaces/default/pods/p-0", nil)
+			arrived := make(chan int, conns*ahead)
+			idle := memory()
+			for range conns {
+				nc := dialRaw(b, cfg.Host)
+				nc.takeAll()
+				for i := range each {
+					nc.watch(uint32(2*i+1), codec.Protobuf, "/api/v1/namespaces/default/pods?watch=1")
+				}
+				go nc.count(each, arrived)
+			}
+			await := func(n int) {
+				for range n * conns {
+					<-arrived
+				}
+			}
+			await(1)
+			held := float64(memory()-idle) / conns / each
+			b.ResetTimer()
+			before, sent := cpu(b), 0
+			for i := range b.N {
+				c.send(b, "PATCH", "/api/v1/namespaces/default/pods/p-0", "application/merge-patch+json", fmt.Appendf(nil, `{"metadata":{"labels":{"turn":"%d"}}}`, i))
+				if sent++; sent == ahead {
+					await(sent)
+					sent = 0
+				}
+			}
+			await(sent)
+			b.StopTimer()
+			b.ReportMetric(held, "B/watcher")
+			b.ReportMetric(float64(cpu(b)-before)/float64(b.N*conns*each), "cpu-ns/event")
+			b.ReportMetric(float64(bytesPerEvent), "B/event")
+		})
+	}
+}
+
+// cpu is what the process has used, in nanoseconds.
+func cpu(tb testing.TB) int64 {
+	var u syscall.Rusage
+	if err := syscall.Getrusage(syscall.RUSAGE_SELF, &u); err != nil {
+		tb.Fatal(err)
+	}
+	return u.Utime.Nano() + u.Stime.Nano()
+}
+
+// memory is what the heap and the stacks hold.
+func memory() int64 {
+	runtime.GC()
+	runtime.GC() // pools empty at the second
+	var m runtime.MemStats
+	runtime.ReadMemStats(&m)
+	return int64(m.HeapAlloc + m.StackInuse)
+}
+
+// rawConn is the client's end of an HTTP/2 connection, frame by frame.
+type rawConn struct {
+	net.Conn
+	*http2.Framer
+	tb    testing.TB
+	addr  string
+	block bytes.Buffer
+	hp    *hpack.Encoder
+}
+
+// dialRaw connects with a window of 1 byte for each stream.
+func dialRaw(tb testing.TB, host string) *rawConn {
+	addr := strings.TrimPrefix(host, "https://")
+	nc, err := tls.Dial("tcp", addr, &tls.Config{InsecureSkipVerify: true, NextProtos: []string{"h2"}})
+	if err != nil {
+		tb.Fatal(err)
+	}
+	tb.Cleanup(func() { nc.Close() })
+	if _, err := io.WriteString(nc, http2.ClientPreface); err != nil {
+		tb.Fatal(err)
+	}
+	c := &rawConn{Conn: nc, Framer: http2.NewFramer(nc, bufio.NewReaderSize(nc, 64<<10)), tb: tb, addr: addr}
+	c.SetReuseFrames()
+	c.hp = hpack.NewEncoder(&c.block)
+	c.must(c.WriteSettings(http2.Setting{ID: http2.SettingInitialWindowSize, Val: 1}))
+	return c
+}
+
+func (c *rawConn) must(err error) {
+	if err != nil {
+		c.tb.Error(err)
+	}
+}
+
+// takeAll opens the windows as far as they go.
+func (c *rawConn) takeAll() {
+	c.must(c.WriteSettings(http2.Setting{ID: http2.SettingInitialWindowSize, Val: 1 << 30}))
+	c.must(c.WriteWindowUpdate(0, 1<<30))
+}
+
+func (c *rawConn) watch(id uint32, media, path string) {
+	c.block.Reset()
+	for _, f := range [][2]string{
+		{":method", "GET"}, {":scheme", "https"}, {":authority", c.addr}, {":path", path},
+		{"accept", media + ";stream=watch"}, {"authorization", "Bearer secret"}, {"user-agent", "bench/1"},
+	} {
+		c.must(c.hp.WriteField(hpack.HeaderField{Name: f[0], Value: f[1]}))
+	}
+	c.must(c.WriteHeaders(http2.HeadersFrameParam{StreamID: id, BlockFragment: c.block.Bytes(), EndHeaders: true, EndStream: true}))
+}
+
+// count tells arrived of every n events in protobuf, and gives back what they took of the connection's window.
+func (c *rawConn) count(n int, arrived chan<- int) {
+	events := make([]frames, 2*n)
+	for seen, taken := 0, 0; ; {
+		f, err := c.ReadFrame()
+		if err != nil {
+			return
+		}
+		data, ok := f.(*http2.DataFrame)
+		if !ok {
+			continue
+		}
+		if taken += len(data.Data()); taken > 1<<28 {
+			c.must(c.WriteWindowUpdate(0, uint32(taken)))
+			taken = 0
+		}
+		for range events[data.StreamID].take(data.Data()) {
+			if seen++; seen%n == 0 {
+				arrived <- seen
+			}
+		}
+	}
+}
+
+// frames counts events, each behind its length.
+type frames struct {
+	head []byte
+	left int
+}
+
+func (f *frames) take(p []byte) (ended int) {
+	for len(p) > 0 {
+		if f.left == 0 {
+			n := min(4-len(f.head), len(p))
+			f.head, p = append(f.head, p[:n]...), p[n:]
+			if len(f.head) < 4 {
+				break
+			}
+			f.left, f.head = int(binary.BigEndian.Uint32(f.head)), f.head[:0]
+		}
+		n := min(f.left, len(p))
+		if f.left, p = f.left-n, p[n:]; f.left == 0 {
+			ended++
+		}
+	}
+	return ended
 }

@@ -6,6 +6,7 @@ import (
 	"slices"
 	"sync"
 
+	v1 "k8s.io/apiextensions-apiserver/pkg/apis/apiextensions/v1"
 	"k8s.io/apimachinery/pkg/runtime/schema"
 	"k8s.io/apimachinery/pkg/util/managedfields"
 
@@ -119,6 +120,8 @@ func (s *Server) buildCustom(e *definitions.Entry) (any, error) {
 		}
 		ep := newEndpoint(res, &res.Versions[0], reg)
 		ep.codec, ep.gone, ep.terminating = s.customs.codec, e.Gone, apiextensions.Terminating(e.CRD)
+		conversion := e.CRD.Spec.Conversion
+		ep.converts = conversion != nil && conversion.Strategy != v1.NoneConverter
 		def := e.Def
 		ep.fields.Custom = &managed.Custom{Kinds: def.Kinds(), HasStatus: def.Status, Convert: def.To, Default: ep.ver.Default}
 		ep.fields.Custom.Types = func() (managedfields.TypeConverter, error) {

@@ -43,6 +43,8 @@ type endpoint struct {
 	gone      <-chan struct{} // closed when the endpoint is served no more; nil: never
 	// terminating says that no object may be created any more.
 	terminating bool
+	// converts says that another server may be asked for another version of an object.
+	converts bool
 }
 
 // custom tells whether the objects are custom resources: JSON, with no protobuf form.

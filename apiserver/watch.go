@@ -2,10 +2,8 @@ package apiserver
 
 import (
 	"bytes"
-	"context"
 	"errors"
 	"math/rand/v2"
-	"net/http"
 	"strconv"
 	"time"
 
@@ -17,9 +15,9 @@ import (
 	"github.com/skiff-project/skiff/api"
 	"github.com/skiff-project/skiff/apiserver/partial"
 	"github.com/skiff-project/skiff/apiserver/registry"
+	"github.com/skiff-project/skiff/apiserver/watchstream"
 	"github.com/skiff-project/skiff/object/codec"
 	"github.com/skiff-project/skiff/object/wire"
-	"github.com/skiff-project/skiff/store"
 )
 
 // streamType is the Content-Type of a watch in each media type.
@@ -49,19 +47,24 @@ func (s *Server) watch(c *call) {
 	if o.sendInitial != nil && !*o.sendInitial && (o.ResourceVersion == "" || o.ResourceVersion == "0") {
 		o.ResourceVersion = s.currentRevision(c) // from now on, without the present objects
 	}
-	w, err := c.ep.reg.Watch(c.ctx(), registry.WatchOptions{Selection: o.Selection, ResourceVersion: o.ResourceVersion, SendInitial: initial})
-	st := &stream{s: s, c: c, out: out, bookmarks: o.bookmarks}
+	st := watchstream.New(watchstream.Config{
+		W: c.w, Form: &watchForm{s: s, c: c, out: out}, Alone: out.shape == shapeTable || c.ep.converts || c.ep.reg.Encrypted(),
+		Bookmarks: o.bookmarks, Interval: s.cfg.BookmarkInterval, Stopping: s.stopping, Gone: c.ep.gone,
+	})
+	w, err := c.ep.reg.Watch(c.ctx(), registry.WatchOptions{
+		Selection: o.Selection, ResourceVersion: o.ResourceVersion, SendInitial: initial, Wake: st.Wake,
+	})
+	if fault := (*registry.ClientFault)(nil); apierrors.IsBadRequest(err) || errors.As(err, &fault) {
+		s.fail(c, err)
+		return
+	}
+	c.w.Header().Set("Content-Type", streamType(out.media))
 	if err != nil {
-		if fault := (*registry.ClientFault)(nil); apierrors.IsBadRequest(err) || errors.As(err, &fault) {
-			s.fail(c, err)
-			return
-		}
-		st.start() // history that is gone is told of in the stream, as upstream does
-		st.sendError(err)
+		st.Refuse(err) // history that is gone is told of in the stream, as upstream does
 		return
 	}
 	defer w.Close()
-	st.run(w, initial, s.watchTimeout(o.timeout))
+	st.Run(c.ctx(), w, initial, s.watchTimeout(o.timeout))
 }
 
 func (s *Server) currentRevision(c *call) string {
@@ -80,167 +83,44 @@ func (s *Server) watchTimeout(seconds *int64) time.Duration {
 	return time.Duration(float64(s.cfg.MinWatchTimeout) * (1 + rand.Float64()))
 }
 
-// stream is one watch response.
-type stream struct {
+// watchForm makes the events of one watch.
+type watchForm struct {
 	s         *Server
 	c         *call
 	out       output
-	bookmarks bool
-	flusher   *http.ResponseController
-	buf       []byte
 	tableSent bool // the column definitions went out with the first table
 }
 
-func (st *stream) start() {
-	st.flusher = http.NewResponseController(st.c.w)
-	h := st.c.w.Header()
-	h.Set("Content-Type", streamType(st.out.media))
-	st.c.w.WriteHeader(http.StatusOK)
-	st.flusher.Flush() //nolint:errcheck // the next write tells
-}
-
-// run sends events until the client leaves, the time is up or the server stops.
-func (st *stream) run(w *registry.Watch, initialEnd bool, timeout time.Duration) {
-	ctx, cancel := context.WithTimeout(st.c.ctx(), timeout)
-	defer cancel()
-	stop := context.AfterFunc(ctx, func() {})
-	defer stop()
-	go func() {
-		select {
-		case <-st.s.stopping:
-			cancel()
-		case <-st.c.ep.gone: // what is left to tell is told within a second
-			select {
-			case <-st.s.cfg.Clock.After(time.Second):
-			case <-ctx.Done():
-			}
-			cancel()
-		case <-ctx.Done():
-		}
-	}()
-	st.start()
-	items, rev := w.Initial()
-	for _, kv := range items {
-		if !st.add(registry.Change{Type: watch.Added, KV: kv, ResourceVersion: kv.ModRevision}) || len(st.buf) > flushAbove && !st.flush() {
-			return
-		}
-	}
-	if initialEnd && st.bookmarks && !st.addBookmark(rev, true) || !st.flush() {
-		return
-	}
-	st.follow(ctx, w)
-}
-
-// flushAbove is how much of a burst is sent at once.
-const flushAbove = 64 * 1024
-
-func (st *stream) follow(ctx context.Context, w *registry.Watch) {
-	for {
-		wait, cancel := context.WithTimeout(ctx, st.s.cfg.BookmarkInterval)
-		var err error
-		for err == nil {
-			var changes []registry.Change
-			if changes, err = w.Next(wait); err == nil && !st.send(changes) {
-				cancel()
-				return
-			}
-		}
-		cancel()
-		switch {
-		case ctx.Err() != nil:
-			if st.bookmarks && st.c.ctx().Err() == nil && st.addBookmark(w.Progress(), false) {
-				st.flush() // so that the client resumes from here
-			}
-			return
-		case errors.Is(err, context.DeadlineExceeded):
-			if st.bookmarks && !(st.addBookmark(w.Progress(), false) && st.flush()) {
-				return
-			}
-		case errors.Is(err, store.ErrClosed):
-			return
-		default:
-			st.sendError(err)
-			return
-		}
-	}
-}
-
-func (st *stream) send(changes []registry.Change) bool {
-	if len(changes) == 1 && len(st.buf) == 0 { // by far the most frequent
-		frame, err := st.frame(changes[0])
-		if err != nil {
-			st.sendError(err)
-			return false
-		}
-		_, err = st.c.w.Write(frame)
-		return err == nil && st.flusher.Flush() == nil
-	}
-	for _, ch := range changes {
-		if !st.add(ch) {
-			return false
-		}
-	}
-	return st.flush()
-}
-
-func (st *stream) flush() bool {
-	if len(st.buf) > 0 {
-		if _, err := st.c.w.Write(st.buf); err != nil {
-			return false
-		}
-		if st.buf = st.buf[:0]; cap(st.buf) > 4*flushAbove {
-			st.buf = nil
-		}
-	}
-	return st.flusher.Flush() == nil
-}
-
-// add appends the frame of one change. Frames are made once per change and
+// Frame implements watchstream.Form. Frames are made once per change and
 // format and shared by all watchers.
-func (st *stream) add(ch registry.Change) bool {
-	frame, err := st.frame(ch)
-	if err != nil {
-		st.sendError(err)
-		return false
-	}
-	if len(st.buf) == 0 && len(frame) > flushAbove {
-		_, err := st.c.w.Write(frame)
-		return err == nil
-	}
-	st.buf = append(st.buf, frame...)
-	return true
-}
-
-func (st *stream) frame(ch registry.Change) ([]byte, error) {
+func (f *watchForm) Frame(ch registry.Change) ([]byte, error) {
 	attrs, shared := ch.KV.Attrs.(*wire.Attrs)
-	if !shared || st.out.shape == shapeTable || !st.out.sharable() {
-		return st.build(ch)
+	if !shared || f.out.shape == shapeTable {
+		return f.build(ch)
 	}
-	key := wire.EncodingKey{Form: st.formName(), ResourceVersion: ch.ResourceVersion, Event: string(ch.Type)}
-	return attrs.Shared().Encoding(key, func() ([]byte, error) { return st.build(ch) })
+	key := wire.EncodingKey{Form: f.formName(), ResourceVersion: ch.ResourceVersion, Event: string(ch.Type)}
+	return attrs.Shared().Encoding(key, func() ([]byte, error) { return f.build(ch) })
 }
-
-func (o output) sharable() bool { return !o.pretty }
 
 // formName distinguishes the frames of one change.
-func (st *stream) formName() string {
-	e := st.c.ep
-	if st.out.shape == shapePartial {
-		return st.out.media + ";partial;" + st.out.version
+func (f *watchForm) formName() string {
+	e := f.c.ep
+	if f.out.shape == shapePartial {
+		return f.out.media + ";partial;" + f.out.version
 	}
-	return e.formNames[st.out.media == codec.Protobuf]
+	return e.formNames[f.out.media == codec.Protobuf]
 }
 
-func (st *stream) build(ch registry.Change) ([]byte, error) {
+func (f *watchForm) build(ch registry.Change) ([]byte, error) {
 	it := registry.Item{KV: ch.KV, ResourceVersion: ch.ResourceVersion}
-	if st.out.shape == shapeTable {
-		return st.tableFrame(ch, it)
+	if f.out.shape == shapeTable {
+		return f.tableFrame(ch, it)
 	}
-	data, err := st.s.encodeItem(st.c, st.out, it)
+	data, err := f.s.encodeItem(f.c, f.out, it)
 	if err != nil {
 		return nil, err
 	}
-	return frame(st.out.media, string(ch.Type), data), nil
+	return frame(f.out.media, string(ch.Type), data), nil
 }
 
 // frame wraps an encoded object as a watch event.
@@ -258,73 +138,67 @@ func frame(media, eventType string, object []byte) []byte {
 }
 
 // tableFrame sends a change as a one-row table; only the first has the columns.
-func (st *stream) tableFrame(ch registry.Change, it registry.Item) ([]byte, error) {
-	obj, err := st.c.ep.reg.Object(it)
+func (f *watchForm) tableFrame(ch registry.Change, it registry.Item) ([]byte, error) {
+	obj, err := f.c.ep.reg.Object(it)
 	if err != nil {
 		return nil, err
 	}
-	t, err := st.s.table(st.c, st.out, []api.Object{obj})
+	t, err := f.s.table(f.c, f.out, []api.Object{obj})
 	if err != nil {
 		return nil, err
 	}
 	t.ResourceVersion = strconv.FormatInt(ch.ResourceVersion, 10)
-	if st.tableSent {
+	if f.tableSent {
 		t.ColumnDefinitions = nil
 	}
-	st.tableSent = true
-	data, err := encodeObject(st.out, t)
+	f.tableSent = true
+	data, err := encodeObject(f.out, t)
 	if err != nil {
 		return nil, err
 	}
-	return frame(st.out.media, string(ch.Type), data), nil
+	return frame(f.out.media, string(ch.Type), data), nil
 }
 
-// addBookmark appends a bookmark: everything up to rev has been sent.
-func (st *stream) addBookmark(rev int64, initialEnd bool) bool {
+// Bookmark implements watchstream.Form.
+func (f *watchForm) Bookmark(rev int64, initialEnd bool) ([]byte, error) {
 	var obj runtime.Object
 	meta := metav1.ObjectMeta{ResourceVersion: strconv.FormatInt(rev, 10)}
 	if initialEnd {
 		meta.Annotations = map[string]string{metav1.InitialEventsAnnotationKey: "true"}
 	}
-	switch st.out.shape {
+	switch f.out.shape {
 	case shapePlain:
-		o := st.c.ep.ver.New()
+		o := f.c.ep.ver.New()
 		o.SetResourceVersion(meta.ResourceVersion)
 		o.SetAnnotations(meta.Annotations)
-		o.GetObjectKind().SetGroupVersionKind(st.c.ep.kind)
+		o.GetObjectKind().SetGroupVersionKind(f.c.ep.kind)
 		obj = o
 	case shapePartial:
 		p := &metav1.PartialObjectMetadata{ObjectMeta: meta}
-		obj = partial.Of(st.out.version, p)
+		obj = partial.Of(f.out.version, p)
 	case shapeTable:
-		o := st.c.ep.reg.New()
+		o := f.c.ep.reg.New()
 		o.SetResourceVersion(meta.ResourceVersion)
 		o.SetAnnotations(meta.Annotations)
-		t, err := st.s.table(st.c, st.out, []api.Object{o})
+		t, err := f.s.table(f.c, f.out, []api.Object{o})
 		if err != nil {
-			return false
+			return nil, err
 		}
 		t.ResourceVersion = meta.ResourceVersion
-		if st.tableSent {
+		if f.tableSent {
 			t.ColumnDefinitions = nil
 		}
 		obj = t
 	}
-	data, err := encodeObject(st.out, obj)
+	data, err := encodeObject(f.out, obj)
 	if err != nil {
-		return false
+		return nil, err
 	}
-	st.buf = append(st.buf, frame(st.out.media, string(watch.Bookmark), data)...)
-	return true
+	return frame(f.out.media, string(watch.Bookmark), data), nil
 }
 
-// sendError ends the stream with an error event.
-func (st *stream) sendError(err error) {
-	out := st.out
-	data, encErr := encodeObject(output{media: out.media}, toStatus(err))
-	if encErr != nil {
-		return
-	}
-	st.buf = append(st.buf, frame(out.media, string(watch.Error), data)...)
-	st.flush()
+// Error implements watchstream.Form.
+func (f *watchForm) Error(err error) ([]byte, error) {
+	data, err := encodeObject(output{media: f.out.media}, toStatus(err))
+	return frame(f.out.media, string(watch.Error), data), err
 }

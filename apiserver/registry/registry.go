@@ -114,6 +114,10 @@ func (r *Registry) GroupResource() schema.GroupResource { return r.gr }
 // Kind is the kind of the stored objects.
 func (r *Registry) Kind() schema.GroupVersionKind { return r.kind }
 
+// Encrypted tells whether the objects are stored under a key, which a plug-in
+// may have to be asked for.
+func (r *Registry) Encrypted() bool { return r.encryption.Now().On() }
+
 // New returns an empty object of the stored type. For a stored type that
 // differs from every served one, the first version's ToStorage makes it.
 func (r *Registry) New() api.Object {

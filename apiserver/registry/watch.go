@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"math"
 
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	"k8s.io/apimachinery/pkg/watch"
@@ -26,6 +27,8 @@ type WatchOptions struct {
 	ResourceVersion string
 	// SendInitial asks for the present objects first, whatever ResourceVersion says.
 	SendInitial bool
+	// Wake is for a watch that is read by Poll; see store.WatchRequest.
+	Wake func()
 }
 
 // Watch is an open watch. Not safe for concurrent use.
@@ -64,7 +67,7 @@ func (r *Registry) Watch(ctx context.Context, o WatchOptions) (*Watch, error) {
 			}
 		}
 	}
-	w.w, err = r.Store.Watch(ctx, store.WatchRequest{Key: key, End: end, StartRevision: w.rev + 1})
+	w.w, err = r.Store.Watch(ctx, store.WatchRequest{Key: key, End: end, StartRevision: w.rev + 1, Wake: o.Wake})
 	if errors.Is(err, store.ErrCompacted) {
 		return nil, tooOld(w.rev)
 	}
@@ -90,28 +93,41 @@ func (w *Watch) Initial() ([]*store.KV, int64) {
 // When history is gone it returns a 410.
 func (w *Watch) Next(ctx context.Context) ([]Change, error) {
 	for {
-		batch, err := w.w.Next(ctx)
-		if errors.Is(err, store.ErrCompacted) {
-			return nil, tooOld(w.rev)
-		}
-		if err != nil {
-			return nil, err
-		}
-		w.rev = batch.Revision
-		w.buf = w.buf[:0]
-		enc := w.m.object.r.encryption.Now()
-		for _, ev := range batch.Events {
-			if err := openEvent(enc, &ev); err != nil {
-				return nil, err
-			}
-			if c, ok := w.m.change(&ev); ok {
-				w.buf = append(w.buf, c)
-			}
-		}
-		if len(w.buf) > 0 {
-			return w.buf, nil
+		changes, err := w.changes(w.w.Next(ctx))
+		if err != nil || len(changes) > 0 {
+			return changes, err
 		}
 	}
+}
+
+// Poll is Next for a watch with Wake: it does not wait, may return nothing, and
+// tells whether there may be more; if not, Wake is called when there is.
+func (w *Watch) Poll() (changes []Change, more bool, err error) {
+	batch, more, err := w.w.Poll(math.MaxInt64)
+	changes, err = w.changes(batch, err)
+	return changes, more, err
+}
+
+// changes are what the watch sees of a batch.
+func (w *Watch) changes(batch store.Batch, err error) ([]Change, error) {
+	if errors.Is(err, store.ErrCompacted) {
+		return nil, tooOld(w.rev)
+	}
+	if err != nil {
+		return nil, err
+	}
+	w.rev = batch.Revision
+	w.buf = w.buf[:0]
+	enc := w.m.object.r.encryption.Now()
+	for _, ev := range batch.Events {
+		if err := openEvent(enc, &ev); err != nil {
+			return nil, err
+		}
+		if c, ok := w.m.change(&ev); ok {
+			w.buf = append(w.buf, c)
+		}
+	}
+	return w.buf, nil
 }
 
 // openEvent puts the versions of an event in the clear.

@@ -68,6 +68,7 @@ type conn struct {
 	recvWindow   int64 // what it may send on this connection
 	recvDebt     int64 // what was read of that and not told yet
 
+	feeds   feeds
 	out     *[]byte   // frames to be written; nil: none
 	writing bool      // somebody writes, and will see what is added
 	room    sync.Cond // out was taken, or nobody writes any more

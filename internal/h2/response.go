@@ -282,11 +282,19 @@ func (st *stream) send(block, p []byte, end bool) error {
 		if end && n == len(p) {
 			flags = http2.FlagDataEndStream
 		}
-		out := c.pending()
-		*out = append(appendFrame(*out, n, http2.FrameData, flags, st.id), p[:n]...)
+		st.addData(p[:n], flags)
 		p = p[n:]
 	}
 	return st.sent(end)
+}
+
+// addData adds a frame that the client has room for. mu is held.
+func (st *stream) addData(p []byte, flags http2.Flags) {
+	c := st.c
+	st.sendWindow -= int64(len(p))
+	c.sendWindow -= int64(len(p))
+	out := c.pending()
+	*out = append(appendFrame(*out, len(p), http2.FrameData, flags, st.id), p...)
 }
 
 // sent lets the frames go that were added. mu is held.
@@ -306,8 +314,6 @@ func (st *stream) room(n int) (int, error) {
 			return 0, err
 		}
 		if can := min(int64(n), int64(c.peerFrame), st.sendWindow, c.sendWindow); can > 0 {
-			st.sendWindow -= can
-			c.sendWindow -= can
 			return int(can), nil
 		}
 		c.write() // what the client is to read before it lets us send more
