@@ -271,7 +271,8 @@ type Lease struct {
 }
 
 // Leases are the lease operations. Time is monotonic: a clock step neither
-// expires nor prolongs a lease. After a restart a lease gets its full TTL.
+// expires nor prolongs a lease. After a restart a lease gets its full TTL, or
+// what it had left when that was written last.
 type Leases interface {
 	// Grant makes a lease of ttl seconds, at most MaxLeaseTTL; id 0 lets the
 	// store choose.

@@ -77,6 +77,7 @@ type options struct {
 	authToken                                                   string
 	progress, oldProgress, keepMin, keepInterval, keepTimeout   time.Duration
 	logLevel, logFormat, logOutputs                             string
+	gates                                                       gates
 	noFsync, version, enableV2, gateway, pprof, forceNewCluster bool
 	metricsDetail                                               string
 }
@@ -88,14 +89,14 @@ var Ignored = []struct{ Names, Why string }{
 	{"heartbeat-interval election-timeout initial-election-tick-advance raft-read-timeout raft-write-timeout pre-vote strict-reconfig-check max-learners snapshot-catchup-entries", "there is no raft"},
 	{"snapshot-count max-snapshots max-wals backend-batch-interval backend-batch-limit backend-bbolt-freelist-type bootstrap-defrag-threshold-megabytes experimental-bootstrap-defrag-threshold-megabytes memory-mlock experimental-memory-mlock", "the store has its own files"},
 	{"compaction-batch-limit compaction-sleep-interval experimental-compaction-batch-limit experimental-compaction-sleep-interval compact-hash-check-time experimental-compact-hash-check-time", "compaction never stops writers"},
-	{"corrupt-check-time experimental-corrupt-check-time experimental-initial-corrupt-check experimental-compact-hash-check-enabled experimental-enable-lease-checkpoint experimental-enable-lease-checkpoint-persist feature-gates", "every start checks every byte"},
+	{"corrupt-check-time experimental-corrupt-check-time experimental-initial-corrupt-check experimental-compact-hash-check-enabled", "every start checks every byte"},
 	{"downgrade-check-time warning-apply-duration warning-unary-request-duration experimental-warning-apply-duration experimental-warning-unary-request-duration", "they only time warnings"},
-	{"logger enable-log-rotation log-rotation-config-json self-signed-cert-validity v2-deprecation socket-reuse-port socket-reuse-address client-cert-file client-key-file", "nothing here depends on them"},
+	{"logger enable-log-rotation log-rotation-config-json self-signed-cert-validity v2-deprecation experimental-enable-lease-checkpoint-persist socket-reuse-port socket-reuse-address client-cert-file client-key-file", "nothing here depends on them"},
 	{"discovery-fallback discovery-dial-timeout discovery-request-timeout discovery-keepalive-time discovery-keepalive-timeout discovery-insecure-transport discovery-insecure-skip-tls-verify", "without --discovery they have no effect"},
 }
 
 // booleans among the ignored: they may stand without a value.
-const ignoredBooleans = " peer-client-cert-auth peer-auto-tls peer-skip-client-san-verification initial-election-tick-advance pre-vote strict-reconfig-check memory-mlock experimental-memory-mlock experimental-initial-corrupt-check experimental-compact-hash-check-enabled experimental-enable-lease-checkpoint experimental-enable-lease-checkpoint-persist enable-log-rotation socket-reuse-port socket-reuse-address discovery-insecure-transport discovery-insecure-skip-tls-verify "
+const ignoredBooleans = " peer-client-cert-auth peer-auto-tls peer-skip-client-san-verification initial-election-tick-advance pre-vote strict-reconfig-check memory-mlock experimental-memory-mlock experimental-initial-corrupt-check experimental-compact-hash-check-enabled experimental-enable-lease-checkpoint-persist enable-log-rotation socket-reuse-port socket-reuse-address discovery-insecure-transport discovery-insecure-skip-tls-verify "
 
 // ignored is a flag that takes any value.
 type ignored struct{ boolean bool }
@@ -103,6 +104,39 @@ type ignored struct{ boolean bool }
 func (ignored) String() string     { return "" }
 func (ignored) Set(string) error   { return nil }
 func (i ignored) IsBoolFlag() bool { return i.boolean }
+
+// gates are those that --feature-gates names.
+type gates map[string]bool
+
+// knownGates are etcd 3.7's.
+const knownGates = " AllAlpha AllBeta CompactHashCheck FastLeaseKeepAlive InitialCorruptCheck LeaseCheckpoint LeaseCheckpointPersist PriorityRequest " +
+	"SetMemberLocalAddr StopGRPCServiceOnDefrag TxnModeWriteWithSharedBuffer "
+
+func (g *gates) String() string { return "" }
+
+func (g *gates) Set(text string) error {
+	if *g == nil {
+		*g = gates{}
+	}
+	for _, pair := range strings.Split(text, ",") {
+		name, value, ok := strings.Cut(strings.TrimSpace(pair), "=")
+		if name == "" && !ok {
+			continue
+		}
+		if !ok {
+			return fmt.Errorf("missing bool value for %s", name)
+		}
+		on, err := strconv.ParseBool(strings.TrimSpace(value))
+		if err != nil {
+			return fmt.Errorf("invalid value of %s=%s, err: %w", name, value, err)
+		}
+		if !strings.Contains(knownGates, " "+name+" ") {
+			return fmt.Errorf("unrecognized feature gate: %s", name)
+		}
+		(*g)[name] = on
+	}
+	return nil
+}
 
 // everybody is a flag that upstream narrows whom the server answers with; here
 // it answers all.
@@ -126,6 +160,9 @@ func newOptions(out io.Writer) *options {
 		fmt.Fprintln(out, "Usage: skiff etcd [flags]\n\nA server of etcd's API with one member. Flags, each also ETCD_<NAME> and in --config-file:")
 		f.PrintDefaults()
 	}
+	f.Var(&o.gates, "feature-gates", "name=true or false, comma-separated; LeaseCheckpoint: a lease has no more time after a restart than it had left, to five minutes. "+
+		"The others of etcd 3.7 are taken and change nothing here")
+	f.BoolFunc("experimental-enable-lease-checkpoint", "LeaseCheckpoint of --feature-gates", func(v string) error { return o.gates.Set("LeaseCheckpoint=" + v) })
 	f.StringVar(&o.name, "name", "default", "name of this member")
 	f.StringVar(&o.dataDir, "data-dir", "", "data folder (default <name>.etcd)")
 	f.StringVar(&o.configFile, "config-file", "", "YAML file of flags; other flags and variables are then ignored")
@@ -301,8 +338,13 @@ func (o *options) config() (standalone.Config, error) {
 	case quota < 0:
 		quota = 1<<63 - 1
 	}
+	var leaseCheckpoint time.Duration
+	if o.gates["LeaseCheckpoint"] {
+		leaseCheckpoint = 5 * time.Minute
+	}
 	return standalone.Config{
-		DataDir: o.dataDir, Name: o.name, Token: o.token, TLS: conf, NoV2: !o.enableV2, NoSync: o.noFsync,
+		LeaseCheckpoint: leaseCheckpoint,
+		DataDir:         o.dataDir, Name: o.name, Token: o.token, TLS: conf, NoV2: !o.enableV2, NoSync: o.noFsync,
 		Listen: append(urls(o.listen), urls(o.httpListen)...), Metrics: urls(o.metricsListen),
 		AdvertiseClient: urls(o.advertise), AdvertisePeer: urls(o.advertisePeer),
 		QuotaBytes: quota, MaxTxnOps: int(o.maxOps), MaxRequestBytes: int(o.maxRequest),

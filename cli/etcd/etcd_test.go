@@ -10,6 +10,7 @@ import (
 	"regexp"
 	"strings"
 	"testing"
+	"time"
 
 	clientv3 "go.etcd.io/etcd/client/v3"
 
@@ -202,6 +203,32 @@ func TestV2Commands(t *testing.T) {
 		code := etcdctl.RunV2(strings.Fields(tt.line), env, strings.NewReader("v3"), &out, &out)
 		if out.String() != tt.want || code != tt.code {
 			t.Errorf("%s: %q, status %d; want %q, %d", tt.line, out.String(), code, tt.want, tt.code)
+		}
+	}
+}
+
+func TestFeatureGates(t *testing.T) {
+	for args, want := range map[string]any{
+		"--feature-gates=LeaseCheckpoint=true,FastLeaseKeepAlive=false": 5 * time.Minute,
+		"--experimental-enable-lease-checkpoint":                        5 * time.Minute,
+		"--feature-gates=LeaseCheckpoint=false":                         time.Duration(0),
+		"":                                                              time.Duration(0),
+		"--feature-gates=Nonsense=true":                                 "unrecognized feature gate: Nonsense",
+		"--feature-gates=LeaseCheckpoint":                               "missing bool value for LeaseCheckpoint",
+		"--feature-gates=LeaseCheckpoint=maybe":                         "invalid value of LeaseCheckpoint=maybe",
+	} {
+		o := newOptions(io.Discard)
+		err := o.parse(strings.Fields(args), noEnv)
+		var cfg standalone.Config
+		if err == nil {
+			cfg, err = o.config()
+		}
+		if text, bad := want.(string); bad {
+			if err == nil || !strings.Contains(err.Error(), text) {
+				t.Errorf("%s: %v, want %s", args, err, text)
+			}
+		} else if err != nil || cfg.LeaseCheckpoint != want {
+			t.Errorf("%s: %v, %v, want %v", args, cfg.LeaseCheckpoint, err, want)
 		}
 	}
 }

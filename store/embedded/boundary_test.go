@@ -18,6 +18,7 @@ import (
 	"testing"
 
 	"github.com/skiff-project/skiff/store"
+	"github.com/skiff-project/skiff/store/mvcc"
 	"github.com/skiff-project/skiff/store/storetest"
 	"github.com/skiff-project/skiff/store/vfs"
 	"github.com/skiff-project/skiff/store/wal"
@@ -84,7 +85,7 @@ func digest(s *Store) uint64 {
 	leases := s.core.Leases()
 	for _, id := range slices.Sorted(maps.Keys(leases)) {
 		_, keys, _ := s.core.Lease(id)
-		num(int64(id), leases[id])
+		num(int64(id), leases[id].TTL, leases[id].Left)
 		for _, key := range keys {
 			str(key)
 		}
@@ -144,7 +145,7 @@ func (tr *trace) choose(ctx context.Context) (string, func() error) {
 			return err
 		}
 	}
-	switch k := g.IntN(40); {
+	switch k := g.IntN(41); {
 	case k < 2:
 		id := store.LeaseID(g.IntN(1<<30) + 1)
 		return "grant", func() error {
@@ -154,6 +155,9 @@ func (tr *trace) choose(ctx context.Context) (string, func() error) {
 	case k == 2 && len(ids) > 0:
 		id := ids[g.IntN(len(ids))]
 		return "revoke", func() error { return s.Leases().Revoke(ctx, id) }
+	case k == 40 && len(ids) > 0:
+		id, left := ids[g.IntN(len(ids))], g.Int64N(3600)
+		return "left", func() error { return s.do(ctx, func(core *mvcc.Core) error { return core.SetLeft(id, left) }) }
 	case k == 3 && rev > 1:
 		at := max(1, rev-g.Int64N(min(rev, 40)))
 		return "compact", func() error { return s.Compact(ctx, at) }
@@ -280,7 +284,7 @@ func TestPowerLossAtEveryBoundary(t *testing.T) {
 		}
 		s.Close()
 		t.Logf("seed %d: 1,000 operations %v, %d boundaries, %d power cuts and %d more during recovery", seed, tr.kinds, b.n, checked, again)
-		if want := []string{"checkpoint", "compact", "delete", "grant", "put", "revoke", "txn"}; !slices.Equal(slices.Sorted(maps.Keys(tr.kinds)), want) {
+		if want := []string{"checkpoint", "compact", "delete", "grant", "left", "put", "revoke", "txn"}; !slices.Equal(slices.Sorted(maps.Keys(tr.kinds)), want) {
 			t.Errorf("the trace lacks a kind of operation: %v", tr.kinds)
 		}
 	}

@@ -17,8 +17,9 @@ const (
 
 // call is one caller's work for the leader.
 type call struct {
-	req *mvcc.Request               // a transaction, or
-	do  func(core *mvcc.Core) error // anything else
+	req  *mvcc.Request               // a transaction, or
+	do   func(core *mvcc.Core) error // anything else
+	size int                         // of what do writes, at most; 0: it is little
 	// grows says that do needs space (and is refused when there is none).
 	grows bool
 	// after, if set, is run by the leader once do has succeeded and is durable,
@@ -51,7 +52,7 @@ func (c *call) bytes() int {
 	if c.req != nil {
 		return c.req.JournalBound()
 	}
-	return 64
+	return max(c.size, 64)
 }
 
 func (c *call) needsSpace() bool { return c.grows || (c.req != nil && c.req.Puts()) }

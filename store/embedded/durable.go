@@ -41,8 +41,8 @@ func (s *Store) openLog() error {
 	}
 	s.log = l
 	s.core.Record()
-	for id, ttl := range s.core.Leases() {
-		s.lessor.add(id, ttl)
+	for id, life := range s.core.Leases() {
+		s.lessor.add(id, life)
 	}
 	return nil
 }
@@ -140,7 +140,7 @@ func (s *Store) checkpoint(done chan<- error) error {
 	return nil
 }
 
-func (s *Store) writeCheckpoint(num uint64, v *mvcc.View, leases map[store.LeaseID]int64) error {
+func (s *Store) writeCheckpoint(num uint64, v *mvcc.View, leases map[store.LeaseID]mvcc.Life) error {
 	c, err := s.log.NewCheckpoint(num)
 	if err != nil {
 		if c != nil {

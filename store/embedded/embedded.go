@@ -28,6 +28,7 @@ import (
 	"log/slog"
 	"sync"
 	"sync/atomic"
+	"time"
 
 	"k8s.io/utils/clock"
 
@@ -62,6 +63,11 @@ type Options struct {
 	// MaxRequestBytes bounds the keys and values of one transaction. Default
 	// 1.5 MiB, at most 32 MiB.
 	MaxRequestBytes int
+	// LeaseCheckpoint is how often it is written how much of its time a lease
+	// has left that has more than that; after a restart it has no more. 0:
+	// never, and a restart gives it its full time again, as it does in any case
+	// to one with less.
+	LeaseCheckpoint time.Duration
 	// Clock times leases. Default the real clock.
 	Clock clock.WithTicker
 	// Log gets what an operator must know. Default discards.
@@ -132,6 +138,9 @@ func Open(opt Options) (*Store, error) {
 	}
 	s.hub = hub.New(s.core.View(), s.Err)
 	s.work.Go(s.lessor.run)
+	if opt.LeaseCheckpoint > 0 {
+		s.work.Go(s.lessor.checkpoints)
+	}
 	return s, nil
 }
 

@@ -30,7 +30,8 @@ type deadline struct {
 	id    store.LeaseID
 	ttl   time.Duration
 	at    time.Time
-	index int // in the queue
+	index int  // in the queue
+	noted bool // what is left of it was written, which a restart would go by
 }
 
 func (l *lessor) init(s *Store) {
@@ -53,7 +54,7 @@ func (l *lessor) Grant(ctx context.Context, id store.LeaseID, ttl int64) (store.
 		err := l.s.submitOnce(ctx, call{
 			grows: true,
 			do:    func(core *mvcc.Core) error { return core.Grant(id, ttl) },
-			after: func() { l.add(id, ttl) },
+			after: func() { l.add(id, mvcc.Life{TTL: ttl}) },
 		})
 		if err == store.ErrLeaseExists && chosen {
 			continue
@@ -65,12 +66,16 @@ func (l *lessor) Grant(ctx context.Context, id store.LeaseID, ttl int64) (store.
 	}
 }
 
-// add starts a lease's time.
-func (l *lessor) add(id store.LeaseID, ttl int64) {
+// add starts a lease's time, or what is left of it.
+func (l *lessor) add(id store.LeaseID, life mvcc.Life) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	d := &deadline{id: id, ttl: time.Duration(ttl) * time.Second}
-	d.at = l.s.opt.Clock.Now().Add(d.ttl)
+	d := &deadline{id: id, ttl: time.Duration(life.TTL) * time.Second, noted: life.Left != 0}
+	left := life.TTL
+	if d.noted {
+		left = life.Left
+	}
+	d.at = l.s.opt.Clock.Now().Add(time.Duration(left) * time.Second)
 	l.leases[id] = d
 	heap.Push(&l.queue, d)
 	l.notify()
@@ -99,16 +104,85 @@ func (l *lessor) KeepAlive(ctx context.Context, id store.LeaseID) (store.Lease, 
 		return store.Lease{}, err
 	}
 	l.mu.Lock()
-	defer l.mu.Unlock()
 	now := l.s.opt.Clock.Now()
 	d := l.leases[id]
 	if d == nil || !now.Before(d.at) {
+		l.mu.Unlock()
 		return store.Lease{}, store.ErrLeaseNotFound
 	}
 	d.at = now.Add(d.ttl)
 	heap.Fix(&l.queue, d.index)
+	noted := d.noted
+	l.mu.Unlock()
+	if noted {
+		if err := l.forget(ctx, id); err != nil {
+			return store.Lease{}, err
+		}
+	}
 	ttl := int64(d.ttl / time.Second)
 	return store.Lease{ID: id, TTL: ttl, Remaining: ttl}, nil
+}
+
+// forget writes that a lease has all its time again.
+func (l *lessor) forget(ctx context.Context, id store.LeaseID) error {
+	return l.s.submitOnce(ctx, call{do: func(core *mvcc.Core) error {
+		l.mu.Lock()
+		defer l.mu.Unlock()
+		if d := l.leases[id]; d != nil {
+			d.noted = false
+		}
+		if err := core.SetLeft(id, 0); err != store.ErrLeaseNotFound {
+			return err
+		}
+		return nil
+	}})
+}
+
+// maxNoted is how many leases are written of at a time.
+const maxNoted = 1000
+
+// checkpoints notes now and then what long leases have left.
+func (l *lessor) checkpoints() {
+	tick := l.s.opt.Clock.NewTicker(l.s.opt.LeaseCheckpoint)
+	defer tick.Stop()
+	for {
+		select {
+		case <-tick.C():
+		case <-l.s.done:
+			return
+		}
+		ids, _ := l.List(context.Background()) // a store that has stopped has none
+		for part := range slices.Chunk(ids, maxNoted) {
+			err := l.s.submitOnce(context.Background(), call{size: len(part) * 32, do: func(core *mvcc.Core) error { return l.note(core, part) }})
+			if err != nil {
+				break // the store has stopped or is full: after a restart leases live longer
+			}
+		}
+	}
+}
+
+// note writes what those of the leases have left that outlive the next time.
+// It looks at the clock in turn with the writers: what renews a lease after
+// that finds it noted, and writes so behind it.
+func (l *lessor) note(core *mvcc.Core, ids []store.LeaseID) error {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	now := l.s.opt.Clock.Now()
+	for _, id := range ids {
+		d := l.leases[id]
+		if d == nil {
+			continue
+		}
+		left := d.at.Sub(now)
+		if left <= l.s.opt.LeaseCheckpoint {
+			continue
+		}
+		if err := core.SetLeft(id, int64(left/time.Second)); err != nil && err != store.ErrLeaseNotFound {
+			return err
+		}
+		d.noted = true
+	}
+	return nil
 }
 
 // TimeToLive implements store.Leases.

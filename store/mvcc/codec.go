@@ -19,6 +19,7 @@ const (
 	recState   = 5 // revision, compact revision: head of a checkpoint
 	recBase    = 6 // key, value, create, mod, version, lease, order if not 0: a live key of a checkpoint
 	recEvent   = 7 // type, key, value, mod, create, version, lease: history of a checkpoint
+	recLeft    = 8 // lease, seconds left of its time, 0 for all of them
 )
 
 // Kinds of operations in a recTxn.
@@ -67,6 +68,12 @@ func appendGrant(b []byte, id store.LeaseID, ttl int64) []byte {
 	b = beginRecord(b, recGrant)
 	b = binary.AppendVarint(b, int64(id))
 	return endRecord(binary.AppendVarint(b, ttl), n)
+}
+
+func appendLeft(b []byte, id store.LeaseID, left int64) []byte {
+	n := len(b)
+	b = binary.AppendVarint(beginRecord(b, recLeft), int64(id))
+	return endRecord(binary.AppendVarint(b, left), n)
 }
 
 func appendRevoke(b []byte, id store.LeaseID) []byte {

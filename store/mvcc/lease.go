@@ -10,8 +10,14 @@ import (
 // lease is a granted lease and the keys attached to it. When it ends is the
 // business of whoever owns a clock.
 type lease struct {
-	ttl  int64 // seconds
+	life Life
 	keys map[string]struct{}
+}
+
+// Life is a lease's time, in seconds.
+type Life struct {
+	TTL  int64 // granted
+	Left int64 // of that, when it was written last; 0: all of it
 }
 
 // Grant makes a lease of 1 to store.MaxLeaseTTL seconds. Errors:
@@ -23,9 +29,26 @@ func (c *Core) Grant(id store.LeaseID, ttl int64) error {
 	if _, ok := c.leases[id]; ok {
 		return store.ErrLeaseExists
 	}
-	c.leases[id] = &lease{ttl: ttl}
+	c.leases[id] = &lease{life: Life{TTL: ttl}}
 	if c.recording {
 		c.journal = appendGrant(c.journal, id, ttl)
+	}
+	return nil
+}
+
+// SetLeft notes how much of its time a lease has left, 0 for all of it. Errors:
+// store.ErrLeaseNotFound; store.ErrLeaseTTL for more than it was granted.
+func (c *Core) SetLeft(id store.LeaseID, left int64) error {
+	l, ok := c.leases[id]
+	if !ok {
+		return store.ErrLeaseNotFound
+	}
+	if left < 0 || left > l.life.TTL {
+		return store.ErrLeaseTTL
+	}
+	l.life.Left = left
+	if c.recording {
+		c.journal = appendLeft(c.journal, id, left)
 	}
 	return nil
 }
@@ -57,16 +80,16 @@ func (c *Core) Lease(id store.LeaseID) (ttl int64, keys []string, err error) {
 	if !ok {
 		return 0, nil, store.ErrLeaseNotFound
 	}
-	return l.ttl, slices.Sorted(maps.Keys(l.keys)), nil
+	return l.life.TTL, slices.Sorted(maps.Keys(l.keys)), nil
 }
 
-// Leases returns every lease with its TTL in seconds.
-func (c *Core) Leases() map[store.LeaseID]int64 {
-	ttls := make(map[store.LeaseID]int64, len(c.leases))
+// Leases returns every lease with its time.
+func (c *Core) Leases() map[store.LeaseID]Life {
+	lives := make(map[store.LeaseID]Life, len(c.leases))
 	for id, l := range c.leases {
-		ttls[id] = l.ttl
+		lives[id] = l.life
 	}
-	return ttls
+	return lives
 }
 
 // relink moves key from one lease to another; 0 is none.

@@ -42,6 +42,14 @@ func (c *Core) replay(kind byte, d *decoder) error {
 		if err := c.Grant(id, ttl); err != nil {
 			return corrupt("grant of lease %x for %d s: %v", id, ttl, err)
 		}
+	case recLeft:
+		id, left := store.LeaseID(d.varint()), d.varint()
+		if d.bad {
+			return nil
+		}
+		if err := c.SetLeft(id, left); err != nil {
+			return corrupt("lease %x has %d s left: %v", id, left, err)
+		}
 	case recRevoke:
 		id := store.LeaseID(d.varint())
 		if d.bad {
@@ -231,7 +239,7 @@ const checkpointChunk = 512 << 10
 // a time; leases are those of the core when v was made. A chunk is valid
 // until write returns. The records are: the state; the leases; the keys at
 // the compact revision in order; the events since, in order.
-func WriteCheckpoint(v *View, leases map[store.LeaseID]int64, write func([]byte) error) error {
+func WriteCheckpoint(v *View, leases map[store.LeaseID]Life, write func([]byte) error) error {
 	buf := appendState(nil, v.rev, v.compacted)
 	flush := func(at int) error {
 		if len(buf) <= at {
@@ -242,7 +250,10 @@ func WriteCheckpoint(v *View, leases map[store.LeaseID]int64, write func([]byte)
 		return err
 	}
 	for _, id := range slices.Sorted(maps.Keys(leases)) {
-		buf = appendGrant(buf, id, leases[id])
+		buf = appendGrant(buf, id, leases[id].TTL)
+		if left := leases[id].Left; left != 0 {
+			buf = appendLeft(buf, id, left)
+		}
 		if err := flush(checkpointChunk); err != nil {
 			return err
 		}

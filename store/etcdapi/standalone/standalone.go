@@ -59,6 +59,8 @@ type Config struct {
 	// QuotaBytes, MaxTxnOps and MaxRequestBytes are limits of the store. Default its own.
 	QuotaBytes                 int64
 	MaxTxnOps, MaxRequestBytes int
+	// LeaseCheckpoint is embedded.Options'.
+	LeaseCheckpoint time.Duration
 	// FS is the disk that DataDir is on. Default the real one.
 	FS vfs.FS
 	// NoSync leaves out every sync: acknowledged writes may be lost.
@@ -112,7 +114,7 @@ func Run(ctx context.Context, cfg Config, ready func([]net.Addr)) error {
 	logs, shown := watchLog(cfg.FS)
 	cfg.API.Collectors = append(cfg.API.Collectors, shown...)
 	db, err := embedded.Open(embedded.Options{FS: logs, Dir: filepath.Join(cfg.DataDir, StoreFolder), NoSync: cfg.NoSync,
-		QuotaBytes: cfg.QuotaBytes, MaxTxnOps: cfg.MaxTxnOps, MaxRequestBytes: cfg.MaxRequestBytes, Log: cfg.Log})
+		QuotaBytes: cfg.QuotaBytes, MaxTxnOps: cfg.MaxTxnOps, MaxRequestBytes: cfg.MaxRequestBytes, LeaseCheckpoint: cfg.LeaseCheckpoint, Log: cfg.Log})
 	if err != nil {
 		return err
 	}
