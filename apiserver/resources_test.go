@@ -369,6 +369,13 @@ func TestEvents(t *testing.T) {
 			t.Errorf("the first manager's fields became %s, were %s", e.ManagedFields[i].FieldsV1.Raw, made.ManagedFields[0].FieldsV1.Raw)
 		}
 	}
+	made.ObjectMeta = metav1.ObjectMeta{Name: "An Event"}
+	if _, err := young.Create(ctx, made, metav1.CreateOptions{}); !apierrors.IsInvalid(err) {
+		t.Errorf("a name that is no subdomain, in events.k8s.io: %v", err)
+	}
+	if _, err := old.Create(ctx, &corev1.Event{ObjectMeta: made.ObjectMeta, InvolvedObject: made.Regarding}, metav1.CreateOptions{}); err != nil {
+		t.Errorf("and in the core group, which takes any: %v", err)
+	}
 }
 
 // Profiles are served to who asked for them at the start, and to nobody else.

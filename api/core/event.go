@@ -23,6 +23,7 @@ func eventResource() *api.Resource {
 		Namespaced: true,
 		Versions:   []api.Version{api.Versioned[corev1.Event, corev1.EventList]("v1", nil)},
 		Strategy: api.Strategy{
+			NameValid:           check.PathSegment, // as upstream's for this group; events.k8s.io is strict
 			Validate:            api.Check(validateEvent),
 			ValidateUpdate:      api.CheckUpdate(func(e, _ *corev1.Event) field.ErrorList { return validateEvent(e) }),
 			Selectable:          api.Select(EventFields),
