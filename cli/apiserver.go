@@ -8,15 +8,19 @@ import (
 	"math"
 	"net"
 	"net/netip"
-	"slices"
 	"strconv"
 	"strings"
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
 
+	"github.com/spf13/pflag"
+
 	"github.com/skiff-project/skiff/apiserver"
+	"github.com/skiff-project/skiff/apiserver/admission"
+	"github.com/skiff-project/skiff/apiserver/admission/config"
 	"github.com/skiff-project/skiff/apiserver/alloc"
+	"github.com/skiff-project/skiff/apiserver/plugins"
 	"github.com/skiff-project/skiff/cluster"
 )
 
@@ -46,6 +50,8 @@ type apiServerFlags struct {
 	issuers      []string
 	auth         authFlags
 	enable       []string
+	disable      []string
+	admission    string
 	tls          tlsFlags
 	audit        auditFlags
 	fairness     bool
@@ -105,8 +111,7 @@ func apiServerProgram() (*program, *apiServerFlags) {
 	fs.StringVar(&o.SigningKeyFile, "service-account-signing-key-file", "", "key that signs service account tokens")
 	fs.DurationVar(&o.MaxTokenLife, "service-account-max-token-expiration", 0, "longest life of a service account token (default: no limit)")
 	fs.StringSliceVar(&o.Audiences, "api-audiences", nil, "audiences of tokens that are for this server (default: the issuer)")
-	fs.StringSliceVar(&f.enable, "enable-admission-plugins", nil, "admission plugins to add; those that are there are on")
-	fs.StringSliceVar(&o.DisableAdmission, "disable-admission-plugins", nil, "admission plugins to leave out")
+	f.addAdmission(fs)
 	f.auth.add(p)
 	p.limited("allow-privileged", "true", "use Pod Security admission against privileged containers", "true")
 	p.limited("enable-bootstrap-token-auth", "true", "bootstrap tokens are Secrets: make none", "true")
@@ -130,6 +135,12 @@ func apiServerProgram() (*program, *apiServerFlags) {
 		return cluster.RunAPIServer(ctx, *o)
 	}
 	return p, f
+}
+
+func (f *apiServerFlags) addAdmission(fs *pflag.FlagSet) {
+	fs.StringSliceVar(&f.enable, "enable-admission-plugins", nil, "admission plugins to add to those that are on: "+strings.Join(admission.Optional(), ", "))
+	fs.StringVar(&f.admission, "admission-control-config-file", "", "AdmissionConfiguration: what "+strings.Join(config.Names(), ", ")+" are told (default: nothing)")
+	fs.StringSliceVar(&f.disable, "disable-admission-plugins", nil, "admission plugins to leave out")
 }
 
 // settle turns flags into options.
@@ -164,12 +175,8 @@ func (f *apiServerFlags) settle(p *program) error {
 	if o.Access, err = f.auth.settle(p); err != nil {
 		return err
 	}
-	if known := cluster.AdmissionPlugins(); len(f.enable) > 0 {
-		for _, name := range f.enable {
-			if !slices.Contains(known, name) {
-				return fmt.Errorf("--enable-admission-plugins: %q is not supported; those there are, all on: %s", name, strings.Join(known, ", "))
-			}
-		}
+	if o.Admission, err = plugins.Choose(f.enable, f.disable, f.admission); err != nil {
+		return err
 	}
 	for _, h := range []struct {
 		flag, want string

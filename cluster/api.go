@@ -7,7 +7,6 @@ import (
 	"log/slog"
 	"net"
 	"net/netip"
-	"slices"
 	"strconv"
 	"time"
 
@@ -22,7 +21,6 @@ import (
 	"github.com/skiff-project/skiff/apiserver"
 	"github.com/skiff-project/skiff/apiserver/admission"
 	"github.com/skiff-project/skiff/apiserver/authconfig"
-	"github.com/skiff-project/skiff/apiserver/plugins"
 	"github.com/skiff-project/skiff/apiserver/registry"
 	"github.com/skiff-project/skiff/auth"
 	"github.com/skiff-project/skiff/auth/bootstraptoken"
@@ -195,15 +193,13 @@ func (c *Cluster) apiConfig(log *slog.Logger) (apiserver.Config, error) {
 		Authorizer:         access,
 		Rules:              access,
 		OwnHealth:          c.ownHealth,
-		Admission: slices.DeleteFunc(plugins.All(admission.Config{Reader: reader, Authorizer: access}, c.clusterIPRouting, log), func(p admission.Plugin) bool {
-			return slices.Contains(c.notAdmitted, p.Name())
-		}),
-		Policy:           policy.Bootstrap(),
-		KubeletTLS:       c.kubeletTLS,
-		ServiceCIDR:      c.opts.ServiceCIDR,
-		AdvertiseAddress: c.advertised(),
-		AdvertisePort:    c.opts.APIPort,
-		Version:          versionInfo(),
+		Admission:          c.admission.Plugins(admission.Config{Reader: reader, Authorizer: access}, c.clusterIPRouting, log),
+		Policy:             policy.Bootstrap(),
+		KubeletTLS:         c.kubeletTLS,
+		ServiceCIDR:        c.opts.ServiceCIDR,
+		AdvertiseAddress:   c.advertised(),
+		AdvertisePort:      c.opts.APIPort,
+		Version:            versionInfo(),
 	}, nil
 }
 
@@ -212,15 +208,6 @@ func versionInfo() version.Info {
 		Major: "1", Minor: "37", GitVersion: gitVersion(), GitTreeState: "clean", Compiler: "gc", Platform: platform(),
 		EmulationMajor: "1", EmulationMinor: "37", MinCompatibilityMajor: "1", MinCompatibilityMinor: "36",
 	}
-}
-
-// AdmissionPlugins are the names of those that are there.
-func AdmissionPlugins() []string {
-	var names []string
-	for _, p := range plugins.All(admission.Config{}, false, nil) {
-		names = append(names, p.Name())
-	}
-	return names
 }
 
 // advertised is the endpoint of the kubernetes Service; none where only this

@@ -15,6 +15,7 @@ import (
 	"github.com/skiff-project/skiff/apiserver"
 	"github.com/skiff-project/skiff/apiserver/audit"
 	"github.com/skiff-project/skiff/apiserver/authconfig"
+	"github.com/skiff-project/skiff/apiserver/plugins"
 	"github.com/skiff-project/skiff/auth/serviceaccount"
 	"github.com/skiff-project/skiff/bootstrap"
 )
@@ -66,9 +67,9 @@ type APIServerOptions struct {
 	Audit            audit.Config // of requests; default: nothing is recorded
 	apiserver.Tuning
 	Access authconfig.Options // who requests come from and who decides, besides the above; its log is Log
-	// DisableAdmission names admission plugins to leave out.
-	DisableAdmission []string
-	Log              *slog.Logger // default: discard
+	// Admission is which admission plugins run, and what they are told; default those on by default.
+	Admission plugins.Choice
+	Log       *slog.Logger // default: discard
 }
 
 // RunAPIServer serves the API, with nothing around it, until ctx ends.
@@ -83,7 +84,7 @@ func RunAPIServer(ctx context.Context, o APIServerOptions) error {
 	c.log, c.logs = o.Log, &logs{all: o.Log}
 	routeKlog(o.Log)
 	c.clusterIPRouting = !o.EndpointRouting
-	c.notAdmitted = o.DisableAdmission
+	c.admission = o.Admission
 	c.encryptionFile, c.keyPrefix, c.tuning, c.access = o.EncryptionFile, o.Etcd.prefix(), o.Tuning, o.Access
 	c.minTLS, c.cipherSuites = o.MinTLS, o.CipherSuites
 	start, cancel := context.WithTimeout(ctx, startTimeout)

@@ -23,6 +23,7 @@ import (
 	"github.com/skiff-project/skiff/apiserver"
 	"github.com/skiff-project/skiff/apiserver/audit"
 	"github.com/skiff-project/skiff/apiserver/authconfig"
+	"github.com/skiff-project/skiff/apiserver/plugins"
 	"github.com/skiff-project/skiff/auth"
 	"github.com/skiff-project/skiff/auth/serviceaccount"
 	"github.com/skiff-project/skiff/bootstrap"
@@ -65,8 +66,8 @@ type Cluster struct {
 	// remote leads to an API server of another process; nil: api is it.
 	remote        *rest.Config
 	accountTokens *accountTokens // remote: what controllers show there; nil: remote's own credentials
-	notAdmitted   []string       // admission plugins this cluster leaves out
-	frontNames    []string       // front proxies' common names; empty: any the front-proxy CA signed
+	admission     plugins.Choice
+	frontNames    []string // front proxies' common names; empty: any the front-proxy CA signed
 	// clusterIPRouting sends what the API server has for a Service to its cluster IP.
 	clusterIPRouting bool
 	minTLS           uint16      // of the API's port; 0: TLS 1.2

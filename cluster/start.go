@@ -13,6 +13,7 @@ import (
 	"k8s.io/client-go/rest"
 	"k8s.io/client-go/tools/clientcmd"
 
+	"github.com/skiff-project/skiff/apiserver/plugins"
 	"github.com/skiff-project/skiff/apiserver/registry"
 	"github.com/skiff-project/skiff/auth"
 	"github.com/skiff-project/skiff/bootstrap"
@@ -45,8 +46,10 @@ type TestOptions struct {
 	// Controllers is upstream's --controllers: names, "*" for those on by
 	// default, "-name" to leave one out. Default "*".
 	Controllers []string
-	// DisableAdmission names admission plugins to leave out. Default none.
-	DisableAdmission []string
+	// EnableAdmission and DisableAdmission name admission plugins to add and to leave out, AdmissionConfig is the
+	// file that configures them: kube-apiserver's flags of similar names. Default none.
+	EnableAdmission, DisableAdmission []string
+	AdmissionConfig                   string
 	// Address is where the API is served over TLS. Default 127.0.0.1 and a
 	// free port.
 	Address string
@@ -119,9 +122,13 @@ func InMemory(ctx context.Context, opts TestOptions) (_ *Cluster, err error) {
 	if err := opts.setDefaults(); err != nil {
 		return nil, err
 	}
+	chosen, err := plugins.Choose(opts.EnableAdmission, opts.DisableAdmission, opts.AdmissionConfig)
+	if err != nil {
+		return nil, err
+	}
 	c := newCluster(nil)
 	c.log, c.logs = opts.Log, &logs{all: opts.Log}
-	c.notAdmitted, c.tuning.ShutdownGrace = opts.DisableAdmission, testGrace
+	c.admission, c.tuning.ShutdownGrace = chosen, testGrace
 	defer func() {
 		if err != nil {
 			c.Stop()

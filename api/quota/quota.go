@@ -166,6 +166,11 @@ func MustSpecify(pod *corev1.Pod, hard corev1.ResourceList) error {
 
 // InScope reports whether all of a quota's scopes match an object.
 func (k Counter) InScope(q *corev1.ResourceQuota, obj any) bool {
+	return !slices.ContainsFunc(Scopes(q), func(s corev1.ScopedResourceSelectorRequirement) bool { return !Matches(s, obj) })
+}
+
+// Scopes are a quota's, in the longer form.
+func Scopes(q *corev1.ResourceQuota) []corev1.ScopedResourceSelectorRequirement {
 	var scopes []corev1.ScopedResourceSelectorRequirement
 	for _, s := range q.Spec.Scopes {
 		scopes = append(scopes, corev1.ScopedResourceSelectorRequirement{ScopeName: s, Operator: corev1.ScopeSelectorOpExists})
@@ -173,19 +178,19 @@ func (k Counter) InScope(q *corev1.ResourceQuota, obj any) bool {
 	if q.Spec.ScopeSelector != nil {
 		scopes = append(scopes, q.Spec.ScopeSelector.MatchExpressions...)
 	}
-	for _, s := range scopes {
-		ok := false
-		switch o := obj.(type) {
-		case *corev1.Pod:
-			ok = podInScope(o, s)
-		case *corev1.PersistentVolumeClaim:
-			ok = s.ScopeName == corev1.ResourceQuotaScopeVolumeAttributesClass && slices.ContainsFunc(attributesClasses(o), func(class string) bool { return selects(s, class) })
-		}
-		if !ok {
-			return false
-		}
+	return scopes
+}
+
+// Matches reports whether one scope selects an object.
+func Matches(s corev1.ScopedResourceSelectorRequirement, obj any) bool {
+	switch o := obj.(type) {
+	case *corev1.Pod:
+		return podInScope(o, s)
+	case *corev1.PersistentVolumeClaim:
+		return s.ScopeName == corev1.ResourceQuotaScopeVolumeAttributesClass &&
+			slices.ContainsFunc(attributesClasses(o), func(class string) bool { return selects(s, class) })
 	}
-	return true
+	return false
 }
 
 // attributesClasses are those a claim has, asks for, or is on the way to; "" alone if there are none.

@@ -9,6 +9,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net/http"
+	"slices"
 
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -18,6 +20,7 @@ import (
 	"k8s.io/utils/clock"
 
 	"github.com/skiff-project/skiff/api"
+	"github.com/skiff-project/skiff/apiserver/admission/config"
 	"github.com/skiff-project/skiff/auth"
 )
 
@@ -178,6 +181,16 @@ func Forbidden(r *Request, err error) *apierrors.StatusError {
 	return apierrors.NewForbidden(schema.GroupResource{Group: r.APIGroup, Resource: r.Resource}, requestName(r), err)
 }
 
+// unexplained is the 500 upstream answers with where a plugin's error is no API status; nil stays nil.
+func unexplained(err error) error {
+	if err == nil {
+		return nil
+	}
+	return &apierrors.StatusError{ErrStatus: metav1.Status{
+		Status: metav1.StatusFailure, Code: http.StatusInternalServerError, Reason: metav1.StatusReasonUnknown, Message: err.Error(),
+	}}
+}
+
 func requestName(r *Request) string {
 	name := r.Name
 	if r.Verb == "deletecollection" {
@@ -201,12 +214,21 @@ type Config struct {
 	// CertificateSigning, ClusterTrustBundleAttest, the audiences of NodeRestriction).
 	Authorizer auth.Authorizer
 	Clock      clock.WithTicker // default the real one
+	// Enable names those of Optional that shall run.
+	Enable []string
+	// Plugins is what plugins are told.
+	Plugins config.Plugins
 	// Last run after all others but ResourceQuota, which counts what they leave:
 	// policies and webhooks.
 	Last []Plugin
 }
 
-// New returns the plugins that are on by default, in upstream's order.
+// Optional are the plugins that run only if they are asked for.
+func Optional() []string {
+	return []string{"AlwaysPullImages", "DenyServiceExternalIPs", "EventRateLimit", "PodNodeSelector"}
+}
+
+// New returns the plugins that are on by default and those enabled, in upstream's order.
 func New(cfg Config) []Plugin {
 	if cfg.Clock == nil {
 		cfg.Clock = clock.RealClock{}
@@ -218,9 +240,12 @@ func New(cfg Config) []Plugin {
 		serviceAccount{read: read, clock: cfg.Clock},
 		nodeRestriction{read: read, authorizer: cfg.Authorizer},
 		taintNodesByCondition{},
-		newPodSecurity(read),
+		alwaysPullImages{},
+		newPodSecurity(read, cfg.Plugins.PodSecurity),
+		podNodeSelector{read: read, selectors: cfg.Plugins.NodeSelectors},
 		priority{read: read},
 		defaultTolerationSeconds{},
+		newEventRateLimit(cfg.Plugins.EventLimits, cfg.Clock),
 		defaultStorageClass{read: read},
 		storageObjectInUseProtection{},
 		persistentVolumeClaimResize{read: read},
@@ -230,9 +255,12 @@ func New(cfg Config) []Plugin {
 		plugins = append(plugins, certificateApproval{authorizer: cfg.Authorizer}, certificateSigning{authorizer: cfg.Authorizer},
 			podCertificateSigning{authorizer: cfg.Authorizer}, clusterTrustBundleAttest{authorizer: cfg.Authorizer})
 	}
-	plugins = append(plugins, certificateSubjectRestriction{}, defaultIngressClass{read: read}, podTopologyLabels{read: read})
+	plugins = append(plugins, certificateSubjectRestriction{}, defaultIngressClass{read: read}, denyServiceExternalIPs{}, podTopologyLabels{read: read})
 	plugins = append(plugins, cfg.Last...)
-	return append(plugins, &resourceQuota{read: read, clock: cfg.Clock})
+	plugins = append(plugins, &resourceQuota{read: read, clock: cfg.Clock, limited: cfg.Plugins.LimitedResources})
+	return slices.DeleteFunc(plugins, func(p Plugin) bool {
+		return slices.Contains(Optional(), p.Name()) && !slices.Contains(cfg.Enable, p.Name())
+	})
 }
 
 // name is the object's name: from the URL, else from the object itself.

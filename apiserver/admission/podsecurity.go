@@ -17,13 +17,20 @@ import (
 )
 
 // podSecurity enforces the Pod Security Standards a namespace's labels ask
-// for, by upstream's own library. A namespace without labels allows everything.
+// for, by upstream's own library. A namespace without labels allows everything, unless a configuration says more.
 type podSecurity struct {
 	noAdmit
 	library func() (*admission.Admission, error) // made when first needed
 }
 
-func newPodSecurity(read reader) podSecurity {
+func newPodSecurity(read reader, configured *psconfig.PodSecurityConfiguration) podSecurity {
+	if configured == nil {
+		configured = &psconfig.PodSecurityConfiguration{Defaults: psconfig.PodSecurityDefaults{
+			Enforce: string(psapi.LevelPrivileged), EnforceVersion: psapi.VersionLatest,
+			Audit: string(psapi.LevelPrivileged), AuditVersion: psapi.VersionLatest,
+			Warn: string(psapi.LevelPrivileged), WarnVersion: psapi.VersionLatest,
+		}}
+	}
 	return podSecurity{library: sync.OnceValues(func() (*admission.Admission, error) {
 		evaluator, err := policy.NewEvaluator(policy.DefaultChecks(), nil)
 		if err != nil {
@@ -31,12 +38,8 @@ func newPodSecurity(read reader) podSecurity {
 		}
 		objects := podSecurityObjects{read}
 		a := &admission.Admission{
-			Configuration: &psconfig.PodSecurityConfiguration{Defaults: psconfig.PodSecurityDefaults{
-				Enforce: string(psapi.LevelPrivileged), EnforceVersion: psapi.VersionLatest,
-				Audit: string(psapi.LevelPrivileged), AuditVersion: psapi.VersionLatest,
-				Warn: string(psapi.LevelPrivileged), WarnVersion: psapi.VersionLatest,
-			}},
-			Evaluator: evaluator, Metrics: unrecorded{}, NamespaceGetter: objects, PodLister: objects,
+			Configuration: configured,
+			Evaluator:     evaluator, Metrics: unrecorded{}, NamespaceGetter: objects, PodLister: objects,
 		}
 		return a, errors.Join(a.CompleteConfiguration(), a.ValidateConfiguration())
 	})}
