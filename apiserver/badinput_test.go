@@ -1,15 +1,22 @@
 package apiserver_test
 
 import (
+	"bytes"
 	"encoding/base64"
 	"fmt"
+	"runtime"
 	"strings"
+	"syscall"
 	"testing"
+	"time"
 
 	"github.com/skiff-project/skiff/object/wire"
 )
 
-const cmPath = "/api/v1/namespaces/default/configmaps"
+const (
+	cmPath    = "/api/v1/namespaces/default/configmaps"
+	quotaPath = "/api/v1/namespaces/default/resourcequotas"
+)
 
 // TestBadInput: whatever a client sends, the answer is a 4xx Status of the
 // right kind, and the server lives. Among it are the YAML bombs of CVE-2019-11253
@@ -22,12 +29,16 @@ func TestBadInput(t *testing.T) {
 	token := func(s string) string { return base64.RawURLEncoding.EncodeToString([]byte(s)) }
 	big := []byte(`{"metadata":{"name":"b"},"data":{"x":"` + strings.Repeat("a", 3<<20) + `"}}`)
 	deep := []byte(`{"metadata":{"name":"b"},"data":` + strings.Repeat(`{"x":`, 100_000) + "1" + strings.Repeat("}", 100_000) + "}")
+	quota := func(q string) []byte { return []byte(`{"metadata":{"name":"q"},"spec":{"hard":{"cpu":"` + q + `"}}}`) }
+	// metadata {name: "r"}, spec {hard: {cpu: {string: "1e999999"}}}
+	quotaRaw := []byte("\x0a\x03\x0a\x01r\x12\x13\x0a\x11\x0a\x03cpu\x12\x0a\x0a\x081e999999")
 	bomb := "a: &a [x,x,x,x,x,x,x,x,x]\n"
 	for i := 'b'; i < 'k'; i++ {
 		bomb += fmt.Sprintf("%c: &%c [*%c,*%c,*%c,*%c,*%c,*%c,*%c,*%c,*%c]\n", i, i, i-1, i-1, i-1, i-1, i-1, i-1, i-1, i-1, i-1)
 	}
 	copies := `[{"op":"add","path":"/data","value":{"x":"` + strings.Repeat("a", 1000) + `"}}` + strings.Repeat(`,{"op":"copy","from":"/data","path":"/data/y"}`, 40) + `]`
 	ops := "[" + strings.Repeat(`{"op":"test","path":"/kind","value":"ConfigMap"},`, 10_000) + `{"op":"test","path":"/kind","value":"ConfigMap"}]`
+	cpu, mem := spent(t), obtained()
 	for _, tc := range []struct {
 		name, method, path, media string
 		body                      []byte
@@ -99,6 +110,36 @@ func TestBadInput(t *testing.T) {
 		{"method", "POST", cmPath + "/a", "application/json", []byte(`{}`), 405, "the server does not allow this method on the requested resource"},
 		{"dots", "GET", cmPath + "/..", "", nil, 400, "Name parameter invalid"},
 		{"encoded slash", "GET", "/api/v1/namespaces/default/configmaps/a%2Fb", "", nil, 404, ""},
+		{"encoded dots", "GET", cmPath + "/%2e%2e", "", nil, 400, "Name parameter invalid"},
+		{"dots in the body", "POST", cmPath, "application/json", []byte(`{"metadata":{"name":".."}}`), 422, "metadata.name"},
+		{"slash in the body", "POST", cmPath, "application/json", []byte(`{"metadata":{"name":"../secrets/a"}}`), 422, "metadata.name"},
+		{"encoded traversal", "DELETE", cmPath + "/..%2fsecrets%2fa", "", nil, 404, ""},
+		{"zero byte in the path", "GET", cmPath + "/a%00b", "", nil, 404, ""},
+		{"zero byte in a namespace", "GET", "/api/v1/namespaces/a%00/configmaps/a", "", nil, 404, ""},
+		{"zero byte in the body", "POST", cmPath, "application/json", []byte(`{"metadata":{"name":"a\u0000b"}}`), 422, "metadata.name"},
+		{"bad UTF-8 in a name", "POST", cmPath, "application/json", []byte("{\"metadata\":{\"name\":\"a\xff\"}}"), 422, "metadata.name"},
+		{"bad UTF-8 in YAML", "POST", cmPath, "application/yaml", []byte("metadata: {name: \"a\xff\"}\n"), 400, "invalid"},
+		{"bad UTF-8 in protobuf", "POST", cmPath, "application/vnd.kubernetes.protobuf", wire.AppendObject(nil, "v1", "ConfigMap", []byte("\x0a\x04\x0a\x02a\xff"), 0), 422, "metadata.name"},
+		{"bad UTF-8 in the path", "GET", cmPath + "/%ff", "", nil, 404, ""},
+		// Upstream takes them, too; what they cost is what counts.
+		{"huge quantity", "POST", quotaPath, "application/json", quota("1e999999"), 201, "1e999999"},
+		{"huge quantity in protobuf", "POST", quotaPath, "application/vnd.kubernetes.protobuf", wire.AppendObject(nil, "v1", "ResourceQuota", quotaRaw, 0), 201, "1e999999"},
+		{"quantity without end", "POST", quotaPath, "application/json", quota("1e"), 400, "unable to parse quantity's suffix"},
+		{"quantity beyond any", "POST", quotaPath, "application/json", quota("1e9999999999999999999"), 400, ""},
+		{"huge number", "POST", cmPath, "application/json", []byte(`{"metadata":{"name":"b","generation":1e999999}}`), 400, ""},
+		{"10,000 label terms", "GET", cmPath + "?labelSelector=" + strings.Repeat("a%3Db,", 9_999) + "a%3D%3D%3Db", "", nil, 400, "unable to parse requirement"},
+		{"10,000 values", "GET", cmPath + "?labelSelector=a+in+(" + strings.Repeat("b,", 9_999) + "-b)", "", nil, 400, ""},
+		{"10,000 field terms", "GET", cmPath + "?fieldSelector=" + strings.Repeat("metadata.name%3Da,", 9_999) + "spec.foo%3Db", "", nil, 400, "spec.foo"},
+		{"10,000 terms in a body", "DELETE", cmPath + "?fieldSelector=" + strings.Repeat("metadata.name%21%3Da,", 10_000) + "spec.foo%3Db", "application/json", nil, 400, "spec.foo"},
+		{"duplicate metadata", "POST", cmPath + "?fieldValidation=Strict", "application/json", []byte(`{"metadata":{"name":"b"},"metadata":{"name":"c"}}`), 400, `duplicate field \"metadata\"`},
+		{"duplicate kinds", "POST", cmPath, "application/json", []byte(`{"kind":"ConfigMap","apiVersion":"v1","kind":"Secret","metadata":{"name":"b"}}`), 400, ""},
+		{"protobuf of another type", "POST", cmPath, "application/vnd.kubernetes.protobuf", wire.AppendObject(nil, "v1", "ConfigMap", []byte("\x08\x01"), 0), 400, "wrong wireType = 0 for field ObjectMeta"},
+		{"protobuf group", "POST", cmPath, "application/vnd.kubernetes.protobuf", wire.AppendObject(nil, "v1", "ConfigMap", []byte("\x0b\x0c"), 0), 400, ""},
+		{"protobuf varint without end", "POST", cmPath, "application/vnd.kubernetes.protobuf", wire.AppendObject(nil, "v1", "ConfigMap", bytes.Repeat([]byte{0xff}, 1000), 0), 400, ""},
+		{"too large in protobuf", "POST", cmPath, "application/vnd.kubernetes.protobuf", big, 413, "limit is 3145728"},
+		{"too large a patch", "PATCH", cmPath + "/a", "application/merge-patch+json", big, 413, "limit is 3145728"},
+		{"too large an apply", "PATCH", cmPath + "/a?fieldManager=x", "application/apply-patch+yaml", big, 413, "limit is 3145728"},
+		{"too large options", "DELETE", cmPath + "/a", "application/json", big, 413, "limit is 3145728"},
 		{"percent", "GET", cmPath + "/a%25b", "", nil, 400, "may not contain '%'"},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
@@ -109,7 +150,11 @@ func TestBadInput(t *testing.T) {
 			if tc.method == "GET" && tc.media != "" {
 				headers = append(headers, "Accept", tc.media)
 			}
+			before := spent(t)
 			code, body := c.do(t, tc.method, tc.path, tc.media, tc.body, headers...)
+			if took := spent(t) - before; took > time.Second {
+				t.Errorf("the request cost %v of CPU", took)
+			}
 			if code != tc.code || !strings.Contains(body, tc.text) {
 				if len(body) > 600 {
 					body = body[:600]
@@ -118,7 +163,28 @@ func TestBadInput(t *testing.T) {
 			}
 		})
 	}
+	if more := obtained() - mem; more > 64<<20 {
+		t.Errorf("all that took %d MiB of memory", more>>20)
+	}
+	t.Logf("in all %v of CPU, %d MiB of memory", spent(t)-cpu, (obtained()-mem)>>20)
 	if code, _ := c.do(t, "GET", cmPath+"/a", "", nil); code != 200 {
 		t.Errorf("the object is gone or the server ill: %d", code)
 	}
+}
+
+// spent is the CPU time this process has had.
+func spent(t *testing.T) time.Duration {
+	t.Helper()
+	var u syscall.Rusage
+	if err := syscall.Getrusage(syscall.RUSAGE_SELF, &u); err != nil {
+		t.Fatal(err)
+	}
+	return time.Duration(u.Utime.Nano() + u.Stime.Nano())
+}
+
+// obtained is what this process has got of the system at most.
+func obtained() int64 {
+	var m runtime.MemStats
+	runtime.ReadMemStats(&m)
+	return int64(m.Sys)
 }

@@ -15,6 +15,36 @@ func definition(plural, scope string) []byte {
 		"schema":{"openAPIV3Schema":{"type":"object","x-kubernetes-preserve-unknown-fields":true}}}]}}`, plural, scope, kind)
 }
 
+// CVE-2019-11254: YAML that took the parser time beyond all measure for its size is refused at once.
+func TestYAMLCostsWhatItsSizeIs(t *testing.T) {
+	c := newRaw(newServer(t, nil))
+	for name, body := range map[string]string{
+		"keys that begin":       strings.Repeat("? ", 100_000),
+		"lists that begin":      strings.Repeat("[", 100_000),
+		"maps that begin":       strings.Repeat("{a: ", 100_000),
+		"items within items":    strings.Repeat("- ", 100_000),
+		"maps without values":   strings.Repeat("{a, ", 100_000),
+		"blocks ever deeper":    strings.Repeat(" ", 50_000) + strings.Repeat("- ", 50_000) + "a",
+		"quotes without end":    `"` + strings.Repeat("\\n\n", 100_000),
+		"documents without end": strings.Repeat("---\n", 100_000),
+	} {
+		for _, media := range []string{"application/yaml", "application/apply-patch+yaml"} {
+			method, path := "POST", cmPath
+			if media != "application/yaml" {
+				method, path = "PATCH", cmPath+"/a?fieldManager=x"
+			}
+			before := spent(t)
+			code, answer := c.do(t, method, path, media, []byte(body))
+			if code < 400 || code > 499 {
+				t.Errorf("%s, %s: %d %.300s", name, media, code, answer)
+			}
+			if took := spent(t) - before; took > time.Second {
+				t.Errorf("%s, %s: cost %v of CPU", name, media, took)
+			}
+		}
+	}
+}
+
 const definitions = "/apis/apiextensions.k8s.io/v1/customresourcedefinitions"
 
 // define makes a definition and waits until its objects are served at path.
