@@ -18,7 +18,10 @@ COLD       := k8s.io/kubectl/... k8s.io/cli-runtime/... k8s.io/metrics/... sigs.
 	k8s.io/cri-api/... k8s.io/kube-openapi/... k8s.io/apiextensions-apiserver/... k8s.io/api/resource/... k8s.io/api/autoscaling/... \
 	k8s.io/api/certificates/... k8s.io/api/flowcontrol/... k8s.io/api/admissionregistration/... k8s.io/api/networking/... k8s.io/api/storage/... \
 	k8s.io/api/policy/... k8s.io/api/node/... k8s.io/api/scheduling/... k8s.io/api/rbac/... k8s.io/api/authorization/... \
-	k8s.io/api/authentication/... mvdan.cc/sh/... github.com/json-iterator/... google.golang.org/genproto/... net/http/pprof internal/profile
+	k8s.io/api/authentication/... mvdan.cc/sh/... github.com/json-iterator/... google.golang.org/genproto/... net/http/pprof internal/profile \
+	github.com/google/cel-go/common/stdlib k8s.io/apiserver/pkg/cel/library github.com/fxamacker/cbor/... github.com/gorilla/... \
+	github.com/moby/... github.com/prometheus/common/... github.com/prometheus/procfs/... k8s.io/component-helpers/... k8s.io/streaming/... \
+	github.com/skiff-project/skiff/cli/... github.com/skiff-project/skiff/bootstrap/...
 BUILD       = CGO_ENABLED=0 $(GO) build -trimpath -buildvcs=false $(SLIM) $(COLD:%=-gcflags=%=-l)
 KUBEVERSION := k8s.io/component-base/version
 # Code off the 2 MB grid: else the kernel maps it by huge pages, and an idle
