@@ -94,7 +94,12 @@ type builder struct {
 
 // serves reports whether the Service is ours to program.
 func serves(svc *corev1.Service) bool {
-	return svc != nil && svc.Spec.Type != corev1.ServiceTypeExternalName && svc.Labels[proxyNameLabel] == "" &&
+	if svc == nil {
+		return false
+	}
+	_, others := svc.Labels[proxyNameLabel]
+	_, headless := svc.Labels[corev1.IsHeadlessService]
+	return !others && !headless && svc.Spec.Type != corev1.ServiceTypeExternalName &&
 		svc.Spec.ClusterIP != "" && svc.Spec.ClusterIP != corev1.ClusterIPNone
 }
 

@@ -201,6 +201,7 @@ func TestServicesNotServed(t *testing.T) {
 		"pending":       func(s *corev1.Service) { s.Spec.ClusterIP = "" },
 		"external name": func(s *corev1.Service) { s.Spec.Type = corev1.ServiceTypeExternalName },
 		"other proxy":   func(s *corev1.Service) { s.Labels = map[string]string{proxyNameLabel: "x"} },
+		"no proxy":      func(s *corev1.Service) { s.Labels = map[string]string{corev1.IsHeadlessService: ""} },
 		"other family":  func(s *corev1.Service) { s.Spec.ClusterIP, s.Spec.ClusterIPs = "fd00::1", []string{"fd00::1"} },
 	} {
 		svc := service("web", clusterIP, nil)

@@ -205,6 +205,7 @@ type Work struct {
 type Pass struct {
 	l        *Limiter
 	schema   *schema
+	levelUID string // as it was: configurations change
 	queue    *queue
 	width    int
 	after    time.Duration
@@ -216,7 +217,7 @@ type Pass struct {
 func (p *Pass) Schema() string { return p.schema.uid }
 
 // Level is the UID of its priority level.
-func (p *Pass) Level() string { return p.schema.level.uid }
+func (p *Pass) Level() string { return p.levelUID }
 
 // Reasons why a request is refused; they are the metrics' label.
 var (
@@ -238,10 +239,10 @@ func (l *Limiter) Enter(ctx context.Context, a *auth.Attributes, wait time.Durat
 		return nil, fmt.Errorf("no flow schema is there for user %q", a.User.Name)
 	}
 	lv := s.level
-	most := lv.mostSeats()
+	most, uid := lv.mostSeats(), lv.uid
 	l.mu.Unlock() // the estimate may read the store
 	w := work(most)
-	p := &Pass{l: l, schema: s, width: max(1, w.Seats), after: w.After, began: now}
+	p := &Pass{l: l, schema: s, levelUID: uid, width: max(1, w.Seats), after: w.After, began: now}
 	l.mu.Lock()
 	lv.demand.set(float64(lv.seats+lv.waitingSeats+p.width), now)
 	if lv.exempt {
