@@ -203,7 +203,8 @@ func TestKubeadm(t *testing.T) {
 	}
 	parsed(t, newScheduler(), conf)
 	parsed(t, newAPIServer(), "--advertise-address=192.0.2.2 --allow-privileged=true --authorization-mode=Node,RBAC --client-ca-file=/etc/kubernetes/pki/ca.crt"+
-		" --enable-admission-plugins=NodeRestriction --enable-bootstrap-token-auth=true --kubelet-client-certificate=/etc/kubernetes/pki/apiserver-kubelet-client.crt"+
+		" --enable-admission-plugins=NodeRestriction,CertificateApproval,CertificateSigning,ClusterTrustBundleAttest"+
+		",NodeDeclaredFeatureValidator,PodResizeValidator --enable-bootstrap-token-auth=true --kubelet-client-certificate=/etc/kubernetes/pki/apiserver-kubelet-client.crt"+
 		" --kubelet-client-key=/etc/kubernetes/pki/apiserver-kubelet-client.key --kubelet-preferred-address-types=InternalIP,ExternalIP,Hostname"+
 		" --proxy-client-cert-file=/etc/kubernetes/pki/front-proxy-client.crt --proxy-client-key-file=/etc/kubernetes/pki/front-proxy-client.key"+
 		" --requestheader-allowed-names=front-proxy-client --requestheader-client-ca-file=/etc/kubernetes/pki/front-proxy-ca.crt"+

@@ -255,7 +255,8 @@ func New(cfg Config) []Plugin {
 		plugins = append(plugins, certificateApproval{authorizer: cfg.Authorizer}, certificateSigning{authorizer: cfg.Authorizer},
 			podCertificateSigning{authorizer: cfg.Authorizer}, clusterTrustBundleAttest{authorizer: cfg.Authorizer})
 	}
-	plugins = append(plugins, certificateSubjectRestriction{}, defaultIngressClass{read: read}, denyServiceExternalIPs{}, podTopologyLabels{read: read})
+	plugins = append(plugins, certificateSubjectRestriction{}, defaultIngressClass{read: read}, denyServiceExternalIPs{}, podTopologyLabels{read: read},
+		nodeDeclaredFeatureValidator{read: read}, podResizeValidator{read: read})
 	plugins = append(plugins, cfg.Last...)
 	plugins = append(plugins, &resourceQuota{read: read, clock: cfg.Clock, limited: cfg.Plugins.LimitedResources})
 	return slices.DeleteFunc(plugins, func(p Plugin) bool {

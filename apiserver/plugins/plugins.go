@@ -69,8 +69,8 @@ func Choose(enable, disable []string, file string) (Choice, error) {
 // absent are upstream's that are not there.
 func absent() []string {
 	return strings.Fields("AlwaysAdmit AlwaysDeny ExtendedResourceToleration ImagePolicyWebhook " +
-		"LimitPodHardAntiAffinityTopology NamespaceAutoProvision NamespaceExists NodeDeclaredFeatureValidator OwnerReferencesPermissionEnforcement " +
-		"PodGroupProtection PodResizeValidator PodTolerationRestriction")
+		"LimitPodHardAntiAffinityTopology NamespaceAutoProvision NamespaceExists OwnerReferencesPermissionEnforcement " +
+		"PodGroupProtection PodTolerationRestriction")
 }
 
 // Plugins are the chosen ones, in upstream's order: those built in, then those

@@ -90,6 +90,8 @@ func Status(in Input, old v1.NodeStatus) v1.NodeStatus {
 	if in.GroupsPolicy != nil {
 		s.Features = &v1.NodeFeatures{SupplementalGroupsPolicy: in.GroupsPolicy}
 	}
+	// Those of upstream's features that the API server asks a node for and this kubelet has, sorted.
+	s.DeclaredFeatures = []string{"InPlacePodLevelResourcesVerticalScaling", "InPlacePodVerticalScalingInitContainers"}
 	for _, c := range conditions(in, t) {
 		setCondition(&s, c, in.Now)
 	}
