@@ -37,7 +37,7 @@ kind: Policy
 rules:
 - {level: None, users: ["system:apiserver"]}
 - {level: None, nonResourceURLs: ["*"]}
-- {level: Metadata, resources: [{group: "", resources: [secrets]}]}
+- {level: RequestResponse, resources: [{group: "", resources: [secrets, serviceaccounts/token]}, {group: authentication.k8s.io}]}
 - {level: Request, resources: [{group: "", resources: [configmaps]}]}
 - {level: RequestResponse, resources: [{group: "", resources: [services, pods]}], omitManagedFields: true}
 `))
@@ -112,6 +112,17 @@ rules:
 		t.Errorf("metadata of a Secret: %+v", e)
 	}
 
+	raw := newRaw(s)
+	raw.do(t, "PATCH", "/api/v1/namespaces/default/secrets/s", "application/merge-patch+json", []byte(`{"stringData":{"k":"whisper"}}`))
+	expect("RequestReceived admin patch secrets s -", "ResponseComplete admin patch secrets s 200")
+	raw.do(t, "GET", "/api/v1/namespaces/default/secrets", "", nil)
+	expect("RequestReceived admin list secrets  -", "ResponseComplete admin list secrets  200")
+	raw.do(t, "POST", "/apis/authentication.k8s.io/v1/tokenreviews", "application/json", []byte(`{"spec":{"token":"whisper"}}`))
+	expect("RequestReceived admin create tokenreviews  -", "ResponseComplete admin create tokenreviews  201")
+	if data, err := os.ReadFile(path); err != nil || strings.Contains(string(data), "Object\":{") || !strings.Contains(string(data), `"level":"Metadata"`) {
+		t.Errorf("bodies of Secrets and tokens: %s %v", data, err)
+	}
+
 	cm := &corev1.ConfigMap{ObjectMeta: metav1.ObjectMeta{Name: "c"}, Data: map[string]string{"a": "b"}}
 	if _, err := client.ConfigMaps("default").Create(ctx, cm, metav1.CreateOptions{}); err != nil {
 		t.Fatal(err)
@@ -144,7 +155,6 @@ rules:
 	w.Stop()
 	expect("ResponseComplete admin watch pods  200")
 
-	raw := newRaw(s)
 	raw.do(t, "GET", "/api/v1/namespaces/default/configmaps/c", "", nil, "Impersonate-User", "eve")
 	expect("RequestReceived admin get configmaps c -", "ResponseComplete admin as eve get configmaps c 403Forbidden")
 	if e := last(); e.Annotations["authorization.k8s.io/decision"] != "forbid" || e.Annotations["authorization.k8s.io/reason"] != "no rule for eve" || !strings.Contains(e.ResponseStatus.Message, `User "eve" cannot get`) {

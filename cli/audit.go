@@ -20,7 +20,7 @@ type auditFlags struct {
 
 func (f *auditFlags) add(p *program) {
 	fs, l, w := p.fs, &f.log, &f.webhook
-	fs.StringVar(&f.policy, "audit-policy-file", "", "what is recorded of which requests: an audit.k8s.io/v1 Policy (default: nothing)")
+	fs.StringVar(&f.policy, "audit-policy-file", "", "what is recorded of which requests: an audit.k8s.io/v1 Policy; bodies of Secrets and tokens never are (default: nothing)")
 	fs.StringVar(&l.Path, "audit-log-path", "", "file the events are written to; - is standard output (default: none)")
 	fs.StringVar(&l.Format, "audit-log-format", "json", "json, or legacy: a line of text for each event")
 	fs.StringVar(&f.logMode, "audit-log-mode", string(audit.ModeBlocking), "batch, blocking or blocking-strict")

@@ -1,8 +1,9 @@
 // Package audit records who did what, when and with what outcome, as
 // upstream's audit.k8s.io/v1 events. A policy says of each request how much is
 // recorded; the events go to a file, to a webhook, or to both. What is in the
-// events is up to the policy, bodies of Secrets included, so none is recorded
-// by default.
+// events is up to the policy, but for the bodies of Secrets, of token requests
+// and of token reviews: these are recorded at level Metadata at most, where
+// upstream would log them if told to. None is recorded by default.
 package audit
 
 import (

@@ -158,12 +158,29 @@ func (p *Policy) decide(a auth.Attributes) verdict {
 			continue
 		}
 		v := verdict{r.Level, p.OmitStages, r.OmitStages, p.OmitManagedFields}
+		if carriesCredentials(a) && v.level.atLeast(LevelMetadata) {
+			v.level = LevelMetadata
+		}
 		if r.OmitManagedFields != nil {
 			v.omitManagedFields = *r.OmitManagedFields
 		}
 		return v
 	}
 	return verdict{level: LevelNone}
+}
+
+// carriesCredentials reports whether the bodies of a request, or of its answer, are secrets as such:
+// Secrets, new tokens, and tokens to be reviewed. No policy puts them into a log.
+func carriesCredentials(a auth.Attributes) bool {
+	switch {
+	case !a.ResourceRequest:
+		return false
+	case a.APIGroup == "authentication.k8s.io":
+		return a.Resource == "tokenreviews"
+	case a.APIGroup == "":
+		return a.Resource == "secrets" || a.Resource == "serviceaccounts" && a.Subresource == "token"
+	}
+	return false
 }
 
 func among(list []string, one string) bool { return len(list) == 0 || slices.Contains(list, one) }
