@@ -12,7 +12,6 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime"
 
-	"github.com/skiff-project/skiff/apiserver/registry"
 	"github.com/skiff-project/skiff/apiserver/reply"
 	"github.com/skiff-project/skiff/object/codec"
 	"github.com/skiff-project/skiff/object/wire"
@@ -48,8 +47,7 @@ func toStatus(err error) *metav1.Status {
 // fail answers with an error.
 func (s *Server) fail(c *call, err error) {
 	st := toStatus(err)
-	fault := (*registry.ClientFault)(nil)
-	if st.Code >= 500 && st.Code != http.StatusServiceUnavailable && st.Code != http.StatusGatewayTimeout && !errors.As(err, &fault) {
+	if st.Code >= 500 && st.Code != http.StatusServiceUnavailable && st.Code != http.StatusGatewayTimeout {
 		s.cfg.Log.Error("request failed", "method", c.req.Method, "path", c.req.URL.Path, "error", err)
 	}
 	if st.Details != nil && st.Details.RetryAfterSeconds > 0 {

@@ -346,15 +346,15 @@ func (r *Registry) notOlder(ctx context.Context, rv int64, asked string) (store.
 	return r.snapshot(ctx, rv)
 }
 
-// ClientFault is an error that is the client's, but that upstream answers with
-// code 500 and no reason; clients have come to know it so.
+// ClientFault is an error that is the client's. Upstream answers these with
+// code 500 and no reason; they are no fault of the server's.
 type ClientFault struct{ Message string }
 
 func (e *ClientFault) Error() string { return e.Message }
 
 // Status implements apierrors.APIStatus.
 func (e *ClientFault) Status() metav1.Status {
-	return metav1.Status{Status: metav1.StatusFailure, Code: http.StatusInternalServerError, Message: e.Message}
+	return metav1.Status{Status: metav1.StatusFailure, Code: http.StatusBadRequest, Reason: metav1.StatusReasonBadRequest, Message: e.Message}
 }
 
 // ParseResourceVersion parses a resource version from a request; "" is 0. Its
