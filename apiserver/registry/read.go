@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"path"
 	"slices"
 	"strings"
 
@@ -217,7 +218,7 @@ func (r *Registry) List(ctx context.Context, o ListOptions) (Page, error) {
 		}
 		if o.Limit > 0 && int64(len(page.Items)) == o.Limit {
 			last := page.Items[len(page.Items)-1].Key + "\x00"
-			page.Continue = encodeContinue(page.Revision, strings.TrimPrefix(last, r.prefix))
+			page.Continue = encodeContinue(page.Revision, "/"+strings.TrimPrefix(last, key))
 			if m.all {
 				n := int64(snap.Count(last, end))
 				page.Remaining = &n
@@ -259,7 +260,7 @@ func (r *Registry) Stats() (n int, average int64) {
 
 // listSnapshot picks the snapshot and the first key of a list.
 func (r *Registry) listSnapshot(ctx context.Context, o ListOptions, key string) (store.Snapshot, string, error) {
-	if o.Continue != "" {
+	if o.Continue != "" && strings.HasSuffix(key, "/") { // one object has no next page
 		return r.continueSnapshot(ctx, o, key)
 	}
 	rv, err := ParseResourceVersion(o.ResourceVersion)
@@ -287,22 +288,18 @@ func (r *Registry) continueSnapshot(ctx context.Context, o ListOptions, key stri
 	if err != nil {
 		return nil, "", apierrors.NewBadRequest(fmt.Sprintf("invalid continue token: %v", err))
 	}
-	start = r.prefix + start
-	if !strings.HasPrefix(start, key) && start < key {
-		return nil, "", apierrors.NewBadRequest("invalid continue token: key outside of the range asked for")
-	}
 	if rv < 0 {
 		snap, err := r.snapshot(ctx, 0)
-		return snap, start, err
+		return snap, key + start, err
 	}
 	snap, err := r.Store.Snapshot(ctx, rv)
 	switch {
 	case errors.Is(err, store.ErrCompacted):
-		return nil, "", expiredContinue(encodeContinue(-1, strings.TrimPrefix(start, r.prefix)))
+		return nil, "", expiredContinue(encodeContinue(-1, start))
 	case errors.Is(err, store.ErrFutureRevision):
 		return nil, "", apierrors.NewBadRequest("invalid continue token: resource version is in the future")
 	}
-	return snap, start, storeError(err)
+	return snap, key + start, storeError(err)
 }
 
 func expiredContinue(fresh string) error {
@@ -315,6 +312,9 @@ func expiredContinue(fresh string) error {
 }
 
 // continueToken is upstream's continue token, so that tokens survive a move between servers.
+// StartKey is below the prefix listed (the resource, or a namespace of it): with a slash before it
+// in the tokens of upstream's cache, without in those of its etcd client, which has the answer where
+// a token has expired.
 type continueToken struct {
 	APIVersion      string `json:"v"`
 	ResourceVersion int64  `json:"rv"`
@@ -346,10 +346,9 @@ func decodeContinue(token string) (rv int64, start string, err error) {
 	if t.StartKey == "" {
 		return 0, "", errors.New("continue key is not valid: encoded start key empty (version meta.k8s.io/v1)")
 	}
-	for part := range strings.SplitSeq(strings.TrimSuffix(t.StartKey, "\x00"), "/") {
-		if part == ".." || part == "." || part == "" {
-			return 0, "", fmt.Errorf("continue key is not valid: %q", t.StartKey)
-		}
+	start = strings.TrimPrefix(t.StartKey, "/")
+	if path.Clean("/"+start) != "/"+start { // a way out of the prefix
+		return 0, "", fmt.Errorf("continue key is not valid: %s", t.StartKey)
 	}
-	return t.ResourceVersion, t.StartKey, nil
+	return t.ResourceVersion, start, nil
 }

@@ -93,6 +93,57 @@ func TestContinueAfterCompaction(t *testing.T) {
 	}
 }
 
+// TestContinueTokensAreUpstreams: kube-apiserver gives and takes the same bytes. Its tokens start
+// below the prefix listed; those of its cache have a slash there, those of its etcd client none.
+func TestContinueTokensAreUpstreams(t *testing.T) {
+	const (
+		cacheNamespace = "eyJ2IjoibWV0YS5rOHMuaW8vdjEiLCJydiI6NCwic3RhcnQiOiIvYlx1MDAwMCJ9"        // rv 4, start "/b\x00"
+		cacheAll       = "eyJ2IjoibWV0YS5rOHMuaW8vdjEiLCJydiI6NCwic3RhcnQiOiIvbi9iXHUwMDAwIn0"     // rv 4, start "/n/b\x00"
+		etcdNamespace  = "eyJ2IjoibWV0YS5rOHMuaW8vdjEiLCJydiI6NCwic3RhcnQiOiJiXHUwMDAwIn0"         // rv 4, start "b\x00"
+		etcdAll        = "eyJ2IjoibWV0YS5rOHMuaW8vdjEiLCJydiI6NCwic3RhcnQiOiJuL2JcdTAwMDAifQ"      // rv 4, start "n/b\x00"
+		newest         = "eyJ2IjoibWV0YS5rOHMuaW8vdjEiLCJydiI6LTEsInN0YXJ0IjoiYlx1MDAwMCJ9"        // rv -1, start "b\x00"
+		outside        = "eyJ2IjoibWV0YS5rOHMuaW8vdjEiLCJydiI6NCwic3RhcnQiOiIvLi4vbS9hXHUwMDAwIn0" // rv 4, start "/../m/a\x00"
+	)
+	r, st := newRegistry(t)
+	for _, n := range []string{"a", "b", "c"} {
+		create(t, r, n, "red")
+	}
+	in := registry.Selection{Namespace: "n"}
+	for _, tc := range []struct {
+		name   string
+		in     registry.Selection
+		gives  string
+		takes  []string
+		remain string
+	}{
+		{"a namespace", in, cacheNamespace, []string{cacheNamespace, etcdNamespace, newest}, "c"},
+		{"all namespaces", registry.Selection{}, cacheAll, []string{cacheAll, etcdAll}, "c"},
+	} {
+		page, err := r.List(t.Context(), registry.ListOptions{Selection: tc.in, Limit: 2})
+		if err != nil || names(page) != "a b" || page.Continue != tc.gives {
+			t.Errorf("%s: %s, %q, %v; want the token %q", tc.name, names(page), page.Continue, err, tc.gives)
+		}
+		for _, token := range tc.takes {
+			page, err := r.List(t.Context(), registry.ListOptions{Selection: tc.in, Limit: 2, Continue: token})
+			if err != nil || names(page) != tc.remain || page.Continue != "" {
+				t.Errorf("%s with %s: %s, %v", tc.name, token, names(page), err)
+			}
+		}
+		if _, err := r.List(t.Context(), registry.ListOptions{Selection: tc.in, Continue: outside}); !apierrors.IsBadRequest(err) {
+			t.Errorf("%s with a token that leads out of it: %v", tc.name, err)
+		}
+	}
+	create(t, r, "d", "red")
+	if err := st.Compact(t.Context(), st.Status().Revision); err != nil {
+		t.Fatal(err)
+	}
+	_, err := r.List(t.Context(), registry.ListOptions{Selection: in, Continue: cacheNamespace})
+	var status apierrors.APIStatus
+	if !errors.As(err, &status) || status.Status().Continue != newest {
+		t.Errorf("a token that is too old: %v; want the fresh one %q", err, newest)
+	}
+}
+
 func TestSelection(t *testing.T) {
 	r, _ := newRegistry(t)
 	create(t, r, "a", "red")
