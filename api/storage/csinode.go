@@ -16,10 +16,14 @@ func csiNodeResource() *api.Resource {
 		Group: Group, Name: "csinodes", Singular: "csinode", Kind: "CSINode",
 		Versions: []api.Version{api.Versioned[storagev1.CSINode, storagev1.CSINodeList]("v1", nil)},
 		Strategy: api.Strategy{
+			// What a driver says of its storage's health is behind a feature gate that is off by default upstream.
+			PrepareForCreate:        api.On(func(n *storagev1.CSINode) { n.Status = storagev1.CSINodeStatus{} }),
+			PrepareForUpdate:        api.OnUpdate(func(n, old *storagev1.CSINode) { n.Status = old.Status }),
 			Validate:                api.Check(validateCSINode),
 			ValidateUpdate:          api.CheckUpdate(validateCSINodeUpdate),
 			DenyUnconditionalUpdate: true,
 		},
+		Subresources: []api.Subresource{api.StatusOnly(func(n, old *storagev1.CSINode) { n.Spec, n.Status = old.Spec, old.Status }, nil)},
 		Columns: []metav1.TableColumnDefinition{
 			api.Column("Drivers", "integer", "Drivers indicates the number of CSI drivers registered on the node"),
 			api.AgeColumn(),
