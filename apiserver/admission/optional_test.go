@@ -41,7 +41,7 @@ func TestOptionalPluginsInUpstreamsOrder(t *testing.T) {
 	want := "NamespaceLifecycle LimitRanger ServiceAccount NodeRestriction TaintNodesByCondition AlwaysPullImages PodSecurity PodNodeSelector " +
 		"Priority DefaultTolerationSeconds EventRateLimit DefaultStorageClass StorageObjectInUseProtection PersistentVolumeClaimResize RuntimeClass " +
 		"CertificateApproval CertificateSigning PodCertificateSigning ClusterTrustBundleAttest CertificateSubjectRestriction DefaultIngressClass DenyServiceExternalIPs " +
-		"PodTopologyLabels ResourceQuota"
+		"PodTopologyLabels NodeDeclaredFeatureValidator PodResizeValidator ResourceQuota"
 	if got := names(New(Config{Reader: newWorld(), Authorizer: auth.Masters(), Enable: Optional()})); got != want {
 		t.Errorf("got  %s\nwant %s", got, want)
 	}
