@@ -63,7 +63,7 @@ test-unit:
 test-scripts: build ## txtar scripts: the real binary, real containers
 	CGO_ENABLED=0 SKIFF_BINARY=$(CURDIR)/bin/skiff $(GO) test -count=1 -timeout 14m ./test/...
 
-test-long: test extensions reproducible store-long robustness etcd-long differential h2spec
+test-long: test extensions reproducible store-long robustness etcd-long differential h2spec envtest
 
 etcd-long: ## etcd 3.7: the transcripts and snapshots of skiff etcd held against it, and the store on it
 	cd test/reference/etcd && CGO_ENABLED=0 $(GO) build -trimpath -o $(CURDIR)/bin/reference/etcd go.etcd.io/etcd/server/v3
