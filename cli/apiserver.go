@@ -94,7 +94,7 @@ func apiServerProgram() (*program, *apiServerFlags) {
 	f.audit.add(p)
 	fs.StringVar(&f.bind, "bind-address", "0.0.0.0", "address to serve on")
 	fs.IntVar(&f.port, "secure-port", 6443, "port to serve on")
-	fs.StringVar(&f.advertise, "advertise-address", "", "address members of the cluster reach the server at (default: the bind address)")
+	fs.StringVar(&f.advertise, "advertise-address", "", "address members of the cluster reach the server at (default: the bind address; if that is a loopback one, the host's)")
 	fs.StringVar(&o.ClientCAFile, "client-ca-file", "", "authority of client certificates")
 	requestHeaderFlags(fs, &o.RequestHeaderCAFile, &o.RequestHeaderNames, &f.user, &f.uid, &f.group, &f.extra)
 	fs.StringVar(&o.ProxyCertFile, "proxy-client-cert-file", "", "certificate shown to aggregated API servers (default: none)")

@@ -1,6 +1,7 @@
 package cluster
 
 import (
+	"cmp"
 	"context"
 	"crypto/tls"
 	"fmt"
@@ -55,7 +56,7 @@ type APIServerOptions struct {
 	Audiences    []string      // that are this server's own; default the issuer
 	MaxTokenLife time.Duration // default: no limit
 	// AdvertiseAddress is published as the kubernetes Service's endpoint,
-	// unless it is a loopback one. Default: Address's host.
+	// unless it is a loopback one. Default: Address's host; for a loopback one this host's.
 	AdvertiseAddress netip.Addr
 	// ServiceCIDR holds ClusterIPs. Default 10.0.0.0/24, upstream's.
 	ServiceCIDR netip.Prefix
@@ -111,10 +112,7 @@ func (c *Cluster) openAPIServer(ctx context.Context, o APIServerOptions) error {
 	}
 	at := c.listener.Addr().(*net.TCPAddr).AddrPort()
 	if !o.AdvertiseAddress.IsValid() {
-		o.AdvertiseAddress = at.Addr().Unmap()
-		if o.AdvertiseAddress.IsUnspecified() {
-			o.AdvertiseAddress = defaultRouteIP()
-		}
+		o.AdvertiseAddress = advertisedFor(at.Addr().Unmap(), defaultRouteIP)
 	}
 	c.opts = Options{NodeName: "kube-apiserver", NodeIP: o.AdvertiseAddress, APIPort: int(at.Port()), ServiceCIDR: o.ServiceCIDR, Domain: "cluster.local"}
 	c.assets, err = bootstrap.InMemory(bootstrap.Options{NodeName: c.opts.NodeName, NodeIPs: nodeIPs(c.opts), ServiceCIDR: o.ServiceCIDR})
@@ -130,6 +128,18 @@ func (c *Cluster) openAPIServer(ctx context.Context, o APIServerOptions) error {
 	c.shared = len(o.Etcd.Servers) > 0
 	c.store, err = openStore(ctx, o.Etcd, o.Log)
 	return err
+}
+
+// advertisedFor is what a server bound to an address advertises: the host's own where the address says
+// nothing to others, as upstream. A loopback address stays if the host has no other.
+func advertisedFor(bound netip.Addr, host func() netip.Addr) netip.Addr {
+	switch {
+	case bound.IsUnspecified():
+		return host()
+	case bound.IsLoopback():
+		return cmp.Or(host(), bound)
+	}
+	return bound
 }
 
 // loadAssets puts what files hold in the place of what was made.
