@@ -30,8 +30,8 @@ func TestBadInput(t *testing.T) {
 	big := []byte(`{"metadata":{"name":"b"},"data":{"x":"` + strings.Repeat("a", 3<<20) + `"}}`)
 	deep := []byte(`{"metadata":{"name":"b"},"data":` + strings.Repeat(`{"x":`, 100_000) + "1" + strings.Repeat("}", 100_000) + "}")
 	quota := func(q string) []byte { return []byte(`{"metadata":{"name":"q"},"spec":{"hard":{"cpu":"` + q + `"}}}`) }
-	// metadata {name: "r"}, spec {hard: {cpu: {string: "1e999999"}}}
-	quotaRaw := []byte("\x0a\x03\x0a\x01r\x12\x13\x0a\x11\x0a\x03cpu\x12\x0a\x0a\x081e999999")
+	// metadata {name: "r"}, spec {hard: {cpu: {string: "1e9999999"}}}
+	quotaRaw := []byte("\x0a\x03\x0a\x01r\x12\x14\x0a\x12\x0a\x03cpu\x12\x0b\x0a\x091e9999999")
 	bomb := "a: &a [x,x,x,x,x,x,x,x,x]\n"
 	for i := 'b'; i < 'k'; i++ {
 		bomb += fmt.Sprintf("%c: &%c [*%c,*%c,*%c,*%c,*%c,*%c,*%c,*%c,*%c]\n", i, i, i-1, i-1, i-1, i-1, i-1, i-1, i-1, i-1, i-1)
@@ -122,8 +122,16 @@ func TestBadInput(t *testing.T) {
 		{"bad UTF-8 in protobuf", "POST", cmPath, "application/vnd.kubernetes.protobuf", wire.AppendObject(nil, "v1", "ConfigMap", []byte("\x0a\x04\x0a\x02a\xff"), 0), 422, "metadata.name"},
 		{"bad UTF-8 in the path", "GET", cmPath + "/%ff", "", nil, 404, ""},
 		// Upstream takes them, too; what they cost is what counts.
-		{"huge quantity", "POST", quotaPath, "application/json", quota("1e999999"), 201, "1e999999"},
-		{"huge quantity in protobuf", "POST", quotaPath, "application/vnd.kubernetes.protobuf", wire.AppendObject(nil, "v1", "ResourceQuota", quotaRaw, 0), 201, "1e999999"},
+		{"large quantity", "POST", quotaPath, "application/json", quota("1e999"), 201, "1e999"},
+		{"huge quantity", "POST", quotaPath, "application/json", quota("1e9999999"), 400, "spec.hard.cpu: a quantity with the exponent 9999999"},
+		{"huge quantity of another kind", "POST", cmPath, "application/json", []byte(`{"apiVersion":"v1","kind":"ResourceQuota","spec":{"hard":{"cpu":"1e9999999"}}}`), 400, "spec.hard.cpu"},
+		{"huge quantity in YAML", "POST", quotaPath, "application/yaml", []byte("metadata: {name: q}\nspec: {hard: {cpu: \"1\\x659999999\"}}\n"), 400, "spec.hard.cpu"},
+		{"huge quantity in protobuf", "POST", quotaPath, "application/vnd.kubernetes.protobuf", wire.AppendObject(nil, "v1", "ResourceQuota", quotaRaw, 0), 400, "spec.hard.cpu"},
+		{"long quantity", "POST", quotaPath, "application/json", quota(strings.Repeat("9", 1<<20)), 400, "a quantity of 1048576 characters"},
+		{"huge quantity merged", "PATCH", quotaPath + "/q", "application/merge-patch+json", []byte(`{"spec":{"hard":{"cpu":"1e9999999"}}}`), 400, "spec.hard.cpu"},
+		{"huge quantity merged by strategy", "PATCH", quotaPath + "/q", "application/strategic-merge-patch+json", []byte(`{"spec":{"hard":{"cpu":1e9999999}}}`), 400, "spec.hard.cpu"},
+		{"huge quantity in a patch", "PATCH", quotaPath + "/q", "application/json-patch+json", []byte(`[{"op":"add","path":"/spec/hard/cpu","value":"1e9999999"}]`), 400, "exponent 9999999"},
+		{"huge quantity applied", "PATCH", quotaPath + "/q?fieldManager=m", "application/apply-patch+yaml", []byte("apiVersion: v1\nkind: ResourceQuota\nspec: {hard: {cpu: '1e9999999'}}\n"), 400, "spec.hard.cpu"},
 		{"quantity without end", "POST", quotaPath, "application/json", quota("1e"), 400, "unable to parse quantity's suffix"},
 		{"quantity beyond any", "POST", quotaPath, "application/json", quota("1e9999999999999999999"), 400, ""},
 		{"huge number", "POST", cmPath, "application/json", []byte(`{"metadata":{"name":"b","generation":1e999999}}`), 400, ""},

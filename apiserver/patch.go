@@ -65,6 +65,9 @@ func (s *Server) parsePatch(c *call) (*patchRequest, error) {
 	if p.body, err = readBody(c.req); err != nil {
 		return nil, err
 	}
+	if err := s.codec.CheckPatch(p.kind, c.ep.ver.New(), p.body); err != nil {
+		return nil, apierrors.NewBadRequest(err.Error())
+	}
 	c.audit.Patch(func() ([]byte, error) { return yaml.YAMLToJSON(p.body) })
 	if c.query.Has("force") {
 		v, err := request.Bool(c.query, "force")

@@ -6,14 +6,17 @@ import (
 	"bytes"
 	stdjson "encoding/json"
 	"fmt"
+	"reflect"
 
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured/unstructuredscheme"
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/runtime/schema"
 	"k8s.io/apimachinery/pkg/runtime/serializer/json"
+	"k8s.io/apimachinery/pkg/types"
 	kjson "sigs.k8s.io/json"
 	"sigs.k8s.io/yaml"
 
+	"github.com/skiff-project/skiff/object/quantities"
 	"github.com/skiff-project/skiff/object/wire"
 )
 
@@ -27,18 +30,19 @@ const (
 // Codec decodes and encodes the types of one scheme. It is immutable and safe
 // for concurrent use.
 type Codec struct {
-	types                              types
+	scheme                             scheme
+	quantities                         quantities.Checker
 	json, jsonStrict, yaml, yamlStrict *json.Serializer
 }
 
-// types makes objects and knows their kinds.
-type types interface {
+// scheme makes objects and knows their kinds.
+type scheme interface {
 	runtime.ObjectCreater
 	runtime.ObjectTyper
 }
 
 // New returns a codec for the types in scheme.
-func New(scheme *runtime.Scheme) *Codec { return with(scheme) }
+func New(s *runtime.Scheme) *Codec { return with(s) }
 
 // Unstructured returns a codec for objects of any kind as maps: JSON and YAML only.
 func Unstructured() *Codec {
@@ -48,11 +52,11 @@ func Unstructured() *Codec {
 	}{unstructuredscheme.NewUnstructuredCreator(), unstructuredscheme.NewUnstructuredObjectTyper()})
 }
 
-func with(t types) *Codec {
+func with(t scheme) *Codec {
 	mk := func(yaml, strict bool) *json.Serializer {
 		return json.NewSerializerWithOptions(json.DefaultMetaFactory, t, t, json.SerializerOptions{Yaml: yaml, Strict: strict})
 	}
-	return &Codec{types: t, json: mk(false, false), jsonStrict: mk(false, true), yaml: mk(true, false), yamlStrict: mk(true, true)}
+	return &Codec{scheme: t, json: mk(false, false), jsonStrict: mk(false, true), yaml: mk(true, false), yamlStrict: mk(true, true)}
 }
 
 // Request is one body to decode.
@@ -68,9 +72,13 @@ type Request struct {
 // kind found and an error. A strict decoding error (see
 // runtime.AsStrictDecodingError) comes with a usable object.
 func (c *Codec) Decode(r Request, into runtime.Object) (runtime.Object, *schema.GroupVersionKind, error) {
-	switch r.Media {
-	case Protobuf:
+	if r.Media == Protobuf {
 		return c.decodeProtobuf(r, into)
+	}
+	if err := c.checkQuantities(r, into); err != nil {
+		return nil, &r.Want, err
+	}
+	switch r.Media {
 	case YAML:
 		if r.Strict {
 			return c.yamlStrict.Decode(r.Body, &r.Want, into)
@@ -84,6 +92,38 @@ func (c *Codec) Decode(r Request, into runtime.Object) (runtime.Object, *schema.
 		return c.jsonStrict.Decode(r.Body, &r.Want, into)
 	}
 	return c.json.Decode(r.Body, &r.Want, into)
+}
+
+// checkQuantities checks the body as into, and as what it says it is.
+func (c *Codec) checkQuantities(r Request, into runtime.Object) error {
+	check := c.quantities.JSON
+	if r.Media == YAML {
+		check = c.quantities.YAML
+	}
+	if err := check(reflect.TypeOf(into), r.Body); err != nil || !quantities.Suspect(r.Body) {
+		return err
+	}
+	gvk, err := PeekKind(r.Media, r.Body)
+	if err != nil || gvk == r.Want {
+		return nil //nolint:nilerr // who decodes it says what is wrong
+	}
+	other, err := c.scheme.New(gvk)
+	if err != nil {
+		return nil //nolint:nilerr // nor is it decoded
+	}
+	return check(reflect.TypeOf(other), r.Body)
+}
+
+// CheckPatch refuses a patch of an object like obj for a quantity that would take minutes to read.
+func (c *Codec) CheckPatch(kind types.PatchType, obj runtime.Object, body []byte) error {
+	check := c.quantities.JSON
+	switch kind {
+	case types.JSONPatchType:
+		check = c.quantities.Patch
+	case types.ApplyYAMLPatchType:
+		check = c.quantities.YAML
+	}
+	return check(reflect.TypeOf(obj), body)
 }
 
 // decodeFast decodes JSON of the expected kind in one pass. Everything out of
@@ -139,13 +179,16 @@ func (c *Codec) decodeProtobuf(r Request, into runtime.Object) (runtime.Object, 
 	}
 	target := into
 	if gvk != r.Want {
-		if target, err = c.types.New(gvk); err != nil {
+		if target, err = c.scheme.New(gvk); err != nil {
 			return nil, &gvk, err
 		}
 	}
 	m, ok := target.(interface{ Unmarshal([]byte) error })
 	if !ok {
 		return nil, &gvk, fmt.Errorf("object %T does not implement the protobuf marshalling interface and cannot be decoded", target)
+	}
+	if err := c.quantities.Protobuf(reflect.TypeOf(target), env.Raw); err != nil {
+		return nil, &gvk, err
 	}
 	if err := m.Unmarshal(env.Raw); err != nil {
 		return nil, &gvk, err
