@@ -8,6 +8,7 @@ import (
 	"math"
 	"net"
 	"net/netip"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -141,6 +142,44 @@ func (f *apiServerFlags) addAdmission(fs *pflag.FlagSet) {
 	fs.StringSliceVar(&f.enable, "enable-admission-plugins", nil, "admission plugins to add to those that are on: "+strings.Join(admission.Optional(), ", "))
 	fs.StringVar(&f.admission, "admission-control-config-file", "", "AdmissionConfiguration: what "+strings.Join(config.Names(), ", ")+" are told (default: nothing)")
 	fs.StringSliceVar(&f.disable, "disable-admission-plugins", nil, "admission plugins to leave out")
+}
+
+// anyCluster are the flags of kube-apiserver, by their beginnings, that apply to
+// every cluster's API server; certificates, addresses, ranges and the store are the cluster's own.
+var anyCluster = []string{"audit-", "oidc-", "authentication-", "authorization-", "anonymous-auth", "enable-admission-plugins",
+	"disable-admission-plugins", "admission-control-config-file", "max-requests-inflight", "max-mutating-requests-inflight",
+	"enable-priority-and-fairness", "request-timeout", "min-request-timeout", "event-ttl", "service-node-port-range",
+	"etcd-compaction-interval", "kubelet-preferred-address-types", "profiling"}
+
+// apiSettings are what such flags, without their dashes, say of a cluster's API server.
+func apiSettings(args []string) (cluster.APISettings, error) {
+	var none cluster.APISettings
+	if len(args) == 0 {
+		return none, nil
+	}
+	p, f := apiServerProgram()
+	dashed := make([]string, len(args))
+	for i, arg := range args {
+		dashed[i] = "--" + strings.TrimLeft(arg, "-")
+	}
+	if err := p.parse(dashed); err != nil {
+		return none, err
+	}
+	var foreign error
+	p.fs.Visit(func(flag *pflag.Flag) {
+		if !slices.ContainsFunc(anyCluster, func(name string) bool { return strings.HasPrefix(flag.Name, name) }) {
+			foreign = fmt.Errorf("%s is the cluster's own business: leave it out", flag.Name)
+		}
+	})
+	if foreign != nil {
+		return none, foreign
+	}
+	if err := f.settle(p); err != nil {
+		return none, err
+	}
+	var err error
+	f.opts.Audit, err = f.audit.settle(slog.Default())
+	return f.opts.APISettings, err
 }
 
 // settle turns flags into options.

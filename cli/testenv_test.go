@@ -106,3 +106,28 @@ func TestAPIServerFlags(t *testing.T) {
 		t.Errorf("%+v, want %+v", o.Tuning, want)
 	}
 }
+
+// What a cluster's API server is told beyond what the cluster knows.
+func TestAPISettings(t *testing.T) {
+	policy := write(t, "policy.yaml", "apiVersion: audit.k8s.io/v1\nkind: Policy\nrules: [{level: Metadata}]\n")
+	s, err := apiSettings([]string{"audit-policy-file=" + policy, "--audit-log-path=/var/log/audit.log", "enable-admission-plugins=AlwaysPullImages", "event-ttl=2h"})
+	if err != nil || s.Audit.Policy == nil || s.Audit.Log.Path != "/var/log/audit.log" || s.EventTTL != 2*time.Hour || len(s.Access.Authorizers) != 2 {
+		t.Errorf("%+v, %v", s, err)
+	}
+	if s, err := apiSettings(nil); err != nil || !reflect.DeepEqual(s, cluster.APISettings{}) {
+		t.Errorf("nothing: %+v, %v", s, err)
+	}
+	for arg, want := range map[string]string{
+		"etcd-servers=http://127.0.0.1:2379": "etcd-servers is the cluster's own business",
+		"secure-port=1":                      "secure-port is the cluster's own business",
+		"nonsense=1":                         "--nonsense is not a flag this kube-apiserver has",
+		"event-ttl=soon":                     `invalid argument "soon"`,
+		"authorization-mode=ABAC":            "ABAC is not supported",
+		"audit-policy-file=/none":            "open /none",
+		"enable-admission-plugins=Nonsense":  "Nonsense",
+	} {
+		if _, err := apiSettings([]string{arg}); err == nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("%s: %v, want %s", arg, err, want)
+		}
+	}
+}

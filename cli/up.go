@@ -35,6 +35,8 @@ type upFlags struct {
 	podCIDR    string
 	svcCIDR    string
 	kubeconfig bool
+	profiling  bool
+	apiArgs    []string
 }
 
 // newUp is `skiff up`.
@@ -66,7 +68,8 @@ func newUp() *cobra.Command {
 	fs.IntVar(&f.opts.APIPort, "api-port", 0, "port of the API server (default 6443)")
 	fs.IntVar(&f.opts.KubeletPort, "kubelet-port", 0, "port of the kubelet (default 10250)")
 	fs.IntVar(&f.opts.EtcdPort, "etcd-port", 0, "loopback port of etcd's API (default 2379)")
-	fs.BoolVar(&f.opts.Profiling, "profiling", false, "serve Go's profiles of this process at /debug/pprof/ of the API server")
+	fs.StringArrayVar(&f.apiArgs, "kube-apiserver-arg", nil, "flag of kube-apiserver without its dashes, as audit-policy-file=FILE; may be given more than once")
+	fs.BoolVar(&f.profiling, "profiling", false, "serve Go's profiles of this process at /debug/pprof/ of the API server")
 	fs.StringVar(&f.podCIDR, "pod-cidr", "", "address range of pods (default 10.244.0.0/16)")
 	fs.StringVar(&f.svcCIDR, "service-cidr", "", "address range of Services (default 10.96.0.0/12)")
 	fs.DurationVar(&f.timeout, "timeout", 30*time.Second, "how long to wait for all nodes to be Ready")
@@ -90,6 +93,11 @@ func (f *upFlags) parse() error {
 		}
 		*p.dst = v.Masked()
 	}
+	var err error
+	if f.opts.API, err = apiSettings(f.apiArgs); err != nil {
+		return fmt.Errorf("--kube-apiserver-arg: %w", err)
+	}
+	f.opts.API.Profiling = f.opts.API.Profiling || f.profiling
 	if f.nodeIP == "" {
 		return nil
 	}

@@ -65,12 +65,18 @@ type APIServerOptions struct {
 	// EncryptionFile is the EncryptionConfiguration of what is stored, looked at each minute with ReloadEncryption. Default: none.
 	EncryptionFile   string
 	ReloadEncryption bool
-	Audit            audit.Config // of requests; default: nothing is recorded
+	APISettings
+	Log *slog.Logger // default: discard
+}
+
+// APISettings are what an operator may set of any cluster's API server. The
+// zero value is upstream's defaults.
+type APISettings struct {
+	Audit audit.Config // of requests; default: nothing is recorded
 	apiserver.Tuning
-	Access authconfig.Options // who requests come from and who decides, besides the above; its log is Log
+	Access authconfig.Options // who requests come from and who decides, besides the cluster's own
 	// Admission is which admission plugins run, and what they are told; default those on by default.
 	Admission plugins.Choice
-	Log       *slog.Logger // default: discard
 }
 
 // RunAPIServer serves the API, with nothing around it, until ctx ends.
@@ -85,8 +91,8 @@ func RunAPIServer(ctx context.Context, o APIServerOptions) error {
 	c.log, c.logs = o.Log, &logs{all: o.Log}
 	routeKlog(o.Log)
 	c.clusterIPRouting = !o.EndpointRouting
-	c.admission = o.Admission
-	c.encryptionFile, c.keyPrefix, c.tuning, c.access = o.EncryptionFile, o.Etcd.prefix(), o.Tuning, o.Access
+	c.encryptionFile, c.keyPrefix = o.EncryptionFile, o.Etcd.prefix()
+	c.tuning, c.access, c.admission = o.Tuning, o.Access, o.Admission
 	c.minTLS, c.cipherSuites = o.MinTLS, o.CipherSuites
 	start, cancel := context.WithTimeout(ctx, startTimeout)
 	defer cancel()

@@ -116,7 +116,7 @@ func (l *layer) stop() {
 // stopped again on an error; pods that already ran are left running.
 func Up(ctx context.Context, opts Options, timeout time.Duration, progress Progress) (*Cluster, error) {
 	c := newCluster(progress)
-	c.tuning.Profiling = opts.Profiling
+	c.tuning, c.access, c.admission = opts.API.Tuning, opts.API.Access, opts.API.Admission
 	return c.up(ctx, timeout, []step{
 		{"checks", func(context.Context) (string, error) { return c.prepare(opts) }},
 		{"certificates", c.ensureAssets},
@@ -183,6 +183,10 @@ func (c *Cluster) prepare(opts Options) (string, error) {
 	c.opts = o
 	c.logs = &logs{dir: o.path("log"), level: slog.LevelInfo}
 	if c.log, err = c.logs.logger("cluster"); err != nil {
+		return "", err
+	}
+	opts.API.Audit.Logger = c.log
+	if c.audit, err = audit.New(opts.API.Audit); err != nil {
 		return "", err
 	}
 	routeKlog(c.log)

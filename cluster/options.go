@@ -44,8 +44,8 @@ type Options struct {
 	KubeletPort int `json:"kubeletPort"`
 	// EtcdPort serves etcd's API on 127.0.0.1. Default 2379.
 	EtcdPort int `json:"etcdPort"`
-	// Profiling serves Go's profiles at /debug/pprof/ of the API server, in this run. Default off.
-	Profiling bool `json:"-"`
+	// API is how the API server is set, in this run.
+	API APISettings `json:"-"`
 	// PodCIDR is cut into a /24 per node. Default 10.244.0.0/16, or the next
 	// lower /16 that nothing on this machine uses.
 	PodCIDR netip.Prefix `json:"podCIDR"`
