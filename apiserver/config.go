@@ -141,6 +141,9 @@ type Tuning struct {
 	// CompactionInterval between compactions of the store, which keep at least
 	// that much history; default 5 min; negative: there are none.
 	CompactionInterval time.Duration
+	// ExternalHost is what others know the server by, with or without a port: issuers of tokens are found there.
+	// Default AdvertiseAddress.
+	ExternalHost string
 	// NoEndpoints leaves the endpoints of the kubernetes Service to others.
 	NoEndpoints bool
 	// KubeletAddresses are the kinds of addresses that kubelets are reached at, the preferred first; default InternalIP, ExternalIP, Hostname.

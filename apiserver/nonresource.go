@@ -7,8 +7,11 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"net"
 	"net/http"
+	"net/netip"
 	"slices"
+	"strconv"
 	"strings"
 
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
@@ -113,7 +116,14 @@ func (s *Server) endpointAddress() string {
 }
 
 func (s *Server) externalAddress() string {
-	if s.cfg.AdvertiseAddress.IsValid() {
+	host := s.cfg.ExternalHost
+	_, err := netip.ParseAddr(host)
+	switch {
+	case err != nil && strings.Contains(host, ":"):
+		return host // with its port
+	case host != "":
+		return net.JoinHostPort(host, strconv.Itoa(int(s.advertisedPort())))
+	case s.cfg.AdvertiseAddress.IsValid():
 		return s.endpointAddress()
 	}
 	return ""

@@ -5,6 +5,7 @@ import (
 	"crypto/ecdsa"
 	"crypto/elliptic"
 	"crypto/rand"
+	"net/netip"
 	"strings"
 	"testing"
 
@@ -178,5 +179,32 @@ func escalation(t *testing.T, c, user *kubernetes.Clientset) {
 	}
 	if _, err = user.RbacV1().Roles("default").Create(t.Context(), role("same", writer), metav1.CreateOptions{}); err != nil {
 		t.Errorf("granting what one has: %v", err)
+	}
+}
+
+// The document about tokens leads to their keys, at the name others know the server by.
+func TestTokenIssuerIsFound(t *testing.T) {
+	for host, want := range map[string]string{
+		"127.0.0.1": "https://127.0.0.1:7443/openid/v1/jwks", "fd00:0:0:0:0:0:0:1": "https://[fd00:0:0:0:0:0:0:1]:7443/openid/v1/jwks",
+		"api.example.com": "https://api.example.com:7443/openid/v1/jwks", "api.example.com:444": "https://api.example.com:444/openid/v1/jwks",
+		"": "https://192.0.2.1:7443/openid/v1/jwks",
+	} {
+		s := newServer(t, func(c *apiserver.Config) {
+			key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+			if err != nil {
+				t.Fatal(err)
+			}
+			reader, err := apiserver.NewReader(c.Store, c.Resources, nil)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if c.ServiceAccounts, err = serviceaccount.New(serviceaccount.Config{SigningKey: key, Getter: source{reader}}); err != nil {
+				t.Fatal(err)
+			}
+			c.ExternalHost, c.AdvertiseAddress, c.AdvertisePort = host, netip.MustParseAddr("192.0.2.1"), 7443
+		})
+		if code, body := newRaw(s).do(t, "GET", "/.well-known/openid-configuration", "", nil); code != 200 || !strings.Contains(body, `"jwks_uri":"`+want+`"`) {
+			t.Errorf("known as %q: %d %s, want %s", host, code, body, want)
+		}
 	}
 }

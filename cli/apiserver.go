@@ -32,7 +32,7 @@ var apiServerHarmless = []harmless{
 	{"goaway-chance " +
 		"shutdown-delay-duration shutdown-send-retry-after? shutdown-watch-termination-grace-period livez-grace-period http2-max-streams-per-connection " +
 		"disable-http2-serving? permit-address-sharing? permit-port-sharing? apiserver-count", "bounds and grace periods are the server's own"},
-	{"kubelet-timeout kubelet-port external-hostname", "kubelets say their port"},
+	{"kubelet-timeout kubelet-port", "kubelets say their port"},
 	{"audit-log-batch-max-size audit-log-batch-max-wait audit-log-batch-throttle-enable? audit-log-batch-throttle-qps audit-log-batch-throttle-burst " +
 		"audit-webhook-batch-throttle-enable? audit-webhook-batch-throttle-qps audit-webhook-batch-throttle-burst audit-log-truncate-max-batch-size " +
 		"audit-log-truncate-max-event-size audit-webhook-truncate-max-batch-size audit-webhook-truncate-max-event-size", "files are written as events come; a webhook is sent at most ten batches a second"},
@@ -95,6 +95,7 @@ func apiServerProgram() (*program, *apiServerFlags) {
 	f.audit.add(p)
 	fs.StringVar(&f.bind, "bind-address", "0.0.0.0", "address to serve on")
 	fs.IntVar(&f.port, "secure-port", 6443, "port to serve on")
+	fs.StringVar(&o.ExternalHost, "external-hostname", "", "name others know the server by, as in the documents about its tokens (default: the advertised address)")
 	fs.StringVar(&f.advertise, "advertise-address", "", "address members of the cluster reach the server at (default: the bind address; if that is a loopback one, the host's)")
 	fs.StringVar(&o.ClientCAFile, "client-ca-file", "", "authority of client certificates")
 	requestHeaderFlags(fs, &o.RequestHeaderCAFile, &o.RequestHeaderNames, &f.user, &f.uid, &f.group, &f.extra)
@@ -149,7 +150,7 @@ func (f *apiServerFlags) addAdmission(fs *pflag.FlagSet) {
 var anyCluster = []string{"audit-", "oidc-", "authentication-", "authorization-", "anonymous-auth", "enable-admission-plugins",
 	"disable-admission-plugins", "admission-control-config-file", "max-requests-inflight", "max-mutating-requests-inflight",
 	"enable-priority-and-fairness", "request-timeout", "min-request-timeout", "event-ttl", "service-node-port-range",
-	"etcd-compaction-interval", "kubelet-preferred-address-types", "profiling"}
+	"etcd-compaction-interval", "kubelet-preferred-address-types", "profiling", "external-hostname"}
 
 // apiSettings are what such flags, without their dashes, say of a cluster's API server.
 func apiSettings(args []string) (cluster.APISettings, error) {

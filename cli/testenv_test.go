@@ -85,7 +85,7 @@ func TestAPIServerFlags(t *testing.T) {
 		"--etcd-servers=http://127.0.0.1:2379", "--secure-port=1234", "--service-account-issuer=https://127.0.0.1:1234/",
 		"--service-account-key-file=sa.crt", "--service-account-signing-key-file=sa.key", "--service-cluster-ip-range=10.0.0.0/24",
 		"--service-node-port-range=30000+10", "--event-ttl=30m", "--request-timeout=2m", "--min-request-timeout=600", "--profiling",
-		"--etcd-compaction-interval=0", "--endpoint-reconciler-type=none", "--kubelet-preferred-address-types=Hostname",
+		"--etcd-compaction-interval=0", "--endpoint-reconciler-type=none", "--external-hostname=api.example.com", "--kubelet-preferred-address-types=Hostname",
 	})
 	if err != nil {
 		t.Fatal(err)
@@ -101,7 +101,7 @@ func TestAPIServerFlags(t *testing.T) {
 	if want := (apiserver.Tuning{
 		Limits: apiserver.Limits{ReadOnly: 400, Mutating: 200}, NodePorts: alloc.PortRange{First: 30000, Last: 30010},
 		EventTTL: 30 * time.Minute, RequestTimeout: 2 * time.Minute, MinWatchTimeout: 10 * time.Minute, Profiling: true,
-		CompactionInterval: -1, NoEndpoints: true, KubeletAddresses: []corev1.NodeAddressType{corev1.NodeHostName},
+		CompactionInterval: -1, NoEndpoints: true, ExternalHost: "api.example.com", KubeletAddresses: []corev1.NodeAddressType{corev1.NodeHostName},
 	}); !reflect.DeepEqual(o.Tuning, want) {
 		t.Errorf("%+v, want %+v", o.Tuning, want)
 	}

@@ -172,6 +172,9 @@ func (c *Cluster) apiConfig(log *slog.Logger) (apiserver.Config, error) {
 		return apiserver.Config{}, err
 	}
 	c.servers.wg.Go(func() { access.Run(c.servers.ctx) })
+	if c.tuning.ExternalHost == "" {
+		c.tuning.ExternalHost = c.opts.NodeIP.String() // a loopback one, too, which is no endpoint
+	}
 	return apiserver.Config{
 		Store: c.store, SharedStore: c.shared, Encryption: sealing, Audit: c.audit, Tuning: c.tuning, Log: log,
 		Resources: resources,
