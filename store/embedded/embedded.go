@@ -139,7 +139,8 @@ func Open(opt Options) (*Store, error) {
 	s.hub = hub.New(s.core.View(), s.Err)
 	s.work.Go(s.lessor.run)
 	if opt.LeaseCheckpoint > 0 {
-		s.work.Go(s.lessor.checkpoints)
+		tick := opt.Clock.NewTicker(opt.LeaseCheckpoint)
+		s.work.Go(func() { s.lessor.checkpoints(tick) })
 	}
 	return s, nil
 }

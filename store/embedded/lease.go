@@ -9,6 +9,8 @@ import (
 	"sync"
 	"time"
 
+	"k8s.io/utils/clock"
+
 	"github.com/skiff-project/skiff/store"
 	"github.com/skiff-project/skiff/store/mvcc"
 )
@@ -141,9 +143,8 @@ func (l *lessor) forget(ctx context.Context, id store.LeaseID) error {
 // maxNoted is how many leases are written of at a time.
 const maxNoted = 1000
 
-// checkpoints notes now and then what long leases have left.
-func (l *lessor) checkpoints() {
-	tick := l.s.opt.Clock.NewTicker(l.s.opt.LeaseCheckpoint)
+// checkpoints notes at every tick what long leases have left.
+func (l *lessor) checkpoints(tick clock.Ticker) {
 	defer tick.Stop()
 	for {
 		select {
