@@ -103,6 +103,9 @@ func RunAPIServer(ctx context.Context, o APIServerOptions) error {
 	start, c.abort = context.WithCancelCause(start)
 	if _, err := c.startAPI(start); err != nil {
 		c.stop()
+		if ctx.Err() != nil { // told to end before it was ready, which is no fault
+			return nil
+		}
 		return err
 	}
 	if o.ReloadEncryption && c.keys != nil {
