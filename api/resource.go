@@ -169,6 +169,8 @@ type Strategy struct {
 	// stored protobuf message, by the numbers of the fields that lead there:
 	// they are found without decoding the object, which is done for the others.
 	FieldPaths map[string][]uint64
+	// Index is the one of FieldPaths that the store finds objects by, "" for none.
+	Index string
 	// Reset are fields ("spec") besides status that a write cannot change, so
 	// that no manager comes to own them by it. See View.Reset.
 	Reset []string

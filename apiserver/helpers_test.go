@@ -38,7 +38,7 @@ func (l testLog) Write(p []byte) (int, error) {
 // newServer starts a server over a store in memory.
 func newServer(t testing.TB, edit func(*apiserver.Config)) *apiserver.Server {
 	t.Helper()
-	st, err := embedded.Open(embedded.Options{Decorate: registry.Decorate})
+	st, err := embedded.Open(embedded.Options{Decorate: registry.Decorate, Index: registry.Index(all.Resources())})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -61,7 +61,9 @@ func (c *Cluster) startStore(context.Context) (string, error) {
 	if err != nil {
 		return "", err
 	}
-	db, err := embedded.Open(embedded.Options{Dir: c.opts.path("etcd"), Decorate: registry.Decorate, Log: log})
+	db, err := embedded.Open(embedded.Options{
+		Dir: c.opts.path("etcd"), Decorate: registry.Decorate, Index: registry.Index(all.Resources()), Log: log,
+	})
 	if err != nil {
 		return "", err
 	}

@@ -10,6 +10,7 @@ import (
 
 	"k8s.io/client-go/util/cert"
 
+	"github.com/skiff-project/skiff/api/all"
 	"github.com/skiff-project/skiff/apiserver/registry"
 	"github.com/skiff-project/skiff/store"
 	"github.com/skiff-project/skiff/store/embedded"
@@ -31,7 +32,7 @@ type EtcdOptions struct {
 // openStore opens the store of an API server that runs by itself.
 func openStore(ctx context.Context, o EtcdOptions, log *slog.Logger) (store.Store, error) {
 	if len(o.Servers) == 0 {
-		return embedded.Open(embedded.Options{Decorate: registry.Decorate, Log: log})
+		return embedded.Open(embedded.Options{Decorate: registry.Decorate, Index: registry.Index(all.Resources()), Log: log})
 	}
 	for _, s := range o.Servers {
 		if u, err := url.Parse(s); err != nil || u.Host == "" || u.Scheme != "http" && u.Scheme != "https" {
@@ -44,7 +45,7 @@ func openStore(ctx context.Context, o EtcdOptions, log *slog.Logger) (store.Stor
 	}
 	s, err := etcdstore.Open(ctx, etcdstore.Options{
 		Endpoints: o.Servers, TLS: conf, Root: registry.Root, Prefix: o.prefix(),
-		Decorate: registry.Decorate, Log: log,
+		Decorate: registry.Decorate, Index: registry.Index(all.Resources()), Log: log,
 	})
 	if err != nil {
 		return nil, fmt.Errorf("open etcd %v: %w", o.Servers, err)

@@ -13,6 +13,7 @@ import (
 	"k8s.io/client-go/rest"
 	"k8s.io/client-go/tools/clientcmd"
 
+	"github.com/skiff-project/skiff/api/all"
 	"github.com/skiff-project/skiff/apiserver/plugins"
 	"github.com/skiff-project/skiff/apiserver/registry"
 	"github.com/skiff-project/skiff/auth"
@@ -176,7 +177,7 @@ func (c *Cluster) openInMemory(opts TestOptions) error {
 	if err != nil {
 		return err
 	}
-	c.store, err = embedded.Open(embedded.Options{Decorate: registry.Decorate, Log: opts.Log})
+	c.store, err = embedded.Open(embedded.Options{Decorate: registry.Decorate, Index: registry.Index(all.Resources()), Log: opts.Log})
 	return err
 }
 

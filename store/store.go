@@ -84,6 +84,14 @@ type KV struct {
 // pure and must not keep a reference to anything but value itself.
 type Decorate func(key string, value []byte) any
 
+// Index derives the term that a version can be found by beside its key: the
+// node of a pod. "" is none, AnyTerm one that cannot be told. It must be pure
+// and cheap: the store keeps no term with the version.
+type Index func(key string, value []byte) string
+
+// AnyTerm is the term of a version that may have any.
+const AnyTerm = "\x00"
+
 // Store is the contract. All methods are safe for concurrent use.
 type Store interface {
 	// Snapshot returns a consistent read-only view at revision rev; 0 means
@@ -119,6 +127,9 @@ type Snapshot interface {
 	Get(key string) *KV
 	// Range yields the versions of [key, end) in key order.
 	Range(key, end string) iter.Seq[*KV]
+	// RangeTerm yields those of Range that have the term of the store's Index,
+	// and may yield others: without an Index, or in the past, all of them.
+	RangeTerm(term, key, end string) iter.Seq[*KV]
 	// Count returns how many keys [key, end) holds.
 	Count(key, end string) int
 }
@@ -224,6 +235,10 @@ type Event struct {
 // WatchRequest asks for the events of [Key, End).
 type WatchRequest struct {
 	Key, End string
+	// Term, if set, leaves out events of which neither KV nor Prev has this
+	// term of the store's Index. Others may come nevertheless, as with
+	// Snapshot's RangeTerm.
+	Term string
 	// StartRevision is the first revision wanted, history included; 0 means
 	// from the next transaction on.
 	StartRevision int64

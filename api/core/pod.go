@@ -30,6 +30,7 @@ func podResource() *api.Resource {
 			Warnings:         podWarnings,
 			Selectable:       api.Select(podFields),
 			FieldPaths:       podFieldPaths,
+			Index:            "spec.nodeName",
 			GracePeriod:      podGracePeriod,
 		},
 		Subresources: []api.Subresource{

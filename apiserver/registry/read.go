@@ -209,7 +209,7 @@ func (r *Registry) List(ctx context.Context, o ListOptions) (Page, error) {
 		page.Items = make([]*store.KV, 0, snap.Count(start, end))
 	}
 	enc := r.encryption.Now()
-	for kv := range snap.Range(start, end) {
+	for kv := range r.among(snap, o.Selection, start, end) {
 		if kv, err = openItem(enc, kv); err != nil {
 			return Page{}, err
 		}

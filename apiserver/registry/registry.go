@@ -35,7 +35,7 @@ const Root = "/registry/"
 // Config makes a Registry.
 type Config struct {
 	Resource *api.Resource // required
-	Store    store.Store   // required; its Decorate function must be Decorate
+	Store    store.Store   // required; its Decorate function must be Decorate, its Index is best Index's
 	Clock    clock.PassiveClock
 	// TTL is how long objects of a resource that expires last, in whole seconds. Default: the strategy's.
 	TTL time.Duration

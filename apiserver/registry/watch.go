@@ -58,7 +58,7 @@ func (r *Registry) Watch(ctx context.Context, o WatchOptions) (*Watch, error) {
 		}
 		w.rev = snap.Revision()
 		enc := r.encryption.Now()
-		for kv := range snap.Range(key, end) {
+		for kv := range r.among(snap, o.Selection, key, end) {
 			if kv, err = openItem(enc, kv); err != nil {
 				return nil, err
 			}
@@ -67,7 +67,9 @@ func (r *Registry) Watch(ctx context.Context, o WatchOptions) (*Watch, error) {
 			}
 		}
 	}
-	w.w, err = r.Store.Watch(ctx, store.WatchRequest{Key: key, End: end, StartRevision: w.rev + 1, Wake: o.Wake})
+	w.w, err = r.Store.Watch(ctx, store.WatchRequest{
+		Key: key, End: end, Term: r.term(o.Selection), StartRevision: w.rev + 1, Wake: o.Wake,
+	})
 	if errors.Is(err, store.ErrCompacted) {
 		return nil, tooOld(w.rev)
 	}

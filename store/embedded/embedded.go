@@ -55,6 +55,8 @@ type Options struct {
 	NoSync bool
 	// Decorate makes the Attrs of every version; may be nil.
 	Decorate store.Decorate
+	// Index makes the terms that versions are found by; may be nil.
+	Index store.Index
 	// QuotaBytes bounds live data and history together; puts beyond it fail
 	// with store.ErrNoSpace. Default 8 GiB.
 	QuotaBytes int64
@@ -129,7 +131,7 @@ func Open(opt Options) (*Store, error) {
 	if opt.MaxRequestBytes > maxRequestBytes {
 		return nil, fmt.Errorf("store: requests of %d bytes are too large for the log: allow %d at most", opt.MaxRequestBytes, maxRequestBytes)
 	}
-	s := &Store{opt: opt, done: make(chan struct{}), core: mvcc.New(opt.Decorate)}
+	s := &Store{opt: opt, done: make(chan struct{}), core: mvcc.New(opt.Decorate, opt.Index)}
 	s.lessor.init(s)
 	if opt.Dir != "" {
 		if err := s.openLog(); err != nil {

@@ -23,6 +23,7 @@ func TestStoreWithConstantCheckpoints(t *testing.T) {
 }
 
 func opener(opt embedded.Options) func(t *testing.T) store.Store {
+	opt.Index = storetest.Index
 	return func(t *testing.T) store.Store {
 		s, err := embedded.Open(opt)
 		if err != nil {

@@ -54,6 +54,8 @@ type Options struct {
 	HistoryBytes  int64
 	// Decorate makes the Attrs of every version; may be nil.
 	Decorate store.Decorate
+	// Index makes the terms that versions are found by; may be nil.
+	Index store.Index
 	// Log gets what an operator must know. Default discards.
 	Log *slog.Logger
 }
@@ -116,7 +118,7 @@ func Open(ctx context.Context, opt Options) (*Store, error) {
 	}
 	conn := client.ActiveConnection()
 	s.client, s.kv, s.watch, s.lease = client, pb.NewKVClient(conn), pb.NewWatchClient(conn), pb.NewLeaseClient(conn)
-	s.hub = hub.New(mvcc.New(nil).View(), s.Err)
+	s.hub = hub.New(mvcc.New(nil, nil).View(), s.Err)
 	s.index.moved = make(chan struct{})
 	if err := s.list(ctx); err != nil {
 		s.Close()

@@ -47,7 +47,7 @@ func (s *Store) list(ctx context.Context) error {
 // load returns a core with the mirrored keys as they were at revision rev, and
 // etcd's newest revision. Versions the mirror holds are not made again.
 func (s *Store) load(ctx context.Context, rev int64) (core *mvcc.Core, now int64, err error) {
-	core, have := mvcc.NewAt(rev, s.opt.Decorate), s.hub.View()
+	core, have := mvcc.NewAt(rev, s.opt.Decorate, s.opt.Index), s.hub.View()
 	key, end := s.outer("\x00"), "\x00"
 	if s.opt.Prefix != "" {
 		key, end = s.opt.Prefix, hub.PrefixEnd(s.opt.Prefix)

@@ -9,6 +9,6 @@ import (
 
 func TestStoreOnStockEtcd(t *testing.T) {
 	storetest.Run(t, func(t *testing.T) store.Store {
-		return openStore(t, Options{Endpoints: urls(startCluster(t, 1, quick...))})
+		return openStore(t, Options{Endpoints: urls(startCluster(t, 1, quick...)), Index: storetest.Index})
 	})
 }

@@ -7,7 +7,9 @@ package hub
 
 import (
 	"iter"
+	"maps"
 	"slices"
+	"strings"
 	"sync"
 	"sync/atomic"
 
@@ -17,21 +19,65 @@ import (
 
 // Hub finds, for each event, the feeds whose range holds its key. A commit
 // costs one map lookup for each distinct length of a watched prefix, however
-// many watchers there are, and wakes only watchers that have an event.
+// many watchers there are, and wakes only watchers that have an event. Of
+// those who watch a prefix for one term each, as every node does its pods, only
+// those whose term the event is about are looked up.
 type Hub struct {
 	err  func() error // why there is nothing more to come
 	view atomic.Pointer[mvcc.View]
 
 	mu       sync.Mutex
 	exact    map[string]*feed // ranges of one key
-	prefixes map[string]*feed // ranges of all keys with a prefix
-	lengths  map[int]int      // length of a prefix → how many feeds
-	sorted   []int            // the keys of lengths
+	prefixes lengths          // ranges of all keys with a prefix
+	terms    lengths          // of a prefix, what is about one term
 	ranges   map[span]*feed   // every other range
 	touched  []*feed          // scratch of publish
 }
 
-type span struct{ key, end string }
+type span struct{ key, end, term string }
+
+// lengths are feeds of prefixes, found by trying each length that there is.
+type lengths struct {
+	feeds  map[prefix]*feed
+	count  map[int]int // length of a prefix → how many feeds
+	sorted []int       // the keys of count
+}
+
+type prefix struct{ key, term string }
+
+func newLengths() lengths { return lengths{feeds: map[prefix]*feed{}, count: map[int]int{}} }
+
+func (l *lengths) add(f *feed) {
+	l.feeds[prefix{f.key, f.term}] = f
+	n := len(f.key)
+	if l.count[n]++; l.count[n] == 1 {
+		l.sorted = append(l.sorted, n)
+		slices.Sort(l.sorted)
+	}
+}
+
+func (l *lengths) remove(f *feed) {
+	delete(l.feeds, prefix{f.key, f.term})
+	n := len(f.key)
+	if l.count[n]--; l.count[n] == 0 {
+		delete(l.count, n)
+		l.sorted = slices.DeleteFunc(l.sorted, func(have int) bool { return have == n })
+	}
+}
+
+// of yields the feeds of prefixes of key, of one term.
+func (l *lengths) of(key, term string) iter.Seq[*feed] {
+	return func(yield func(*feed) bool) {
+		for _, n := range l.sorted {
+			if n > len(key) {
+				return
+			}
+			if f := l.feeds[prefix{key[:n], term}]; f != nil && !yield(f) {
+				return
+			}
+		}
+	}
+}
 
 // feed is the events of one range, shared by all its watchers: their positions
 // in the event log, since the feed began or the last compaction.
@@ -79,9 +125,7 @@ func (h *Hub) View() *mvcc.View { return h.view.Load() }
 
 func (h *Hub) clear() {
 	h.exact = map[string]*feed{}
-	h.prefixes = map[string]*feed{}
-	h.lengths = map[int]int{}
-	h.sorted = nil
+	h.prefixes, h.terms = newLengths(), newLengths()
 	h.ranges = map[span]*feed{}
 }
 
@@ -98,21 +142,21 @@ func PrefixEnd(prefix string) string {
 
 // join returns the feed of a range, made if need be, and how many events it
 // has held so far. The caller holds h.mu.
-func (h *Hub) join(key, end string) (f *feed, index uint64) {
-	f = h.lookup(key, end)
-	if f == nil {
-		f = &feed{span: span{key, end}}
+func (h *Hub) join(s span) (f *feed, index uint64) {
+	if s.end != PrefixEnd(s.key) {
+		s.term = "" // not worth it
+	}
+	if f = h.lookup(s); f == nil {
+		f = &feed{span: s}
 		switch {
-		case end == "":
-			h.exact[key] = f
-		case end == PrefixEnd(key):
-			h.prefixes[key] = f
-			if h.lengths[len(key)]++; h.lengths[len(key)] == 1 {
-				h.sorted = append(h.sorted, len(key))
-				slices.Sort(h.sorted)
-			}
+		case s.end == "":
+			h.exact[s.key] = f
+		case s.end != PrefixEnd(s.key):
+			h.ranges[s] = f
+		case s.term == "":
+			h.prefixes.add(f)
 		default:
-			h.ranges[f.span] = f
+			h.terms.add(f)
 		}
 	}
 	f.watchers++
@@ -121,35 +165,34 @@ func (h *Hub) join(key, end string) (f *feed, index uint64) {
 	return f, f.base + uint64(len(f.pos))
 }
 
-func (h *Hub) lookup(key, end string) *feed {
-	switch end {
-	case "":
-		return h.exact[key]
-	case PrefixEnd(key):
-		return h.prefixes[key]
+func (h *Hub) lookup(s span) *feed {
+	switch {
+	case s.end == "":
+		return h.exact[s.key]
+	case s.end != PrefixEnd(s.key):
+		return h.ranges[s]
+	case s.term == "":
+		return h.prefixes.feeds[prefix{key: s.key}]
 	}
-	return h.ranges[span{key, end}]
+	return h.terms.feeds[prefix{s.key, s.term}]
 }
 
 // leave is called by a watcher that closes.
 func (h *Hub) leave(f *feed) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	if f.watchers--; f.watchers > 0 || h.lookup(f.key, f.end) != f {
+	if f.watchers--; f.watchers > 0 || h.lookup(f.span) != f {
 		return
 	}
-	switch f.end {
-	case "":
+	switch {
+	case f.end == "":
 		delete(h.exact, f.key)
-	case PrefixEnd(f.key):
-		delete(h.prefixes, f.key)
-		n := len(f.key)
-		if h.lengths[n]--; h.lengths[n] == 0 {
-			delete(h.lengths, n)
-			h.sorted = slices.DeleteFunc(h.sorted, func(l int) bool { return l == n })
-		}
-	default:
+	case f.end != PrefixEnd(f.key):
 		delete(h.ranges, f.span)
+	case f.term == "":
+		h.prefixes.remove(f)
+	default:
+		h.terms.remove(f)
 	}
 }
 
@@ -162,9 +205,11 @@ func (h *Hub) Publish(v *mvcc.View) {
 	defer h.mu.Unlock()
 	old := h.view.Load()
 	log := v.Log()
-	if len(h.exact)+len(h.prefixes)+len(h.ranges) > 0 {
+	if len(h.exact)+len(h.prefixes.feeds)+len(h.terms.feeds)+len(h.ranges) > 0 {
 		for pos := old.Log().End(); pos < log.End(); pos++ {
-			h.route(log.At(pos).KV.Key, pos)
+			ev := log.At(pos)
+			h.route(ev.KV.Key, pos)
+			h.routeTerms(v, ev, pos)
 		}
 	}
 	h.view.Store(v)
@@ -198,16 +243,13 @@ func (h *Hub) Reset(v *mvcc.View) {
 
 func (h *Hub) feeds() iter.Seq[*feed] {
 	return func(yield func(*feed) bool) {
-		for _, m := range []map[string]*feed{h.exact, h.prefixes} {
-			for _, f := range m {
+		for _, all := range []iter.Seq[*feed]{
+			maps.Values(h.exact), maps.Values(h.prefixes.feeds), maps.Values(h.terms.feeds), maps.Values(h.ranges),
+		} {
+			for f := range all {
 				if !yield(f) {
 					return
 				}
-			}
-		}
-		for _, f := range h.ranges {
-			if !yield(f) {
-				return
 			}
 		}
 	}
@@ -218,16 +260,43 @@ func (h *Hub) route(key string, pos uint64) {
 	if f := h.exact[key]; f != nil {
 		h.add(f, pos)
 	}
-	for _, n := range h.sorted {
-		if n > len(key) {
-			break
-		}
-		if f := h.prefixes[key[:n]]; f != nil {
-			h.add(f, pos)
-		}
+	for f := range h.prefixes.of(key, "") {
+		h.add(f, pos)
 	}
 	for _, f := range h.ranges {
 		if mvcc.Contains(f.key, f.end, key) {
+			h.add(f, pos)
+		}
+	}
+}
+
+// routeTerms appends the event at pos to the feeds of the terms it is about.
+func (h *Hub) routeTerms(v *mvcc.View, ev store.Event, pos uint64) {
+	if len(h.terms.feeds) == 0 {
+		return
+	}
+	now, was := "", ""
+	if ev.Type == store.EventPut {
+		now = v.Term(ev.KV)
+	}
+	if ev.Prev != nil {
+		was = v.Term(ev.Prev)
+	}
+	if now == store.AnyTerm || was == store.AnyTerm {
+		for p, f := range h.terms.feeds {
+			if strings.HasPrefix(ev.KV.Key, p.key) {
+				h.add(f, pos)
+			}
+		}
+		return
+	}
+	if now != "" {
+		for f := range h.terms.of(ev.KV.Key, now) {
+			h.add(f, pos)
+		}
+	}
+	if was != "" && was != now {
+		for f := range h.terms.of(ev.KV.Key, was) {
 			h.add(f, pos)
 		}
 	}

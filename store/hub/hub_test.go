@@ -11,7 +11,7 @@ import (
 // TestNoWakeupIsLost: an event published between a watcher's look at the view
 // and its look at the feed woke nobody, so the watcher must look again.
 func TestNoWakeupIsLost(t *testing.T) {
-	core := mvcc.New(nil)
+	core := mvcc.New(nil, nil)
 	h := New(core.View(), func() error { return nil })
 	watch, err := h.Watch(store.WatchRequest{Key: "a", End: "b"})
 	if err != nil {

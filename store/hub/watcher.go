@@ -65,7 +65,7 @@ func (h *Hub) Watch(req store.WatchRequest) (store.Watcher, error) {
 		h: h, start: start, poll: req.Wake, last: min(start-1, v.Revision()),
 		wake: make(chan struct{}, 1),
 	}
-	w.feed, w.index = h.join(req.Key, req.End)
+	w.feed, w.index = h.join(span{req.Key, req.End, req.Term})
 	w.hist, w.histEnd = v.Log().Find(start), v.Log().End()
 	return w, nil
 }
@@ -184,7 +184,7 @@ func (w *watcher) scan(v *mvcc.View, upTo int64) (b store.Batch, more bool, err 
 		}
 		looked++
 		rev = ev.KV.ModRevision
-		if mvcc.Contains(w.feed.key, w.feed.end, ev.KV.Key) {
+		if mvcc.Contains(w.feed.key, w.feed.end, ev.KV.Key) && (w.feed.term == "" || v.About(w.feed.term, ev)) {
 			b.Events = append(b.Events, ev)
 			size += weight(ev)
 		}

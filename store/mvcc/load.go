@@ -177,6 +177,7 @@ func (c *Core) loadBase(d *decoder) error {
 // revision the core stands at. Keys must come in order.
 func (c *Core) AddBase(kv *store.KV) {
 	c.cur.Load(kv)
+	c.reindex(nil, kv)
 	c.liveBytes += cost(kv)
 	c.relink(kv.Key, 0, kv.Lease)
 }

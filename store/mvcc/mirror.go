@@ -4,8 +4,8 @@ import "github.com/skiff-project/skiff/store"
 
 // NewAt returns a core that stands at revision rev and knows nothing of what
 // was before. AddBase fills it; watches can start behind rev.
-func NewAt(rev int64, decorate store.Decorate) *Core {
-	c := New(decorate)
+func NewAt(rev int64, decorate store.Decorate, index store.Index) *Core {
+	c := New(decorate, index)
 	if rev > 1 { // nothing precedes revision 1
 		c.rev, c.compacted, c.since = rev, rev, rev+1
 	}

@@ -5,6 +5,7 @@
 //
 //	cur   copy-on-write B-tree of the newest version of every live key
 //	hist  copy-on-write B-tree of superseded versions, by (key, revision)
+//	terms copy-on-write B-tree of those of cur that have a term, by (term, key)
 //	log   every change since the last compaction, in revision order
 //
 // A version leaves cur for hist when it is replaced or deleted, and leaves
@@ -34,6 +35,7 @@ type version struct {
 // Core is the mutable multi-version state. Not safe for concurrent use.
 type Core struct {
 	decorate  store.Decorate
+	index     store.Index
 	journal   []byte // records of mutations not yet taken
 	recording bool
 
@@ -41,6 +43,7 @@ type Core struct {
 	compacted int64
 	since     int64 // first revision whose events are all in the log
 	cur       *btree.BTreeG[*store.KV]
+	terms     *btree.BTreeG[entry]
 	hist      *btree.BTreeG[version]
 	log       eventLog
 	swept     uint64 // log position before which superseded versions are gone
@@ -54,12 +57,14 @@ type Core struct {
 	probe store.KV // search key of the single writer, saves an allocation
 }
 
-// New returns an empty core at revision 1. decorate may be nil.
-func New(decorate store.Decorate) *Core {
+// New returns an empty core at revision 1. decorate and index may be nil.
+func New(decorate store.Decorate, index store.Index) *Core {
 	return &Core{
 		decorate: decorate,
+		index:    index,
 		rev:      1,
 		cur:      newCurrent(),
+		terms:    newTerms(),
 		hist:     newHistory(),
 		leases:   map[store.LeaseID]*lease{},
 	}
@@ -107,6 +112,8 @@ func (c *Core) View() *View {
 		compacted: c.compacted,
 		since:     c.since,
 		cur:       c.cur.IsoCopy(),
+		terms:     c.terms.IsoCopy(),
+		index:     c.index,
 		hist:      c.hist.IsoCopy(),
 		log:       c.log.view(),
 		live:      c.liveBytes,
@@ -132,6 +139,7 @@ func (c *Core) put(kv *store.KV, rev int64) (prev *store.KV) {
 		c.retire(prev, rev)
 	}
 	c.liveBytes += cost(kv)
+	c.reindex(prev, kv)
 	c.relink(kv.Key, leaseOf(prev), kv.Lease)
 	c.log.append(store.Event{Type: store.EventPut, KV: kv, Prev: prev})
 	return prev
@@ -141,6 +149,7 @@ func (c *Core) put(kv *store.KV, rev int64) (prev *store.KV) {
 func (c *Core) remove(kv *store.KV, rev int64) {
 	c.cur.Delete(kv)
 	c.retire(kv, rev)
+	c.reindex(kv, nil)
 	c.relink(kv.Key, kv.Lease, 0)
 	grave := &store.KV{Key: kv.Key, ModRevision: rev, Order: c.order(rev)}
 	c.oldBytes += cost(grave)

@@ -14,7 +14,9 @@ import (
 type View struct {
 	rev, compacted, since int64
 	cur                   *btree.BTreeG[*store.KV]
+	terms                 *btree.BTreeG[entry]
 	hist                  *btree.BTreeG[version]
+	index                 store.Index
 	log                   LogView
 	live, old             int64
 }

@@ -16,8 +16,8 @@ import (
 // patience bounds every wait of the suite.
 const patience = 10 * time.Second
 
-// Run runs the suite. open returns a fresh, empty store and arranges for it to
-// be closed when the test ends.
+// Run runs the suite. open returns a fresh, empty store with this package's
+// Index and arranges for it to be closed when the test ends.
 func Run(t *testing.T, open func(t *testing.T) store.Store) {
 	tests := []struct {
 		name string
@@ -52,6 +52,9 @@ func Run(t *testing.T, open func(t *testing.T) store.Store) {
 		{"CancelledNextLosesNothing", watchCancel},
 		{"PollGoesUpToARevision", poll},
 		{"PolledWatchersMissNothing", pollAll},
+		{"RangeTermFindsWhatHasTheTerm", termRange},
+		{"WatchOfATermSeesThemComeAndGo", termWatch},
+		{"TermsAgreeWithLookingAtEverything", termRandom},
 		{"LeaseRevocationDeletesItsKeysInOneRevision", leaseRevoke},
 		{"LeaseFollowsTheKeysLastPut", leaseMoves},
 		{"LeaseErrors", leaseErrors},

@@ -22,7 +22,7 @@ import (
 // committed is the server's log as the sequence of what was committed: all
 // changes in revision order, those that were compacted later included.
 func committed(fs vfs.FS, dir string) ([]store.Event, error) {
-	core := mvcc.New(nil)
+	core := mvcc.New(nil, nil)
 	var events []store.Event
 	l, err := wal.Open(wal.Options{FS: fs, Dir: dir}, func(frame []byte) error {
 		for len(frame) > 0 { // a record at a time: one may compact those before it
