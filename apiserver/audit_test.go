@@ -157,7 +157,8 @@ rules:
 
 	raw.do(t, "GET", "/api/v1/namespaces/default/configmaps/c", "", nil, "Impersonate-User", "eve")
 	expect("RequestReceived admin get configmaps c -", "ResponseComplete admin as eve get configmaps c 403Forbidden")
-	if e := last(); e.Annotations["authorization.k8s.io/decision"] != "forbid" || e.Annotations["authorization.k8s.io/reason"] != "no rule for eve" || !strings.Contains(e.ResponseStatus.Message, `User "eve" cannot get`) {
+	if e := last(); e.Annotations["authorization.k8s.io/decision"] != "forbid" || e.Annotations["authorization.k8s.io/reason"] != "no rule for eve" || !strings.Contains(e.ResponseStatus.Message, `User "eve" cannot get`) ||
+		e.AuthenticationMetadata == nil || e.AuthenticationMetadata.ImpersonationConstraint != "impersonate:user-info" {
 		t.Errorf("%+v", e)
 	}
 	raw.do(t, "PATCH", "/api/v1/namespaces/default/configmaps/c", "application/apply-patch+yaml", nil)

@@ -35,6 +35,7 @@ import (
 	"github.com/skiff-project/skiff/apiserver/encryption"
 	"github.com/skiff-project/skiff/apiserver/fairness"
 	"github.com/skiff-project/skiff/apiserver/health"
+	"github.com/skiff-project/skiff/apiserver/impersonation"
 	"github.com/skiff-project/skiff/apiserver/managed"
 	"github.com/skiff-project/skiff/apiserver/metrics"
 	"github.com/skiff-project/skiff/apiserver/openapidoc"
@@ -222,6 +223,8 @@ type Server struct {
 	servers    *peers.Servers
 	components componentstatus.Checks
 
+	impersonation *impersonation.Impersonation
+
 	gate      *fairness.Gate
 	stopping  chan struct{} // closed when watches must end
 	ready     atomic.Bool
@@ -242,10 +245,11 @@ func New(cfg Config) (*Server, error) {
 		Store: cfg.Store, Own: cfg.AdvertiseAddress.Unmap(), Changed: s.ensureEndpoints, Clock: cfg.Clock, Log: cfg.Log, Grace: cfg.ShutdownGrace,
 	}
 	s.components = componentstatus.Of(cfg.OwnHealth, s.checkStore)
+	s.impersonation = impersonation.New(cfg.Authorizer)
 	s.gate = fairness.NewGate(cfg.Limits, cfg.MaxLongRunning, cfg.Clock)
 	s.proxy = &connect.Proxy{Dial: cfg.Dial, Log: cfg.Log, Stopping: s.stopping}
 	s.managed = managed.New()
-	s.metrics = metrics.New(cfg.Store, slices.Concat([]prometheus.Collector{metrics.BuildInfo(cfg.Version), metrics.Objects(s.countObjects)}, s.gate.Collectors(), cfg.Audit.Collectors(), metrics.Collectors(cfg.Admission), metrics.Collectors([]auth.Authorizer{cfg.Authorizer}))...)
+	s.metrics = metrics.New(cfg.Store, slices.Concat([]prometheus.Collector{metrics.BuildInfo(cfg.Version), metrics.Objects(s.countObjects)}, s.gate.Collectors(), s.impersonation.Collectors(), cfg.Audit.Collectors(), metrics.Collectors(cfg.Admission), metrics.Collectors([]auth.Authorizer{cfg.Authorizer}))...)
 	err := s.buildEndpoints()
 	if err != nil {
 		return nil, err

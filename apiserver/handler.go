@@ -174,7 +174,7 @@ func (s *Server) authenticate(c *call, received time.Time, id string) bool {
 	if !s.beginAudit(c, received, id) {
 		return false
 	}
-	if hasImpersonation(c.req.Header) && !s.impersonate(c) {
+	if !s.impersonate(c) {
 		return false
 	}
 	if !c.info.ReadOnly() { // for strategies and plugins

@@ -1,42 +1,27 @@
 package apiserver
 
 import (
-	"net/http"
-	"strings"
-
-	"github.com/skiff-project/skiff/apiserver/request"
+	"github.com/skiff-project/skiff/apiserver/impersonation"
+	"github.com/skiff-project/skiff/auth"
 )
 
-func hasImpersonation(h http.Header) bool {
-	for k := range h {
-		if strings.HasPrefix(k, "Impersonate-") {
-			return true
-		}
-	}
-	return false
-}
-
-// impersonate replaces the user by the one the Impersonate headers name, if
-// the user may do that, or answers the request.
+// impersonate replaces the user by the one the Impersonate headers name, if there are
+// any and the user may do that, or answers the request.
 func (s *Server) impersonate(c *call) bool {
-	want, checks, err := request.Impersonation(c.req.Header)
+	want, err := impersonation.Wanted(c.req.Header)
+	if want == nil && err == nil {
+		return true
+	}
+	var u auth.User
+	var constraint string
+	if err == nil {
+		u, constraint, err = s.impersonation.As(c.ctx(), want, c.info.Attributes(c.user.User))
+	}
 	if err != nil {
 		s.fail(c, err)
 		return false
 	}
-	for _, a := range checks {
-		a.User, a.Verb, a.ResourceRequest = c.user.User, "impersonate", true
-		if err := s.allowed(c.req.Context(), a); err != nil {
-			s.fail(c, err)
-			return false
-		}
-	}
-	for k := range c.req.Header {
-		if strings.HasPrefix(k, "Impersonate-") {
-			c.req.Header.Del(k)
-		}
-	}
-	c.user.User = want
-	c.audit.Impersonated(want)
+	c.user.User = u
+	c.audit.Impersonated(u, constraint)
 	return true
 }

@@ -37,6 +37,7 @@ type Event struct {
 	Verb                     string                     `json:"verb"`
 	User                     authenticationv1.UserInfo  `json:"user"`
 	ImpersonatedUser         *authenticationv1.UserInfo `json:"impersonatedUser,omitempty"`
+	AuthenticationMetadata   *AuthenticationMetadata    `json:"authenticationMetadata,omitempty"`
 	SourceIPs                []string                   `json:"sourceIPs,omitempty"`
 	UserAgent                string                     `json:"userAgent,omitempty"`
 	ObjectRef                *ObjectReference           `json:"objectRef,omitempty"`
@@ -46,6 +47,11 @@ type Event struct {
 	RequestReceivedTimestamp metav1.MicroTime           `json:"requestReceivedTimestamp"`
 	StageTimestamp           metav1.MicroTime           `json:"stageTimestamp"`
 	Annotations              map[string]string          `json:"annotations,omitempty"`
+}
+
+// AuthenticationMetadata is how the user was found.
+type AuthenticationMetadata struct {
+	ImpersonationConstraint string `json:"impersonationConstraint,omitempty"` // the verb of the constrained mode
 }
 
 // ObjectReference is what a request is about.
@@ -232,11 +238,15 @@ func (t *Trail) Failed(req *http.Request) {
 	t.record(StageResponseStarted, time.Now())
 }
 
-// Impersonated names whom the request is done as.
-func (t *Trail) Impersonated(u auth.User) {
-	if t != nil {
-		info := userInfo(u)
-		t.event.ImpersonatedUser = &info
+// Impersonated names whom the request is done as, and the verb of the constrained mode that allowed that, if one did.
+func (t *Trail) Impersonated(u auth.User, constraint string) {
+	if t == nil {
+		return
+	}
+	info := userInfo(u)
+	t.event.ImpersonatedUser = &info
+	if constraint != "" {
+		t.event.AuthenticationMetadata = &AuthenticationMetadata{ImpersonationConstraint: constraint}
 	}
 }
 

@@ -81,7 +81,7 @@ func run(ctx context.Context, o options) (err error) {
 	if err := p.start(ctx, o.skiff, upstream); err != nil {
 		return err
 	}
-	for _, s := range []suite{{"kinds", builtIn}, {"custom", custom}} {
+	for _, s := range []suite{{"kinds", builtIn}, {"custom", custom}, {"impersonation", impersonation}} {
 		began, before := time.Now(), p.requests
 		if err := s.run(ctx, p); err != nil {
 			return fmt.Errorf("%s: %w", s.name, err)

@@ -40,7 +40,8 @@ type pair struct {
 type server struct {
 	cluster *reference.Cluster
 	url     string
-	client  *http.Client
+	client  *http.Client // the administrator's
+	bare    *http.Client // without a certificate
 }
 
 // start runs both API servers, without controllers: nothing but the requests
@@ -77,12 +78,16 @@ func startServer(ctx context.Context, o reference.Options) (server, error) {
 		return s, err
 	}
 	s.url = cfg.Host
-	s.client = &http.Client{
+	s.client, s.bare = client(conf), client(&tls.Config{RootCAs: conf.RootCAs})
+	return s, nil
+}
+
+func client(conf *tls.Config) *http.Client {
+	return &http.Client{
 		Transport:     &http.Transport{TLSClientConfig: conf, ForceAttemptHTTP2: false, TLSNextProto: map[string]func(string, *tls.Conn) http.RoundTripper{}},
 		Timeout:       70 * time.Second,
 		CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
 	}
-	return s, nil
 }
 
 func (p *pair) stop() error {
@@ -101,6 +106,8 @@ type request struct {
 	method, path string
 	accept       string // default JSON
 	contentType  string // default JSON
+	headers      [][2]string
+	tokens       [2]string // who asks upstream's server and Skiff's; default the administrator
 	body         []byte
 	// live changes what GET of the path (without its query) answers into the
 	// body; each server gets its own object back. It is asked once for each
@@ -128,6 +135,9 @@ func (s *server) do(ctx context.Context, r request, body []byte) answer {
 	req.Header.Set("Accept", or(r.accept, "application/json"))
 	if len(body) > 0 {
 		req.Header.Set("Content-Type", or(r.contentType, "application/json"))
+	}
+	for _, h := range r.headers {
+		req.Header.Add(h[0], h[1])
 	}
 	resp, err := s.client.Do(req)
 	if err != nil {
@@ -175,7 +185,12 @@ func (p *pair) exchange(ctx context.Context, r request, bodies [2][]byte) int {
 	var answers [2]answer
 	var wg sync.WaitGroup
 	for i := range p.servers {
-		wg.Go(func() { answers[i] = p.servers[i].do(ctx, r, bodies[i]) })
+		r, s := r, p.servers[i]
+		if r.tokens[i] != "" {
+			s.client = s.bare
+			r.headers = append(r.headers[:len(r.headers):len(r.headers)], [2]string{"Authorization", "Bearer " + r.tokens[i]})
+		}
+		wg.Go(func() { answers[i] = s.do(ctx, r, bodies[i]) })
 	}
 	wg.Wait()
 	p.requests++
