@@ -101,7 +101,7 @@ func (s *access) build(list []config.Authorizer) (*chain, error) {
 		default:
 			return nil, fmt.Errorf("unknown authorization mode %s specified", z.Type)
 		}
-		all = append(all, counted{of, s.decisions.WithLabelValues(z.Type, z.Name, "allowed"), s.decisions.WithLabelValues(z.Type, z.Name, "denied")})
+		all = append(all, counted{z.Name, of, s.decisions.WithLabelValues(z.Type, z.Name, "allowed"), s.decisions.WithLabelValues(z.Type, z.Name, "denied")})
 		made.types = append(made.types, z.Type)
 	}
 	made.authorizer = auth.Authorizers(all...)
@@ -190,8 +190,9 @@ func (z always) Authorize(context.Context, auth.Attributes) (auth.Decision, stri
 	return z.decision, z.reason, nil
 }
 
-// counted counts what an authorizer decides.
+// counted counts what an authorizer decides, and names it where it gives a reason and does not decide.
 type counted struct {
+	name            string
 	of              auth.Authorizer
 	allowed, denied prometheus.Counter
 }
@@ -203,6 +204,10 @@ func (z counted) Authorize(ctx context.Context, a auth.Attributes) (auth.Decisio
 		z.allowed.Inc()
 	case auth.Deny:
 		z.denied.Inc()
+	case auth.NoOpinion:
+		if reason != "" {
+			reason = z.name + ": " + reason
+		}
 	}
 	return d, reason, err
 }

@@ -324,7 +324,7 @@ func TestTheOrderOfAuthorizers(t *testing.T) {
 		{"or is passed over", webhookOf("w", brokenFile, "failurePolicy: NoOpinion") + rbacText, "dev", auth.Allow, "RBAC: allowed", ""},
 		{"two webhooks", webhookOf("w", brokenFile, "failurePolicy: NoOpinion") + webhookOf("v", yesFile, "failurePolicy: Deny"), "", auth.Allow, "yes", ""},
 		{"everything is allowed", "- {type: AlwaysAllow, name: alwaysallow}\n", "", auth.Allow, "", ""},
-		{"everything is forbidden", nodeText + "- {type: AlwaysDeny, name: alwaysdeny}\n", "dev", auth.NoOpinion, "Everything is forbidden.", ""},
+		{"everything is forbidden", nodeText + "- {type: AlwaysDeny, name: alwaysdeny}\n", "dev", auth.NoOpinion, "alwaysdeny: Everything is forbidden.", ""},
 		{"nobody decides", nodeText + rbacText, "", auth.NoOpinion, "", ""},
 	} {
 		a, err := New(Options{AuthorizationFile: write(t, "", authzHead+c.text)}, own(t))
