@@ -31,7 +31,7 @@ LDFLAGS    := -T 0x411000 -s -w -buildid= -X github.com/skiff-project/skiff/clus
 STATICCHECK := honnef.co/go/tools/cmd/staticcheck@v0.8.2
 PACKAGES   := ./...
 
-.PHONY: build run test test-long test-unit test-scripts lint reproducible clean-cluster clean bench conformance conformance-report envtest store-long robustness fuzz etcd-long h2spec
+.PHONY: build run test test-long test-unit test-scripts lint reproducible clean-cluster clean bench conformance conformance-report envtest store-long robustness fuzz etcd-long h2spec openapi
 
 build: ## bin/skiff, one static binary
 	@GO="$(GO)" sh runtime/embedded/build.sh
@@ -63,7 +63,10 @@ test-unit:
 test-scripts: build ## txtar scripts: the real binary, real containers
 	CGO_ENABLED=0 SKIFF_BINARY=$(CURDIR)/bin/skiff $(GO) test -count=1 -timeout 14m ./test/...
 
-test-long: test extensions reproducible store-long robustness etcd-long differential h2spec envtest
+test-long: test extensions reproducible store-long robustness etcd-long differential h2spec envtest openapi
+
+openapi: ## the table of types held against upstream's generator
+	SKIFF_TEST_LONG=1 CGO_ENABLED=0 $(GO) test -count=1 ./api/openapi -run Upstream -v
 
 etcd-long: ## etcd 3.7: the transcripts and snapshots of skiff etcd held against it, and the store on it
 	cd test/reference/etcd && CGO_ENABLED=0 $(GO) build -trimpath -o $(CURDIR)/bin/reference/etcd go.etcd.io/etcd/server/v3

@@ -1,23 +1,21 @@
-// Package openapi builds the OpenAPI documents of the served resources by
-// reflection from their Go types. Nothing is kept between calls: a document is
-// a few megabytes that clients ask for once an hour, so callers cache what
-// they serve and drop it when idle.
+// Package openapi builds the OpenAPI documents of the served resources, equal
+// to those of upstream's kube-apiserver. A Builder keeps the definitions of
+// types that it has unpacked, and no documents: those are a few megabytes that
+// clients ask for once an hour, so callers cache what they serve and drop both
+// when idle.
 package openapi
 
 import (
 	"encoding/json"
 	"fmt"
-	"reflect"
 	"slices"
 
 	openapi_v2 "github.com/google/gnostic-models/openapiv2"
 	openapi_v3 "github.com/google/gnostic-models/openapiv3"
 	"google.golang.org/protobuf/proto"
-	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime/schema"
 	"k8s.io/kube-openapi/pkg/spec3"
 	"k8s.io/kube-openapi/pkg/validation/spec"
-	smd "sigs.k8s.io/structured-merge-diff/v6/schema"
 
 	"github.com/skiff-project/skiff/api"
 )
@@ -27,15 +25,12 @@ type Config struct {
 	Resources []*api.Resource
 	// Version is the version of the API server, as shown in the documents: "v1.37.2".
 	Version string
-	// MergeRules are the types of a structured-merge schema, whose list types,
-	// keys and defaults enrich the documents. applyschema.Types has the built-in ones.
-	MergeRules []smd.TypeDef
 }
 
 // Builder builds documents. It is safe for concurrent use.
 type Builder struct {
 	cfg   Config
-	rules map[string]smd.TypeDef
+	types types
 }
 
 // New checks the configuration.
@@ -43,11 +38,7 @@ func New(cfg Config) (*Builder, error) {
 	if len(cfg.Resources) == 0 {
 		return nil, fmt.Errorf("openapi: no resources to describe")
 	}
-	b := &Builder{cfg: cfg, rules: map[string]smd.TypeDef{}}
-	for i := range cfg.MergeRules {
-		b.rules[cfg.MergeRules[i].Name] = smd.TypeDef{Name: cfg.MergeRules[i].Name, Atom: cfg.MergeRules[i].Atom}
-	}
-	return b, nil
+	return &Builder{cfg: cfg, types: packed()}, nil
 }
 
 // GroupVersions lists every served group version once, in the order of the resources.
@@ -73,19 +64,19 @@ func PathOf(gv schema.GroupVersion) string {
 
 // V3 is the OpenAPI v3 document of one group version, as JSON.
 func (b *Builder) V3(gv schema.GroupVersion) ([]byte, error) {
-	m := newModels(true, b.rules)
+	m := newModels(true, b.types)
 	doc := &spec3.OpenAPI{
 		Version: "3.0.0",
 		Info:    &spec.Info{InfoProps: spec.InfoProps{Title: "Kubernetes", Version: b.cfg.Version}},
 		Paths:   &spec3.Paths{Paths: map[string]*spec3.Path{}},
 	}
-	found := false
+	found, custom := false, false
 	for _, r := range b.cfg.Resources {
 		for _, v := range r.Versions {
 			if r.Group != gv.Group || v.Name != gv.Version {
 				continue
 			}
-			found = true
+			found, custom = true, custom || r.Codec != nil
 			for path, ops := range operations(m, r, v) {
 				doc.Paths.Paths[path] = pathV3(m, ops)
 			}
@@ -94,7 +85,13 @@ func (b *Builder) V3(gv schema.GroupVersion) ([]byte, error) {
 	if !found {
 		return nil, fmt.Errorf("openapi: nothing is served in %s", gv)
 	}
-	m.addMeta(gv)
+	if m.err != nil {
+		return nil, fmt.Errorf("openapi: %s: %w", gv, m.err)
+	}
+	for name, s := range m.defs {
+		scope(&s, gv, custom)
+		m.defs[name] = s
+	}
 	doc.Components = &spec3.Components{
 		Schemas:         pointers(m.defs),
 		SecuritySchemes: spec3.SecuritySchemes{"BearerToken": bearerV3()},
@@ -104,7 +101,7 @@ func (b *Builder) V3(gv schema.GroupVersion) ([]byte, error) {
 
 // V2 is the OpenAPI v2 document of everything, as JSON.
 func (b *Builder) V2() ([]byte, error) {
-	m := newModels(false, b.rules)
+	m := newModels(false, b.types)
 	doc := &spec.Swagger{SwaggerProps: spec.SwaggerProps{
 		Swagger: "2.0",
 		Info:    &spec.Info{InfoProps: spec.InfoProps{Title: "Kubernetes", Version: b.cfg.Version}},
@@ -121,8 +118,8 @@ func (b *Builder) V2() ([]byte, error) {
 			}
 		}
 	}
-	for _, gv := range b.GroupVersions() {
-		m.addMeta(gv)
+	if m.err != nil {
+		return nil, fmt.Errorf("openapi: version 2: %w", m.err)
 	}
 	doc.Definitions = m.defs
 	return json.Marshal(doc)
@@ -148,21 +145,36 @@ func ProtoV3(doc []byte) ([]byte, error) {
 
 // Models are the version 3 definitions of all resources, by name; a server-side
 // apply type converter can be built from them.
-func (b *Builder) Models() map[string]*spec.Schema {
-	m := newModels(true, b.rules)
+func (b *Builder) Models() (map[string]*spec.Schema, error) {
+	m := newModels(true, b.types)
 	for _, r := range b.cfg.Resources {
 		for _, v := range r.Versions {
 			m.addResource(r, &v)
 		}
 	}
-	return pointers(m.defs)
+	return pointers(m.defs), m.err
 }
 
-// addMeta notes that the bodies all groups share may be sent to gv too.
-func (m *models) addMeta(gv schema.GroupVersion) {
-	m.addKind(reflect.TypeFor[metav1.DeleteOptions](), gv.Group, gv.Version, "DeleteOptions")
-	m.addKind(reflect.TypeFor[metav1.WatchEvent](), gv.Group, gv.Version, "WatchEvent")
-	m.addKind(reflect.TypeFor[metav1.Status](), "", "v1", "Status")
+const kindsKey = "x-kubernetes-group-version-kind"
+
+// scope leaves, of the some sixty groups that the bodies all groups share are
+// known in, the one without a name and that of the document. Upstream tells of
+// custom resources what the server of their definitions knows.
+func scope(s *spec.Schema, gv schema.GroupVersion, custom bool) {
+	kinds, _ := s.Extensions[kindsKey].([]any)
+	if len(kinds) < 2 && !custom {
+		return
+	}
+	kinds = slices.DeleteFunc(kinds, func(k any) bool {
+		kind := k.(map[string]any)
+		group := kind["group"]
+		return group != "" && (group != gv.Group || kind["version"] != gv.Version) && !(custom && group == "apiextensions.k8s.io")
+	})
+	if len(kinds) > 0 {
+		s.Extensions[kindsKey] = kinds
+	} else {
+		delete(s.Extensions, kindsKey)
+	}
 }
 
 func pointers(defs map[string]spec.Schema) map[string]*spec.Schema {

@@ -3,7 +3,6 @@ package openapi
 import (
 	"fmt"
 	"maps"
-	"reflect"
 	"slices"
 	"strings"
 
@@ -12,7 +11,6 @@ import (
 	"k8s.io/kube-openapi/pkg/validation/spec"
 
 	"github.com/skiff-project/skiff/api"
-	"github.com/skiff-project/skiff/object/applyschema"
 )
 
 // customName is the definition name of a custom resource: "com.example.stable.v1.CronTab".
@@ -43,7 +41,7 @@ func (m *models) addCustom(r *api.Resource, v *api.Version) (kind, list string) 
 	l.SetProperty("items", spec.Schema{SchemaProps: spec.SchemaProps{
 		Type: []string{"array"}, Description: about, Items: &spec.SchemaOrArray{Schema: m.refTo(kind)},
 	}})
-	l.SetProperty("metadata", m.reference(reflect.TypeFor[metav1.ListMeta](), metav1.PartialObjectMetadataList{}.SwaggerDoc()["metadata"]))
+	l.SetProperty("metadata", m.reference(metav1.ListMeta{}.OpenAPIModelName(), metav1.PartialObjectMetadataList{}.SwaggerDoc()["metadata"]))
 	m.typeFields(&l)
 	for of, def := range map[string]*spec.Schema{r.Kind: s, r.List(): &l} {
 		def.AddExtension("x-kubernetes-group-version-kind", gvk(of))
@@ -65,11 +63,15 @@ func (m *models) addCustom(r *api.Resource, v *api.Version) (kind, list string) 
 // TypeConverter knows the types of resources for server-side apply. With
 // preserve, fields no schema has are tracked too.
 func TypeConverter(resources []*api.Resource, preserve bool) (managedfields.TypeConverter, error) {
-	b, err := New(Config{Resources: resources, MergeRules: applyschema.Types()})
+	b, err := New(Config{Resources: resources})
 	if err != nil {
 		return nil, err
 	}
-	return managedfields.NewTypeConverter(b.Models(), preserve)
+	models, err := b.Models()
+	if err != nil {
+		return nil, err
+	}
+	return managedfields.NewTypeConverter(models, preserve)
 }
 
 // typeFields adds apiVersion and kind.
@@ -82,7 +84,7 @@ func (m *models) typeFields(s *spec.Schema) {
 
 // objectFields adds what every object has.
 func (m *models) objectFields(s *spec.Schema) {
-	s.SetProperty("metadata", m.reference(reflect.TypeFor[metav1.ObjectMeta](), metav1.PartialObjectMetadata{}.SwaggerDoc()["metadata"]))
+	s.SetProperty("metadata", m.reference(metav1.ObjectMeta{}.OpenAPIModelName(), metav1.PartialObjectMetadata{}.SwaggerDoc()["metadata"]))
 	m.typeFields(s)
 }
 

@@ -13,12 +13,11 @@ import (
 
 	"github.com/skiff-project/skiff/api/all"
 	"github.com/skiff-project/skiff/api/openapi"
-	"github.com/skiff-project/skiff/object/applyschema"
 )
 
 func builder(t *testing.T) *openapi.Builder {
 	t.Helper()
-	b, err := openapi.New(openapi.Config{Resources: all.Resources(), Version: "v1.37.2", MergeRules: applyschema.Types()})
+	b, err := openapi.New(openapi.Config{Resources: all.Resources(), Version: "v1.37.2"})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -74,6 +73,34 @@ func TestV3DocumentsParseAndDescribePods(t *testing.T) {
 	}
 }
 
+// What kubectl explain shows, and what clients generated from the documents ask for.
+func TestTypesSayWhatUsersRead(t *testing.T) {
+	b := builder(t)
+	for _, c := range []struct{ group, version, path, want string }{
+		{"", "v1", "io.k8s.api.core.v1.PodSpec properties restartPolicy enum", `["Always","Never","OnFailure"]`},
+		{"", "v1", "io.k8s.api.core.v1.ContainerPort properties protocol default", `"TCP"`},
+		{"apps", "v1", "io.k8s.api.apps.v1.DeploymentSpec required", `["selector","template"]`},
+		{"apps", "v1", "io.k8s.api.core.v1.AppArmorProfile x-kubernetes-unions",
+			`[{"discriminator":"type","fields-to-discriminateBy":{"localhostProfile":"LocalhostProfile"}}]`},
+		{"apiextensions.k8s.io", "v1", "io.k8s.apiextensions-apiserver.pkg.apis.apiextensions.v1.CustomResourceDefinitionSpec properties scope description",
+			`"scope indicates whether the defined custom resource is cluster- or namespace-scoped. Allowed values are ` + "`Cluster` and `Namespaced`" + `."`},
+		{"authentication.k8s.io", "v1", "io.k8s.api.authentication.v1.TokenReviewSpec properties audiences x-kubernetes-list-type", `"atomic"`},
+	} {
+		raw, err := b.V3(schema.GroupVersion{Group: c.group, Version: c.version})
+		if err != nil {
+			t.Fatal(err)
+		}
+		var doc map[string]any
+		if err := json.Unmarshal(raw, &doc); err != nil {
+			t.Fatal(err)
+		}
+		path := append([]string{"components", "schemas"}, strings.Fields(c.path)...)
+		if got, _ := json.Marshal(dig(t, doc, path...)); string(got) != c.want {
+			t.Errorf("%s is %s, want %s", c.path, got, c.want)
+		}
+	}
+}
+
 func TestV2IsWhatClientsParse(t *testing.T) {
 	b := builder(t)
 	raw, err := b.V2()
@@ -104,7 +131,11 @@ func TestV2IsWhatClientsParse(t *testing.T) {
 }
 
 func TestModelsServeApply(t *testing.T) {
-	if _, err := managedfields.NewTypeConverter(builder(t).Models(), false); err != nil {
+	models, err := builder(t).Models()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := managedfields.NewTypeConverter(models, false); err != nil {
 		t.Fatal(err)
 	}
 }

@@ -2,7 +2,6 @@ package openapi
 
 import (
 	"fmt"
-	"reflect"
 	"slices"
 	"strings"
 
@@ -99,9 +98,9 @@ func (m *models) addResource(r *api.Resource, v *api.Version) (kind, list string
 	if v.Model != nil {
 		return m.addCustom(r, v)
 	}
-	kind = m.addKind(reflect.TypeOf(v.New()).Elem(), r.Group, v.Name, r.Kind)
+	kind = m.define(modelName(v.New()))
 	if v.NewList != nil {
-		list = m.addKind(reflect.TypeOf(v.NewList()).Elem(), r.Group, v.Name, r.List())
+		list = m.define(modelName(v.NewList()))
 	}
 	return kind, list
 }
@@ -143,9 +142,9 @@ func (s *set) add(path string, base operation, method, action, id, about, in, ou
 func (s *set) main(path, one, kind, list string) {
 	id := func(verb string) string { return verb + s.scope() + one + s.r.Kind }
 	k := s.r.Kind
-	status := s.m.define(reflect.TypeFor[metav1.Status]())
-	options := s.m.define(reflect.TypeFor[metav1.DeleteOptions]())
-	patch := s.m.define(reflect.TypeFor[metav1.Patch]())
+	status := s.m.define(metav1.Status{}.OpenAPIModelName())
+	options := s.m.define(metav1.DeleteOptions{}.OpenAPIModelName())
+	patch := s.m.define(metav1.Patch{}.OpenAPIModelName())
 	if s.serves("list") {
 		s.add(path, s.base, "get", "list", id("list"), "list or watch objects of kind "+k, "", list, listParams)
 	}
@@ -180,11 +179,11 @@ func article(kind string) string {
 }
 
 // bodies are the bodies of subresources that are not views of their parent.
-var bodies = map[string]reflect.Type{
-	"Scale":        reflect.TypeFor[autoscalingv1.Scale](),
-	"Binding":      reflect.TypeFor[corev1.Binding](),
-	"Eviction":     reflect.TypeFor[policyv1.Eviction](),
-	"TokenRequest": reflect.TypeFor[authenticationv1.TokenRequest](),
+var bodies = map[string]string{
+	"Scale":        autoscalingv1.Scale{}.OpenAPIModelName(),
+	"Binding":      corev1.Binding{}.OpenAPIModelName(),
+	"Eviction":     policyv1.Eviction{}.OpenAPIModelName(),
+	"TokenRequest": authenticationv1.TokenRequest{}.OpenAPIModelName(),
 }
 
 func (s *set) sub(path, one, kind string, sub api.Subresource) {
@@ -202,7 +201,7 @@ func (s *set) sub(path, one, kind string, sub api.Subresource) {
 		}
 		body = ""
 		if t, ok := bodies[sub.Kind]; ok {
-			body = s.m.addKind(t, base.group, base.version, sub.Kind)
+			body = s.m.define(t)
 		}
 	}
 	name := strings.ToUpper(sub.Name[:1]) + sub.Name[1:]
@@ -220,7 +219,7 @@ func (s *set) sub(path, one, kind string, sub api.Subresource) {
 		case verb == "update":
 			s.add(path, base, "put", "put", id("replace"), "replace "+what, body, body, writeParams)
 		case verb == "patch":
-			patch := s.m.define(reflect.TypeFor[metav1.Patch]())
+			patch := s.m.define(metav1.Patch{}.OpenAPIModelName())
 			s.add(path, base, "patch", "patch", id("patch"), "partially update "+what, patch, body, append(slices.Clone(writeParams), paramForce))
 		case verb == "create":
 			s.add(path, base, "post", "post", id("create"), "create "+what, body, body, writeParams)

@@ -12,7 +12,6 @@ import (
 
 	"github.com/skiff-project/skiff/api"
 	"github.com/skiff-project/skiff/api/openapi"
-	"github.com/skiff-project/skiff/object/applyschema"
 	"github.com/skiff-project/skiff/object/codec"
 )
 
@@ -52,7 +51,6 @@ func (o *Cache) Get(key string, build func(*openapi.Builder) ([]byte, error), cf
 		return data, nil
 	}
 	if o.builder == nil {
-		cfg.MergeRules = applyschema.Types()
 		var err error
 		if o.builder, err = openapi.New(cfg); err != nil {
 			return nil, err
