@@ -1,6 +1,8 @@
 package apiserver_test
 
 import (
+	"compress/gzip"
+	"encoding/json"
 	"fmt"
 	"io"
 	"net/http"
@@ -56,6 +58,96 @@ func TestLargeListsComeWhole(t *testing.T) {
 			}
 		}
 	}
+}
+
+// TestStreamingListsAreCompressed: where the client takes it and asks for the bookmark that ends the list, from the
+// present objects to each later event, which arrives before there is another; other watches are not.
+func TestStreamingListsAreCompressed(t *testing.T) {
+	s, cfg := newTLSServer(t, nil)
+	fillMaps(t, s)
+	client, err := rest.HTTPClientFor(cfg)
+	if err != nil {
+		t.Fatal(err)
+	}
+	const list = "&sendInitialEvents=true&resourceVersionMatch=NotOlderThan"
+	for _, k := range []struct {
+		query, encoding string
+		compressed      bool
+	}{
+		{list + "&allowWatchBookmarks=true", "deflate, gzip", true},
+		{list + "&allowWatchBookmarks=true", "gzip;q=0", false},
+		{list + "&allowWatchBookmarks=true", "identity", false},
+		{list, "gzip", false},
+		{"&allowWatchBookmarks=true", "gzip", false},
+	} {
+		req, _ := http.NewRequestWithContext(t.Context(), "GET", cfg.Host+"/api/v1/namespaces/default/configmaps?watch=1"+k.query, http.NoBody)
+		req.Header.Set("Accept-Encoding", k.encoding)
+		resp, err := client.Do(req)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer resp.Body.Close()
+		told := resp.Header.Get("Content-Encoding") == "gzip" && resp.Header.Get("Vary") == "Accept-Encoding"
+		if told != k.compressed {
+			t.Errorf("%s, %s: %v", k.query, k.encoding, resp.Header)
+		}
+		if !k.compressed {
+			continue
+		}
+		sent := &counted{Reader: resp.Body}
+		in, err := gzip.NewReader(sent)
+		if err != nil {
+			t.Fatal(err)
+		}
+		events, plain := json.NewDecoder(in), 0
+		next := func() string {
+			var ev struct {
+				Type   string
+				Object json.RawMessage
+			}
+			if err := events.Decode(&ev); err != nil {
+				t.Fatal(err)
+			}
+			var obj metav1.PartialObjectMetadata
+			if err := json.Unmarshal(ev.Object, &obj); err != nil {
+				t.Fatal(err)
+			}
+			plain += len(ev.Object)
+			return ev.Type + " " + obj.Name
+		}
+		for i := range largeList {
+			if got, want := next(), fmt.Sprintf("ADDED map-%03d", i); got != want {
+				t.Fatalf("%s, not %s", got, want)
+			}
+		}
+		if got := next(); got != "BOOKMARK " {
+			t.Fatalf("%s ends the list", got)
+		}
+		if sent.n > plain/10 {
+			t.Errorf("%d bytes were sent for %d", sent.n, plain)
+		}
+		for i := range 5 {
+			name := fmt.Sprintf("later-%d", i)
+			cm := &corev1.ConfigMap{ObjectMeta: metav1.ObjectMeta{Name: name}}
+			if _, err := typed(t, s).CoreV1().ConfigMaps("default").Create(t.Context(), cm, metav1.CreateOptions{}); err != nil {
+				t.Fatal(err)
+			}
+			if got := next(); got != "ADDED "+name {
+				t.Fatalf("%s, not %s", got, name)
+			}
+		}
+	}
+}
+
+type counted struct {
+	io.Reader
+	n int
+}
+
+func (c *counted) Read(p []byte) (int, error) {
+	n, err := c.Reader.Read(p)
+	c.n += n
+	return n, err
 }
 
 // TestAnObjectThatCannotBeReadEndsAList: with an error as long as nothing was

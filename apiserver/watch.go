@@ -15,6 +15,7 @@ import (
 	"github.com/skiff-project/skiff/api"
 	"github.com/skiff-project/skiff/apiserver/partial"
 	"github.com/skiff-project/skiff/apiserver/registry"
+	"github.com/skiff-project/skiff/apiserver/reply"
 	"github.com/skiff-project/skiff/apiserver/watchstream"
 	"github.com/skiff-project/skiff/object/codec"
 	"github.com/skiff-project/skiff/object/wire"
@@ -49,6 +50,7 @@ func (s *Server) watch(c *call) {
 	}
 	st := watchstream.New(watchstream.Config{
 		W: c.w, Form: &watchForm{s: s, c: c, out: out}, Alone: out.shape == shapeTable || c.ep.converts || c.ep.reg.Encrypted(),
+		Gzip:      initial && o.bookmarks && !c.user.local && reply.Accepted(c.req), // a streaming list
 		Bookmarks: o.bookmarks, Interval: s.cfg.BookmarkInterval, Stopping: s.stopping, Gone: c.ep.gone,
 	})
 	w, err := c.ep.reg.Watch(c.ctx(), registry.WatchOptions{
@@ -88,18 +90,37 @@ type watchForm struct {
 	s         *Server
 	c         *call
 	out       output
-	tableSent bool // the column definitions went out with the first table
+	gzipName  string // formName of the compressed frames, once there are some
+	tableSent bool   // the column definitions went out with the first table
 }
 
 // Frame implements watchstream.Form. Frames are made once per change and
 // format and shared by all watchers.
 func (f *watchForm) Frame(ch registry.Change) ([]byte, error) {
+	return f.shared(ch, f.formName(), f.build)
+}
+
+// Compressed implements watchstream.Form.
+func (f *watchForm) Compressed(ch registry.Change) ([]byte, error) {
+	if f.gzipName == "" {
+		f.gzipName = f.formName() + ";gzip"
+	}
+	return f.shared(ch, f.gzipName, func(ch registry.Change) ([]byte, error) {
+		frame, err := f.build(ch)
+		if err != nil {
+			return nil, err
+		}
+		return reply.Member(frame), nil
+	})
+}
+
+func (f *watchForm) shared(ch registry.Change, form string, build func(registry.Change) ([]byte, error)) ([]byte, error) {
 	attrs, shared := ch.KV.Attrs.(*wire.Attrs)
 	if !shared || f.out.shape == shapeTable {
-		return f.build(ch)
+		return build(ch)
 	}
-	key := wire.EncodingKey{Form: f.formName(), ResourceVersion: ch.ResourceVersion, Event: string(ch.Type)}
-	return attrs.Shared().Encoding(key, func() ([]byte, error) { return f.build(ch) })
+	key := wire.EncodingKey{Form: form, ResourceVersion: ch.ResourceVersion, Event: string(ch.Type)}
+	return attrs.Shared().Encoding(key, func() ([]byte, error) { return build(ch) })
 }
 
 // formName distinguishes the frames of one change.

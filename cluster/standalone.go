@@ -62,6 +62,10 @@ func (k Connection) config(component string) (*rest.Config, error) {
 	}
 	cfg.AcceptContentTypes = cfg.ContentType + ",application/json"
 	cfg.WarningHandler = rest.NoWarnings{} // meant for people
+	switch component {
+	case "kube-controller-manager", "kube-scheduler", "node": // they are near the server
+		cfg.DisableCompression = true
+	}
 	if component != "" {
 		rest.AddUserAgent(cfg, component)
 	}

@@ -3,6 +3,7 @@
 package reply
 
 import (
+	"bytes"
 	"errors"
 	"fmt"
 	"io"
@@ -50,7 +51,24 @@ type Body struct {
 
 // Accepted tells whether a client takes compressed bodies.
 func Accepted(req *http.Request) bool {
-	return strings.Contains(req.Header.Get("Accept-Encoding"), "gzip")
+	for encoding := range strings.SplitSeq(req.Header.Get("Accept-Encoding"), ",") {
+		if strings.TrimSpace(encoding) == "gzip" {
+			return true
+		}
+	}
+	return false
+}
+
+// Member is p as a gzip stream of its own; such streams one after another are
+// one again. A reader has all of p before it needs the end of the member: it
+// does not wait for the next. Nothing is kept, as the compressors of answers
+// are that take most of a megabyte each: a thousand watches would hold them.
+func Member(p []byte) []byte {
+	out := bytes.NewBuffer(make([]byte, 0, len(p)/3+64))
+	gz, _ := gzip.NewWriterLevel(out, gzip.StatelessCompression) //nolint:errcheck // the level exists, and a Buffer takes all
+	gz.Write(p)
+	gz.Close()
+	return out.Bytes()
 }
 
 // Buffer is where the body begins. size is what is expected of it, if known.

@@ -119,3 +119,31 @@ func TestALocalClientGetsTheBufferItself(t *testing.T) {
 		t.Errorf("copied, or lost: %d bytes, %v", len(w.got), err)
 	}
 }
+
+// A reader of members has what was sent before the next is there.
+func TestMembersAreOneStream(t *testing.T) {
+	from, to := io.Pipe()
+	sent := []string{"a\n", strings.Repeat("long ", 50_000) + "\n", "\n", rows(1000) + "\n"}
+	read := make(chan struct{}, len(sent))
+	go func() {
+		for _, p := range sent {
+			to.Write(reply.Member([]byte(p))) //nolint:errcheck // the reader tells
+			<-read
+		}
+		to.Close()
+	}()
+	in, err := gzip.NewReader(from)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, p := range sent {
+		got := make([]byte, len(p))
+		if _, err := io.ReadFull(in, got); err != nil || string(got) != p {
+			t.Fatalf("%.20q, not %.20q: %v", got, p, err)
+		}
+		read <- struct{}{}
+	}
+	if rest, err := io.ReadAll(in); err != nil || len(rest) > 0 {
+		t.Errorf("%q at the end, %v", rest, err)
+	}
+}

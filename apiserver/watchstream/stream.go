@@ -18,6 +18,7 @@ import (
 	"k8s.io/apimachinery/pkg/watch"
 
 	"github.com/skiff-project/skiff/apiserver/registry"
+	"github.com/skiff-project/skiff/apiserver/reply"
 	"github.com/skiff-project/skiff/internal/h2"
 	"github.com/skiff-project/skiff/store"
 )
@@ -29,6 +30,8 @@ const flushAbove = 64 * 1024
 type Form interface {
 	// Frame is a change's event; the caller does not change it.
 	Frame(ch registry.Change) ([]byte, error)
+	// Compressed is Frame as a whole member of a gzip stream.
+	Compressed(ch registry.Change) ([]byte, error)
 	// Bookmark says that everything up to a revision has been sent, or that
 	// with it all that was there at first has been.
 	Bookmark(rev int64, initialEnd bool) ([]byte, error)
@@ -43,6 +46,7 @@ type Config struct {
 	// Alone keeps it off the feed: Frame or the watch may wait for another
 	// server, or Frame cannot be called twice for a change.
 	Alone     bool
+	Gzip      bool // the answer is compressed
 	Bookmarks bool
 	Interval  time.Duration // between bookmarks
 	Stopping  <-chan struct{}
@@ -54,7 +58,7 @@ type Stream struct {
 	Config
 	w    *registry.Watch
 	out  *http.ResponseController
-	buf  []byte        // to be sent; the handler's
+	buf  []byte        // to be sent, not compressed; the handler's
 	feed *h2.Feed      // or nil: the handler does everything
 	bell chan struct{} // there is something for the handler to do
 
@@ -87,6 +91,10 @@ func (st *Stream) ring() {
 }
 
 func (st *Stream) start() {
+	if st.Gzip {
+		st.W.Header().Set("Content-Encoding", "gzip")
+		st.W.Header().Add("Vary", "Accept-Encoding")
+	}
 	st.W.WriteHeader(http.StatusOK)
 	st.out.Flush() //nolint:errcheck // the next write tells
 }
@@ -199,7 +207,7 @@ func (st *Stream) step() {
 		st.feed.Rouse()
 	}
 	for len(st.rest) > 0 {
-		frame, err := st.Form.Frame(st.rest[0])
+		frame, err := st.single(st.rest[0])
 		if err != nil || !st.feed.TryWrite(frame) {
 			return
 		}
@@ -228,7 +236,7 @@ func (st *Stream) turn() bool {
 
 func (st *Stream) send(changes []registry.Change) bool {
 	if len(changes) == 1 { // by far the most frequent
-		frame, err := st.Form.Frame(changes[0])
+		frame, err := st.single(changes[0])
 		if err != nil {
 			st.fail(err)
 			return false
@@ -244,6 +252,15 @@ func (st *Stream) send(changes []registry.Change) bool {
 	return st.flush()
 }
 
+// single is the event of a change that is sent by itself, in bytes that all
+// watchers share.
+func (st *Stream) single(ch registry.Change) ([]byte, error) {
+	if st.Gzip {
+		return st.Form.Compressed(ch)
+	}
+	return st.Form.Frame(ch)
+}
+
 // add appends the event of one change, or sends it if it is large.
 func (st *Stream) add(ch registry.Change) bool {
 	frame, err := st.Form.Frame(ch)
@@ -252,8 +269,7 @@ func (st *Stream) add(ch registry.Change) bool {
 		return false
 	}
 	if len(st.buf) == 0 && len(frame) > flushAbove {
-		_, err := st.W.Write(frame)
-		return err == nil
+		return st.write(frame)
 	}
 	st.buf = append(st.buf, frame...)
 	return true
@@ -261,7 +277,7 @@ func (st *Stream) add(ch registry.Change) bool {
 
 func (st *Stream) flush() bool {
 	if len(st.buf) > 0 {
-		if _, err := st.W.Write(st.buf); err != nil {
+		if !st.write(st.buf) {
 			return false
 		}
 		if st.buf = st.buf[:0]; cap(st.buf) > 4*flushAbove {
@@ -269,6 +285,18 @@ func (st *Stream) flush() bool {
 		}
 	}
 	return st.out.Flush() == nil
+}
+
+// write sends p, and holds nothing of a compressor while the client is slow:
+// not even its stack, which would stay the handler's.
+func (st *Stream) write(p []byte) bool {
+	if st.Gzip {
+		made := make(chan []byte)
+		go func(p []byte) { made <- reply.Member(p) }(p)
+		p = <-made
+	}
+	_, err := st.W.Write(p)
+	return err == nil
 }
 
 func (st *Stream) bookmark(rev int64, initialEnd bool) bool {

@@ -19,6 +19,7 @@ import (
 
 	"github.com/skiff-project/skiff/api"
 	"github.com/skiff-project/skiff/apiserver/registry"
+	"github.com/skiff-project/skiff/apiserver/reply"
 	"github.com/skiff-project/skiff/apiserver/watchstream"
 	"github.com/skiff-project/skiff/internal/h2"
 	"github.com/skiff-project/skiff/store/embedded"
@@ -40,12 +41,18 @@ func (lines) Frame(ch registry.Change) ([]byte, error) {
 	return fmt.Appendf(nil, "%s %s\n", ch.Type, name), nil
 }
 
+func (l lines) Compressed(ch registry.Change) ([]byte, error) {
+	frame, err := l.Frame(ch)
+	return reply.Member(frame), err
+}
+
 func (lines) Bookmark(int64, bool) ([]byte, error) { return []byte("BOOKMARK\n"), nil }
 func (lines) Error(err error) ([]byte, error)      { return fmt.Appendf(nil, "ERROR %v\n", err), nil }
 
-// A watch tells the same whether a feed writes it or its handler does.
+// A watch tells the same whether a feed writes it or its handler does, and compressed or not.
 func TestStream(t *testing.T) {
-	for _, proto := range []string{"h2", "http/1.1"} {
+	for _, how := range []string{"h2", "http/1.1", "h2 gzip", "http/1.1 gzip"} {
+		proto, gzip := strings.CutSuffix(how, " gzip")
 		for _, k := range []struct {
 			name, last, want string
 			alone            bool
@@ -56,12 +63,12 @@ func TestStream(t *testing.T) {
 			{name: "a panic", last: "worse", want: "cut"},
 			{name: "an event that does not fit at once", last: "large", want: "ADDED large, EOF"},
 		} {
-			t.Run(proto+", "+k.name, func(t *testing.T) {
+			t.Run(how+", "+k.name, func(t *testing.T) {
 				stop := make(chan struct{})
 				reg := configMaps(t)
 				put(t, reg, "first")
 				resp := get(t, proto, func(w http.ResponseWriter, r *http.Request) {
-					st := watchstream.New(watchstream.Config{W: w, Form: lines{}, Alone: k.alone, Bookmarks: true, Interval: time.Hour, Stopping: stop})
+					st := watchstream.New(watchstream.Config{W: w, Form: lines{}, Alone: k.alone, Gzip: gzip, Bookmarks: true, Interval: time.Hour, Stopping: stop})
 					open, err := reg.Watch(r.Context(), registry.WatchOptions{Wake: st.Wake})
 					if err != nil {
 						t.Error(err)
@@ -71,6 +78,9 @@ func TestStream(t *testing.T) {
 					st.Run(r.Context(), open, true, time.Hour)
 				})
 				defer resp.Body.Close()
+				if resp.Uncompressed != gzip {
+					t.Fatalf("compressed: %t", resp.Uncompressed)
+				}
 				in := bufio.NewReader(resp.Body)
 				next := func() string {
 					line, err := in.ReadString('\n')
