@@ -11,9 +11,11 @@ package apiserver
 import (
 	"crypto/tls"
 	"errors"
+	"fmt"
 	"log/slog"
 	"net"
 	"net/netip"
+	"os"
 	"slices"
 	"sync/atomic"
 	"time"
@@ -35,6 +37,7 @@ import (
 	"github.com/skiff-project/skiff/apiserver/encryption"
 	"github.com/skiff-project/skiff/apiserver/fairness"
 	"github.com/skiff-project/skiff/apiserver/health"
+	"github.com/skiff-project/skiff/apiserver/identity"
 	"github.com/skiff-project/skiff/apiserver/impersonation"
 	"github.com/skiff-project/skiff/apiserver/managed"
 	"github.com/skiff-project/skiff/apiserver/metrics"
@@ -223,6 +226,7 @@ type Server struct {
 	servers    *peers.Servers
 	components componentstatus.Checks
 
+	identity      *identity.Identity
 	impersonation *impersonation.Impersonation
 
 	gate      *fairness.Gate
@@ -268,7 +272,30 @@ func New(cfg Config) (*Server, error) {
 			p.Serve(kinds{s})
 		}
 	}
+	if err := s.openIdentity(); err != nil {
+		return nil, err
+	}
 	return s, s.openAllocator()
+}
+
+// openIdentity makes what the server shows of itself, and has the use of legacy tokens noted.
+func (s *Server) openIdentity() error {
+	host, err := os.Hostname()
+	if err != nil {
+		return fmt.Errorf("the API server's own Lease is named after the host: %w", err)
+	}
+	peers := ""
+	if s.cfg.AdvertiseAddress.IsValid() {
+		peers = netip.AddrPortFrom(s.cfg.AdvertiseAddress, uint16(s.advertisedPort())).String()
+	}
+	s.identity, err = identity.New(identity.Config{
+		Client:   s.InProcess(auth.User{Name: "system:apiserver", Groups: []string{auth.GroupMasters, auth.GroupAuthenticated}}),
+		Hostname: host, Peers: peers, Shared: s.cfg.SharedStore, Clock: s.cfg.Clock, Log: s.cfg.Log,
+	})
+	if err == nil && s.cfg.ServiceAccounts != nil {
+		s.cfg.ServiceAccounts.NoteUse(s.identity.TokenUsed)
+	}
+	return err
 }
 
 // Reader reads stored objects for authorizers and admission plugins.

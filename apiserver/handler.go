@@ -151,6 +151,7 @@ func (s *Server) beginAudit(c *call, received time.Time, id string) bool {
 
 // authenticate finds the user or answers 401.
 func (s *Server) authenticate(c *call, received time.Time, id string) bool {
+	var remarks *auth.Remarks
 	if u, ok := inprocess.User(c.req); ok {
 		c.user = caller{u, true}
 	} else {
@@ -164,16 +165,18 @@ func (s *Server) authenticate(c *call, received time.Time, id string) bool {
 				s.cfg.Log.Debug("unable to authenticate the request", "error", err)
 			}
 			if s.beginAudit(c, received, id) {
+				s.remark(c, auth.RemarksOf(err))
 				c.audit.Failed(c.req)
 				s.fail(c, apierrors.NewUnauthorized("Unauthorized"))
 			}
 			return false
 		}
-		c.user.User = who.User
+		c.user.User, remarks = who.User, who.Remarks
 	}
 	if !s.beginAudit(c, received, id) {
 		return false
 	}
+	s.remark(c, remarks)
 	if !s.impersonate(c) {
 		return false
 	}
@@ -185,6 +188,14 @@ func (s *Server) authenticate(c *call, received time.Time, id string) bool {
 		c.req = c.req.WithContext(ctx)
 	}
 	return true
+}
+
+// remark passes on what is said of the credential.
+func (s *Server) remark(c *call, r *auth.Remarks) {
+	if r != nil {
+		c.warn(r.Warning)
+		c.audit.AnnotateAll("", r.Annotations)
+	}
 }
 
 // admitInFlight waits for the request's turn, or answers that there is none.

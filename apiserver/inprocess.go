@@ -34,7 +34,10 @@ func userAgent(u auth.User) string {
 	if i := strings.IndexAny(name, ":/"); i >= 0 {
 		name = name[:i]
 	}
-	if name == "node" {
+	switch name {
+	case "apiserver":
+		name = "kube-apiserver"
+	case "node":
 		name = "kubelet"
 	}
 	return name + "/v1.37.2 (linux/amd64) skiff"

@@ -26,7 +26,11 @@ func (s *Server) Run(ctx context.Context) error {
 	var wg sync.WaitGroup
 	defer wg.Wait()
 	defer cancel()
-	wg.Go(func() { s.bootstrapLoop(ctx) })
+	wg.Go(func() {
+		if s.bootstrapLoop(ctx); ctx.Err() == nil {
+			s.identity.Run(ctx)
+		}
+	})
 	if s.cfg.CompactionInterval > 0 {
 		wg.Go(func() { peers.Compact(ctx, s.cfg.Store, s.cfg.CompactionInterval, s.cfg.Clock, s.cfg.Log) })
 	}

@@ -6,10 +6,12 @@ package auth
 
 import (
 	"context"
+	"errors"
 	"net/http"
 
 	authenticationv1 "k8s.io/api/authentication/v1"
 	"k8s.io/apimachinery/pkg/fields"
+	utilerrors "k8s.io/apimachinery/pkg/util/errors"
 )
 
 // User is an authenticated identity.
@@ -60,6 +62,41 @@ type Identity struct {
 	// Audiences is the intersection of the audiences asked for and those the
 	// credential is valid for; nil when the method has no audiences.
 	Audiences []string
+	// Remarks on the credential; nil: none.
+	Remarks *Remarks
+}
+
+// Remarks are what is said of a credential beside whose it is.
+type Remarks struct {
+	Warning     string            // for who sent it; "": none
+	Annotations map[string]string // of the audit event
+}
+
+// RemarkedError is why a credential is not good, with annotations of the audit event.
+type RemarkedError struct {
+	error
+	Remarks Remarks
+}
+
+// NewRemarkedError annotates err.
+func NewRemarkedError(err error, key, value string) error {
+	return &RemarkedError{err, Remarks{Annotations: map[string]string{key: value}}}
+}
+
+// RemarksOf are those of an error, or of the first error in a list that has any; nil: none.
+func RemarksOf(err error) *Remarks {
+	if list, ok := err.(utilerrors.Aggregate); ok { // which errors.As does not look into
+		for _, err := range list.Errors() {
+			if r := RemarksOf(err); r != nil {
+				return r
+			}
+		}
+	}
+	var e *RemarkedError
+	if errors.As(err, &e) {
+		return &e.Remarks
+	}
+	return nil
 }
 
 // Authenticator finds who sent a request. It returns false without an error

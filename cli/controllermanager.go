@@ -15,6 +15,7 @@ import (
 	"github.com/skiff-project/skiff/cluster"
 	"github.com/skiff-project/skiff/controller"
 	"github.com/skiff-project/skiff/controller/certificates"
+	"github.com/skiff-project/skiff/controller/legacytokens"
 )
 
 var controllerManagerHarmless = []harmless{
@@ -32,7 +33,7 @@ var controllerManagerHarmless = []harmless{
 	{"attach-detach-reconcile-sync-period disable-attach-detach-reconcile-sync? disable-force-detach-on-timeout? enable-dynamic-provisioning? " +
 		"pv-recycler-increment-timeout-nfs pv-recycler-minimum-timeout-hostpath pv-recycler-minimum-timeout-nfs pv-recycler-timeout-increment-hostpath " +
 		"horizontal-pod-autoscaler-cpu-initialization-period horizontal-pod-autoscaler-downscale-stabilization horizontal-pod-autoscaler-initial-readiness-delay " +
-		"horizontal-pod-autoscaler-sync-period horizontal-pod-autoscaler-tolerance legacy-service-account-token-clean-up-period",
+		"horizontal-pod-autoscaler-sync-period horizontal-pod-autoscaler-tolerance",
 		"the controller it tunes is not there"},
 }
 
@@ -40,7 +41,7 @@ var controllerManagerHarmless = []harmless{
 // is no error; to ask for one by name is, but for those of tolerated.
 var missing = strings.Fields(`attach-detach-controller attachdetach bootstrap-signer-controller bootstrapsigner cloud-node-lifecycle-controller
 	device-taint-eviction-controller horizontal-pod-autoscaler-controller horizontalpodautoscaling
-	kube-apiserver-serving-clustertrustbundle-publisher-controller legacy-serviceaccount-token-cleaner-controller legacy-service-account-token-cleaner
+	kube-apiserver-serving-clustertrustbundle-publisher-controller
 	node-route-controller route nodeipam-controller persistentvolume-expander-controller persistentvolume-expander
 	resourceclaim-controller selinux-warning-controller service-lb-controller service storageversion-garbage-collector-controller
 	storage-version-gc taint-eviction-controller token-cleaner-controller tokencleaner ttl-controller ttl
@@ -100,6 +101,8 @@ func newControllerManager() *program {
 		files(f.signers[signer], name+"-", "those of signer "+signer+", instead")
 	}
 	fs.DurationVar(&c.SigningDuration, "cluster-signing-duration", 365*24*time.Hour, "the longest life of what is signed; requests may ask for less")
+	fs.DurationVar(&c.LegacyTokenPeriod, "legacy-service-account-token-clean-up-period", legacytokens.DefaultPeriod,
+		"how long a token that was made for its service account is kept unused, and again once it is marked invalid")
 	fs.IntVar(&c.TerminatedPodLimit, "terminated-pod-gc-threshold", 12500, "finished pods that are kept; 0 or less: all")
 	p.limited("enable-garbage-collector", "true", "leave garbage-collector-controller out with --controllers", "true")
 	p.limited("enable-hostpath-provisioner", "false", "there is no such provisioner", "false")

@@ -58,6 +58,7 @@ type Config struct {
 	Enabled []string
 
 	Node               nodelifecycle.Config // timings; zero values are upstream's
+	LegacyTokenPeriod  time.Duration        // unused tokens in Secrets are kept for it; default a year
 	TerminatedPodLimit int                  // finished Pods that are kept; default 12500, negative: all
 
 	Log   *slog.Logger     // default: discard

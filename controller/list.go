@@ -16,6 +16,7 @@ import (
 	"github.com/skiff-project/skiff/controller/ephemeralvolume"
 	"github.com/skiff-project/skiff/controller/garbagecollector"
 	"github.com/skiff-project/skiff/controller/job"
+	"github.com/skiff-project/skiff/controller/legacytokens"
 	"github.com/skiff-project/skiff/controller/namespace"
 	"github.com/skiff-project/skiff/controller/nodeipam"
 	"github.com/skiff-project/skiff/controller/nodelifecycle"
@@ -56,6 +57,10 @@ var list = []entry{
 	{name: "serviceaccount-token-controller", alias: "serviceaccount-token",
 		build: func(env engine.Env, cfg Config) (*engine.Controller, error) {
 			return tokens.New(env, cfg.SignToken, cfg.RootCA)
+		}},
+	{name: "legacy-serviceaccount-token-cleaner-controller", alias: "legacy-service-account-token-cleaner", account: "legacy-service-account-token-cleaner",
+		build: func(env engine.Env, cfg Config) (*engine.Controller, error) {
+			return legacytokens.New(env, cfg.Client, cfg.LegacyTokenPeriod)
 		}},
 	{name: "serviceaccount-controller", alias: "serviceaccount", account: "service-account-controller",
 		build: plain(serviceaccount.New)},

@@ -67,6 +67,7 @@ type Tokens struct {
 	signer     jose.Signer
 	keys       []publicKey
 	algorithms []jose.SignatureAlgorithm
+	noteUse    func(ctx context.Context, secret *corev1.Secret, label, day string)
 
 	mu   sync.Mutex
 	seen map[[sha256.Size]byte]*claims // tokens with a good signature
