@@ -63,6 +63,13 @@ func diskOptions(fs vfs.FS) Options {
 	return Options{FS: fs, Dir: "/data", Decorate: decorateLen, SegmentBytes: 8 << 10, ExtendBytes: 2 << 10, CheckpointBytes: 6 << 10}
 }
 
+// splitOptions are diskOptions with the log in a folder of its own.
+func splitOptions(fs vfs.FS) Options {
+	opt := diskOptions(fs)
+	opt.SegmentDir = "/log"
+	return opt
+}
+
 // churn runs n seeded random steps against s.
 func churn(t testing.TB, s *Store, g *storetest.Gen, n int) {
 	t.Helper()
@@ -133,7 +140,7 @@ func crashes(t *testing.T, seed uint64, noSync bool) error {
 	fs := vfs.NewMem()
 	acked := map[string]string{}
 	for round := range 12 {
-		opt := diskOptions(fs)
+		opt := []func(vfs.FS) Options{diskOptions, splitOptions}[seed%2](fs)
 		opt.NoSync = noSync
 		s, err := Open(opt)
 		if err != nil {

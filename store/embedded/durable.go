@@ -3,6 +3,7 @@ package embedded
 import (
 	"errors"
 	"fmt"
+	"path"
 
 	"github.com/skiff-project/skiff/store"
 	"github.com/skiff-project/skiff/store/mvcc"
@@ -30,11 +31,11 @@ func (e *LockedError) Error() string {
 // openLog rebuilds the core from the folder and opens the log.
 func (s *Store) openLog() error {
 	l, err := wal.Open(wal.Options{
-		FS: s.opt.FS, Dir: s.opt.Dir, NoSync: s.opt.NoSync, Log: s.opt.Log,
+		FS: s.opt.FS, Dir: s.opt.Dir, SegmentDir: s.opt.SegmentDir, NoSync: s.opt.NoSync, Log: s.opt.Log,
 		SegmentBytes: s.opt.SegmentBytes, ExtendBytes: s.opt.ExtendBytes,
 	}, s.core.Replay)
 	if locked := (*vfs.LockedError)(nil); errors.As(err, &locked) {
-		return &LockedError{Dir: s.opt.Dir, PID: locked.PID}
+		return &LockedError{Dir: path.Dir(locked.Name), PID: locked.PID}
 	}
 	if err != nil {
 		return fmt.Errorf("open store %s: %w", s.opt.Dir, err)

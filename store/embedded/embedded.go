@@ -44,6 +44,8 @@ type Options struct {
 	// Dir is the store's folder, made if missing; one process at a time may
 	// have it open. Empty: nothing is kept and no disk is touched.
 	Dir string
+	// SegmentDir is wal.Options'.
+	SegmentDir string
 	// FS is the disk that Dir is on. Default the real one.
 	FS vfs.FS
 	// CheckpointBytes is the size of the log at which it is replaced by a

@@ -13,7 +13,7 @@ import (
 func Import(opt Options, img *mvcc.Image) error {
 	opt.setDefaults()
 	empty := true
-	l, err := wal.Open(wal.Options{FS: opt.FS, Dir: opt.Dir, SegmentBytes: opt.SegmentBytes, ExtendBytes: opt.ExtendBytes, Log: opt.Log}, func([]byte) error {
+	l, err := wal.Open(wal.Options{FS: opt.FS, Dir: opt.Dir, SegmentDir: opt.SegmentDir, SegmentBytes: opt.SegmentBytes, ExtendBytes: opt.ExtendBytes, Log: opt.Log}, func([]byte) error {
 		empty = false
 		return nil
 	})

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"hash/crc32"
 	"io"
+	"path"
 	"slices"
 	"strconv"
 	"strings"
@@ -22,20 +23,24 @@ type Replay func(payload []byte) error
 // replay: those of the newest checkpoint, then those logged after it.
 func Open(opt Options, replay Replay) (*Log, error) {
 	opt.setDefaults()
-	if err := opt.FS.MkdirAll(opt.Dir); err != nil {
-		return nil, fmt.Errorf("make the store's folder: %w", err)
-	}
 	l := &Log{opt: opt, next: 1}
-	lock, err := opt.FS.Lock(l.path("LOCK"))
-	if err != nil {
-		return nil, err
+	for _, dir := range l.dirs() {
+		if err := opt.FS.MkdirAll(dir); err != nil {
+			l.unlock()
+			return nil, fmt.Errorf("make the store's folder: %w", err)
+		}
+		lock, err := opt.FS.Lock(path.Join(dir, "LOCK"))
+		if err != nil {
+			l.unlock()
+			return nil, err
+		}
+		l.locks = append(l.locks, lock)
 	}
-	l.lock = lock
 	if err := l.recover(replay); err != nil {
 		if l.cur != nil {
 			l.cur.f.Close()
 		}
-		lock.Close()
+		l.unlock()
 		return nil, err
 	}
 	return l, nil
@@ -86,7 +91,7 @@ func (l *Log) recover(replay Replay) error {
 // scanDir lists segments and checkpoints in order and removes what a crash
 // left half made.
 func (l *Log) scanDir() (segments, checkpoints []uint64, err error) {
-	names, err := l.opt.FS.List(l.opt.Dir)
+	names, err := l.list()
 	if err != nil {
 		return nil, nil, err
 	}
@@ -110,6 +115,83 @@ func (l *Log) scanDir() (segments, checkpoints []uint64, err error) {
 	slices.Sort(segments)
 	slices.Sort(checkpoints)
 	return segments, checkpoints, nil
+}
+
+// placeFile says in the folder of a log where its segments are. Without it a
+// log that is opened with another folder would look like one that just begins.
+const placeFile = "SEGMENTS"
+
+// list returns the names of segments, checkpoints and what else the folders
+// hold, once it is certain that the folders belong together.
+func (l *Log) list() ([]string, error) {
+	names, err := l.opt.FS.List(l.opt.Dir)
+	if err != nil {
+		return nil, err
+	}
+	place := ""
+	if slices.Contains(names, placeFile) {
+		if place, err = l.readPlace(); err != nil {
+			return nil, err
+		}
+	}
+	if place == "" && l.opt.SegmentDir == "" {
+		return names, nil
+	}
+	segments, err := l.opt.FS.List(l.dirs()[0])
+	if err != nil {
+		return nil, err
+	}
+	isLog := func(name string) bool { return strings.Contains(name, ".log") }
+	isStore := func(name string) bool { return isLog(name) || strings.Contains(name, ".checkpoint") }
+	switch {
+	case place == "" && slices.ContainsFunc(names, isStore):
+		return nil, fmt.Errorf("%s was begun with its log in it, not in %s: leave that out, or restore a snapshot into new folders", l.opt.Dir, l.opt.SegmentDir)
+	case place == "" && slices.ContainsFunc(segments, isStore):
+		return nil, fmt.Errorf("%s holds a log, but not that of %s, which is empty: give the two folders that belong together, or an empty one", l.opt.SegmentDir, l.opt.Dir)
+	case place != "" && place != l.opt.SegmentDir:
+		return nil, fmt.Errorf("%s has its log in %s: name that folder, or, if the log was moved, write in %s where to", l.opt.Dir, place, l.path(placeFile))
+	case place == "":
+		if err := l.writePlace(); err != nil {
+			return nil, err
+		}
+	}
+	return append(slices.DeleteFunc(names, isLog), slices.DeleteFunc(segments, func(name string) bool { return !isLog(name) })...), nil
+}
+
+func (l *Log) readPlace() (string, error) {
+	f, err := l.opt.FS.Open(l.path(placeFile))
+	if err != nil {
+		return "", err
+	}
+	defer f.Close()
+	size, err := f.Size()
+	if err != nil {
+		return "", err
+	}
+	text := make([]byte, min(size, 4096))
+	if _, err := f.ReadAt(text, 0); err != nil && !errors.Is(err, io.EOF) {
+		return "", err
+	}
+	return strings.TrimSpace(string(text)), nil
+}
+
+func (l *Log) writePlace() error {
+	tmp := l.path(placeFile + ".tmp")
+	f, err := l.opt.FS.Create(tmp)
+	if err != nil {
+		return err
+	}
+	_, err = f.WriteAt([]byte(l.opt.SegmentDir+"\n"), 0)
+	if err == nil {
+		err = l.sync(f)
+	}
+	if err = errors.Join(err, f.Close()); err != nil {
+		return err
+	}
+	if err := l.opt.FS.Rename(tmp, l.path(placeFile)); err != nil {
+		return err
+	}
+	return l.syncDir()
 }
 
 func (l *Log) readCheckpoint(num uint64, replay Replay) error {

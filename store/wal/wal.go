@@ -6,6 +6,7 @@
 //	<dir>/<first frame, hex>.log         segment: header, frames, zeros
 //	<dir>/<next frame, hex>.checkpoint   header, frames, one empty frame
 //	<dir>/*.tmp                          left by a crash; removed at the next start
+//	<dir>/SEGMENTS                       where the segments are, if in another folder
 //
 //	header (32 bytes)            frame (a multiple of 8 bytes)
 //	 0  8  "skiffwal"             0  4  0x7F4C4157
@@ -50,6 +51,7 @@ import (
 	"log/slog"
 	"math/rand/v2"
 	"path"
+	"strings"
 	"sync"
 
 	"github.com/skiff-project/skiff/store/vfs"
@@ -90,6 +92,9 @@ func (e *CorruptError) Error() string {
 type Options struct {
 	FS  vfs.FS // default the real disk
 	Dir string // made if missing
+	// SegmentDir, an absolute path, is where the segments are, on a faster disk
+	// perhaps. Default Dir. A log stays with what it was begun with.
+	SegmentDir string
 	// SegmentBytes is when a segment ends and the next begins. Default 16 MiB.
 	SegmentBytes int64
 	// ExtendBytes is how much a segment grows ahead. Default 1 MiB.
@@ -123,8 +128,8 @@ func (o *Options) setDefaults() {
 // Log is an open log. Append, Reserve and Cut are for one caller at a time;
 // a Checkpoint may be written meanwhile.
 type Log struct {
-	opt  Options
-	lock io.Closer
+	opt   Options
+	locks []io.Closer
 
 	cur  *segment
 	next uint64 // number of the next frame
@@ -157,7 +162,20 @@ type segment struct {
 func segmentName(num uint64) string    { return fmt.Sprintf("%016x.log", num) }
 func checkpointName(num uint64) string { return fmt.Sprintf("%016x.checkpoint", num) }
 
-func (l *Log) path(name string) string { return path.Join(l.opt.Dir, name) }
+func (l *Log) path(name string) string {
+	if strings.HasSuffix(strings.TrimSuffix(name, ".tmp"), ".log") {
+		return path.Join(l.dirs()[0], name)
+	}
+	return path.Join(l.opt.Dir, name)
+}
+
+// dirs are the folder of the segments and, if it is another, that of the rest.
+func (l *Log) dirs() []string {
+	if l.opt.SegmentDir != "" {
+		return []string{l.opt.SegmentDir, l.opt.Dir}
+	}
+	return []string{l.opt.Dir}
+}
 
 // frameSize is the length on disk of a frame with n bytes of payload.
 func frameSize(n int) int64 { return int64(frameHead+n+7)/8*8 + frameTail }
@@ -247,7 +265,12 @@ func (l *Log) syncDir() error {
 	if l.opt.NoSync {
 		return nil
 	}
-	return l.opt.FS.SyncDir(l.opt.Dir)
+	for _, dir := range l.dirs() {
+		if err := l.opt.FS.SyncDir(dir); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // keepFree is how much of a disk the log leaves free, or a quarter of a small
@@ -261,12 +284,14 @@ func (l *Log) Reserve(n int, spare int64) error {
 	need := frameSize(n)
 	roll := l.cur.off > headerSize && l.cur.off+need > l.opt.SegmentBytes
 	if spare > 0 && (roll || l.cur.off+need+spare > l.cur.size) {
-		free, total, err := l.opt.FS.Space(l.opt.Dir)
-		if err != nil {
-			return err
-		}
-		if free < min(keepFree, total/4) {
-			return fmt.Errorf("%w: %d MiB of the disk are free, the last %d are for making room", ErrFull, free>>20, min(keepFree, total/4)>>20)
+		for _, dir := range l.dirs() {
+			free, total, err := l.opt.FS.Space(dir)
+			if err != nil {
+				return err
+			}
+			if free < min(keepFree, total/4) {
+				return fmt.Errorf("%w: %d MiB of the disk are free, the last %d are for making room", ErrFull, free>>20, min(keepFree, total/4)>>20)
+			}
 		}
 	}
 	if roll {
@@ -414,6 +439,12 @@ func (l *Log) Sizes() (total, checkpoint, sinceCut int64) {
 
 // Close closes the files. It writes nothing.
 func (l *Log) Close() error {
-	err := l.cur.f.Close()
-	return errors.Join(err, l.lock.Close())
+	return errors.Join(l.cur.f.Close(), l.unlock())
+}
+
+func (l *Log) unlock() (err error) {
+	for _, lock := range l.locks {
+		err = errors.Join(err, lock.Close())
+	}
+	return err
 }

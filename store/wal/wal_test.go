@@ -346,3 +346,56 @@ func FuzzRecovery(f *testing.F) {
 		}
 	})
 }
+
+// Folders that do not belong together are never taken for a log that begins.
+func TestSegmentsInAnotherFolder(t *testing.T) {
+	fs := vfs.NewMem()
+	at := func(dir, segments string) Options {
+		opt := small(fs)
+		opt.Dir, opt.SegmentDir = dir, segments
+		return opt
+	}
+	l, _, err := openAll(at("/d", "/log"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	appendAll(t, l, "one", "two")
+	l.Close()
+	refused := func(opt Options, want string) {
+		t.Helper()
+		_, got, err := openAll(opt)
+		if err == nil || !strings.Contains(err.Error(), want) || len(got) > 0 {
+			t.Errorf("%s with %s: %v, want %q", opt.Dir, opt.SegmentDir, err, want)
+		}
+	}
+	refused(at("/d", ""), "/d has its log in /log")
+	refused(at("/d", "/other"), "write in /d/SEGMENTS where to")
+	refused(at("/new", "/log"), "/log holds a log, but not that of /new")
+	if l, _, err = openAll(at("/own", "")); err != nil {
+		t.Fatal(err)
+	}
+	l.Close()
+	refused(at("/own", "/other"), "/own was begun with its log in it")
+
+	l, got, err := openAll(at("/d", "/log"))
+	if err != nil || !slices.Equal(got, []string{"one", "two"}) {
+		t.Fatalf("%v %v", got, err)
+	}
+	refused(at("/new", "/log"), "/log/LOCK is locked") // also while it is in use
+	if err := beginCheckpoint(t, l).Commit(); err != nil {
+		t.Fatal(err)
+	}
+	l.Close()
+	names, _ := fs.List("/log")
+	if slices.Sort(names); !slices.Equal(names, []string{"0000000000000003.log"}) {
+		t.Errorf("/log holds %v", names)
+	}
+	names, _ = fs.List("/d")
+	if slices.Sort(names); !slices.Equal(names, []string{"0000000000000003.checkpoint", "SEGMENTS"}) {
+		t.Errorf("/d holds %v", names)
+	}
+	if l, _, err = openAll(at("/d", "/log")); err != nil {
+		t.Fatal(err)
+	}
+	l.Close()
+}
