@@ -42,8 +42,14 @@ func Main(args []string) int {
 }
 
 func run(ctx context.Context, args []string, env func(string) (string, bool), out io.Writer) error {
-	o := newOptions(out)
-	if err := o.parse(args, env); err != nil {
+	o := newOptions()
+	err := o.parse(args, env)
+	if errors.Is(err, flag.ErrHelp) {
+		fmt.Fprintln(out, "Usage: skiff etcd [flags]\n\nA server of etcd's API with one member. Flags, each also ETCD_<NAME> and in --config-file:")
+		o.set.SetOutput(out)
+		o.set.PrintDefaults()
+	}
+	if err != nil {
 		return err
 	}
 	if o.version {
@@ -67,9 +73,11 @@ type options struct {
 	listen, httpListen, metricsListen                           string
 	advertise, advertisePeer                                    string
 	initialCluster, clusterState, token                         string
-	certFile, keyFile, caFile, crlFile                          string
-	clientCertAuth, autoTLS                                     bool
-	allowedHostnames, cipherSuites, tlsMin, tlsMax              string
+	listenPeer, walDir                                          string
+	client, peer                                                security
+	selfSignedYears                                             uint
+	cipherSuites, tlsMin, tlsMax                                string
+	origins, hosts                                              string
 	quota                                                       int64
 	maxRequest, maxOps, bcryptCost, tokenTTL                    uint
 	maxStreams                                                  uint64
@@ -79,24 +87,25 @@ type options struct {
 	logLevel, logFormat, logOutputs                             string
 	gates                                                       gates
 	noFsync, version, enableV2, gateway, pprof, forceNewCluster bool
+	noV2                                                        bool
 	metricsDetail                                               string
 }
 
 // Ignored are upstream's flags that are accepted and change nothing here, with
 // why. They have no effect on what clients see of a server of one member.
 var Ignored = []struct{ Names, Why string }{
-	{"listen-peer-urls peer-cert-file peer-key-file peer-client-cert-file peer-client-key-file peer-client-cert-auth peer-trusted-ca-file peer-auto-tls peer-crl-file peer-cert-allowed-cn peer-cert-allowed-hostname peer-skip-client-san-verification", "there are no peers"},
+	{"peer-client-cert-file peer-client-key-file client-cert-file client-key-file", "this server connects to nobody"},
 	{"heartbeat-interval election-timeout initial-election-tick-advance raft-read-timeout raft-write-timeout pre-vote strict-reconfig-check max-learners snapshot-catchup-entries", "there is no raft"},
 	{"snapshot-count max-snapshots max-wals backend-batch-interval backend-batch-limit backend-bbolt-freelist-type bootstrap-defrag-threshold-megabytes experimental-bootstrap-defrag-threshold-megabytes memory-mlock experimental-memory-mlock", "the store has its own files"},
 	{"compaction-batch-limit compaction-sleep-interval experimental-compaction-batch-limit experimental-compaction-sleep-interval compact-hash-check-time experimental-compact-hash-check-time", "compaction never stops writers"},
 	{"corrupt-check-time experimental-corrupt-check-time experimental-initial-corrupt-check experimental-compact-hash-check-enabled", "every start checks every byte"},
 	{"downgrade-check-time warning-apply-duration warning-unary-request-duration experimental-warning-apply-duration experimental-warning-unary-request-duration", "they only time warnings"},
-	{"logger enable-log-rotation log-rotation-config-json self-signed-cert-validity v2-deprecation experimental-enable-lease-checkpoint-persist socket-reuse-port socket-reuse-address client-cert-file client-key-file", "nothing here depends on them"},
+	{"logger enable-log-rotation log-rotation-config-json experimental-enable-lease-checkpoint-persist socket-reuse-port socket-reuse-address", "nothing here depends on them"},
 	{"discovery-fallback discovery-dial-timeout discovery-request-timeout discovery-keepalive-time discovery-keepalive-timeout discovery-insecure-transport discovery-insecure-skip-tls-verify", "without --discovery they have no effect"},
 }
 
 // booleans among the ignored: they may stand without a value.
-const ignoredBooleans = " peer-client-cert-auth peer-auto-tls peer-skip-client-san-verification initial-election-tick-advance pre-vote strict-reconfig-check memory-mlock experimental-memory-mlock experimental-initial-corrupt-check experimental-compact-hash-check-enabled experimental-enable-lease-checkpoint-persist enable-log-rotation socket-reuse-port socket-reuse-address discovery-insecure-transport discovery-insecure-skip-tls-verify "
+const ignoredBooleans = " initial-election-tick-advance pre-vote strict-reconfig-check memory-mlock experimental-memory-mlock experimental-initial-corrupt-check experimental-compact-hash-check-enabled experimental-enable-lease-checkpoint-persist enable-log-rotation socket-reuse-port socket-reuse-address discovery-insecure-transport discovery-insecure-skip-tls-verify "
 
 // ignored is a flag that takes any value.
 type ignored struct{ boolean bool }
@@ -138,35 +147,20 @@ func (g *gates) Set(text string) error {
 	return nil
 }
 
-// everybody is a flag that upstream narrows whom the server answers with; here
-// it answers all.
-type everybody struct{}
-
-func (everybody) String() string { return "*" }
-
-func (everybody) Set(v string) error {
-	if v != "*" && v != "" {
-		return errors.New(`only "*" is supported`)
-	}
-	return nil
-}
-
-func newOptions(out io.Writer) *options {
+func newOptions() *options {
 	o := &options{set: flag.NewFlagSet("etcd", flag.ContinueOnError)}
 	f := o.set
 	f.SetOutput(io.Discard)
-	f.Usage = func() {
-		f.SetOutput(out)
-		fmt.Fprintln(out, "Usage: skiff etcd [flags]\n\nA server of etcd's API with one member. Flags, each also ETCD_<NAME> and in --config-file:")
-		f.PrintDefaults()
-	}
+	f.Usage = func() {} // what is wrong with a flag is said in one line
 	f.Var(&o.gates, "feature-gates", "name=true or false, comma-separated; LeaseCheckpoint: a lease has no more time after a restart than it had left, to five minutes. "+
 		"The others of etcd 3.7 are taken and change nothing here")
 	f.BoolFunc("experimental-enable-lease-checkpoint", "LeaseCheckpoint of --feature-gates", func(v string) error { return o.gates.Set("LeaseCheckpoint=" + v) })
 	f.StringVar(&o.name, "name", "default", "name of this member")
 	f.StringVar(&o.dataDir, "data-dir", "", "data folder (default <name>.etcd)")
+	f.StringVar(&o.walDir, "wal-dir", "", "folder of the log, on a faster disk perhaps (default: in the data folder); a data folder stays with what it was begun with")
 	f.StringVar(&o.configFile, "config-file", "", "YAML file of flags; other flags and variables are then ignored")
 	f.StringVar(&o.listen, "listen-client-urls", "http://localhost:2379", "comma-separated URLs to serve clients on")
+	f.StringVar(&o.listenPeer, "listen-peer-urls", "http://localhost:2380", "URLs to answer other members on: there are none, but probes and tools ask there too; empty: none")
 	f.StringVar(&o.httpListen, "listen-client-http-urls", "", "more URLs to serve clients on")
 	f.StringVar(&o.metricsListen, "listen-metrics-urls", "", "URLs to serve only health and metrics on")
 	f.StringVar(&o.advertise, "advertise-client-urls", "", "client URLs to tell (default those listened on)")
@@ -174,13 +168,9 @@ func newOptions(out io.Writer) *options {
 	f.StringVar(&o.initialCluster, "initial-cluster", "", "this member, name=URL; more members need real etcd")
 	f.StringVar(&o.clusterState, "initial-cluster-state", "new", "new, or existing")
 	f.StringVar(&o.token, "initial-cluster-token", "etcd-cluster", "goes into the cluster ID")
-	f.StringVar(&o.certFile, "cert-file", "", "server certificate")
-	f.StringVar(&o.keyFile, "key-file", "", "key of the server certificate")
-	f.StringVar(&o.caFile, "trusted-ca-file", "", "CA of client certificates")
-	f.StringVar(&o.crlFile, "client-crl-file", "", "revoked client certificates")
-	f.BoolVar(&o.clientCertAuth, "client-cert-auth", false, "demand client certificates")
-	f.BoolVar(&o.autoTLS, "auto-tls", false, "serve clients with a certificate made at start")
-	f.StringVar(&o.allowedHostnames, "client-cert-allowed-hostname", "", "names one of which a client certificate must have")
+	o.client.register(f, "", "client")
+	o.peer.register(f, "peer-", "peer")
+	f.UintVar(&o.selfSignedYears, "self-signed-cert-validity", 1, "years that certificates of --auto-tls and --peer-auto-tls are valid")
 	f.StringVar(&o.cipherSuites, "cipher-suites", "", "TLS 1.2 cipher suites")
 	f.StringVar(&o.tlsMin, "tls-min-version", "TLS1.2", "TLS1.2 or TLS1.3")
 	f.StringVar(&o.tlsMax, "tls-max-version", "", "TLS1.2 or TLS1.3")
@@ -205,10 +195,11 @@ func newOptions(out io.Writer) *options {
 	f.BoolVar(&o.version, "version", false, "print the version")
 	f.BoolVar(&o.enableV2, "enable-v2", true, "serve the v2 keys")
 	f.BoolVar(&o.gateway, "enable-grpc-gateway", true, "serve JSON over HTTP")
-	f.BoolVar(&o.pprof, "enable-pprof", false, "not supported")
+	f.BoolVar(&o.pprof, "enable-pprof", false, "serve Go's profiles at /debug/pprof/ of the client URLs; so does --log-level=debug")
 	f.BoolVar(&o.forceNewCluster, "force-new-cluster", false, "there are no other members to forget")
-	f.Var(everybody{}, "cors", "origins that browsers may ask from; only * is supported")
-	f.Var(everybody{}, "host-whitelist", "host names that are answered; only * is supported")
+	f.StringVar(&o.origins, "cors", "*", "origins that scripts in browsers may ask from; empty or *: all")
+	f.StringVar(&o.hosts, "host-whitelist", "*", "host names that HTTP without TLS may ask for; empty or *: all")
+	f.Func("v2-deprecation", "gone: serve no v2 keys; write-only, write-only-skip-check and write-only-drop-data change nothing, as in etcd 3.7", o.deprecateV2)
 	f.StringVar(&o.metricsDetail, "metrics", "basic", "basic or extensive")
 	for _, group := range Ignored {
 		for name := range strings.FieldsSeq(group.Names) {
@@ -218,11 +209,24 @@ func newOptions(out io.Writer) *options {
 	return o
 }
 
+func (o *options) deprecateV2(stage string) error {
+	switch stage {
+	case "gone":
+		o.noV2 = true
+	case "write-only", "write-only-skip-check", "write-only-drop-data":
+	default:
+		return errors.New("gone, write-only, write-only-skip-check and write-only-drop-data exist")
+	}
+	return nil
+}
+
 // parse reads flags, then variables for flags not given; or the configuration
 // file alone.
 func (o *options) parse(args []string, env func(string) (string, bool)) error {
-	if err := o.set.Parse(args); err != nil {
+	if err := o.set.Parse(args); errors.Is(err, flag.ErrHelp) {
 		return err
+	} else if err != nil {
+		return fmt.Errorf("%w (skiff etcd --help lists the flags)", err)
 	}
 	if o.set.NArg() > 0 {
 		return fmt.Errorf("unexpected argument %q: everything is given by flags", o.set.Arg(0))
@@ -248,7 +252,7 @@ func (o *options) parse(args []string, env func(string) (string, bool)) error {
 }
 
 // readFile sets flags from a configuration file. Sections for the client's and
-// peers' TLS hold the flags of the same names.
+// peers' TLS hold the flags of the same names without their prefix.
 func (o *options) readFile(name string) error {
 	data, err := os.ReadFile(name)
 	if err != nil {
@@ -258,13 +262,18 @@ func (o *options) readFile(name string) error {
 	if err := yaml.Unmarshal(data, &fields); err != nil {
 		return fmt.Errorf("configuration file %s: %w", name, err)
 	}
-	if section, ok := fields["client-transport-security"].(map[string]any); ok {
-		delete(fields, "client-transport-security")
-		for key, v := range section {
+	for section, prefix := range map[string]string{"client-transport-security": "", "peer-transport-security": "peer-"} {
+		in, _ := fields[section].(map[string]any)
+		delete(fields, section)
+		for key, v := range in {
+			if strings.HasPrefix(key, "allowed-") {
+				key = strings.Replace(section, "transport-security", "cert-"+key, 1)
+			} else {
+				key = prefix + key
+			}
 			fields[key] = v
 		}
 	}
-	delete(fields, "peer-transport-security") // there are no peers
 	for key, v := range fields {
 		var text string
 		switch v := v.(type) {
@@ -298,9 +307,6 @@ func urls(list string) []string {
 // config checks the flags and makes the server's configuration of them.
 func (o *options) config() (standalone.Config, error) {
 	var none standalone.Config
-	if o.pprof {
-		return none, errors.New("--enable-pprof is not supported: leave it out")
-	}
 	if o.bcryptCost < 4 || o.bcryptCost > 31 {
 		return none, fmt.Errorf("--bcrypt-cost %d must be between 4 and 31", o.bcryptCost)
 	}
@@ -316,7 +322,11 @@ func (o *options) config() (standalone.Config, error) {
 	if err != nil {
 		return none, err
 	}
-	conf, err := o.tls()
+	conf, err := o.tls(&o.client, append(urls(o.listen), urls(o.httpListen)...))
+	if err != nil {
+		return none, err
+	}
+	peer, err := o.tls(&o.peer, urls(o.listenPeer))
 	if err != nil {
 		return none, err
 	}
@@ -344,8 +354,9 @@ func (o *options) config() (standalone.Config, error) {
 	}
 	return standalone.Config{
 		LeaseCheckpoint: leaseCheckpoint,
-		DataDir:         o.dataDir, Name: o.name, Token: o.token, TLS: conf, NoV2: !o.enableV2, NoSync: o.noFsync,
+		DataDir:         o.dataDir, Name: o.name, Token: o.token, TLS: conf, NoV2: !o.enableV2 || o.noV2, NoSync: o.noFsync,
 		Listen: append(urls(o.listen), urls(o.httpListen)...), Metrics: urls(o.metricsListen),
+		Peer: urls(o.listenPeer), PeerTLS: peer, WALDir: o.walDir,
 		AdvertiseClient: urls(o.advertise), AdvertisePeer: urls(o.advertisePeer),
 		QuotaBytes: quota, MaxTxnOps: int(o.maxOps), MaxRequestBytes: int(o.maxRequest),
 		Compaction: compaction, Log: log,

@@ -21,10 +21,16 @@ import (
 func noEnv(string) (string, bool) { return "", false }
 
 func TestFlagsThatAreRefused(t *testing.T) {
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	defer cancel() // a flag that is not refused starts a server
 	for _, tt := range []struct{ args, want string }{
 		{"--no-such-flag=1", "flag provided but not defined: -no-such-flag"},
-		{"--host-whitelist example.com", "only \"*\" is supported"},
-		{"--wal-dir /x", "flag provided but not defined: -wal-dir"},
+		{"--no-such-flag=1", "(skiff etcd --help lists the flags)"},
+		{"--v2-deprecation not-yet", "gone, write-only,"},
+		{"--peer-cert-file x", "--peer-cert-file and --peer-key-file must be given together"},
+		{"--peer-auto-tls --peer-client-cert-auth", "needs --peer-trusted-ca-file"},
+		{"--peer-auto-tls --peer-cert-allowed-cn a --peer-cert-allowed-hostname b", "exclude each other"},
+		{"--listen-peer-urls https://127.0.0.1:0 --listen-client-urls http://127.0.0.1:0", "(--peer-cert-file, --peer-key-file) must be provided for peer url"},
 		{"--auth-token jwt,sign-method=RS256", "need pub-key, priv-key or both"},
 		{"--auth-token jwt,sign-method=XX,priv-key=/x", `"XX" of JWT tokens is unknown`},
 		{"--auth-token jwt,sign-method=RS256,pub-key=testdata/jwt.pub", "does not fit sign-method RS256"},
@@ -37,14 +43,14 @@ func TestFlagsThatAreRefused(t *testing.T) {
 		{"--cert-file x", "must be given together"},
 		{"--auto-tls --client-cert-auth", "needs --trusted-ca-file"},
 		{"--auto-tls --tls-min-version TLS1.3 --tls-max-version TLS1.2", "the least first"},
-		{"--listen-client-urls ftp://x", "URL scheme must be"},
+		{"--listen-client-urls ftp://x", "scheme must be"},
 		{"--listen-client-urls https://127.0.0.1:0", "--cert-file"},
 	} {
 		args := append(strings.Fields(tt.args), "--data-dir", t.TempDir())
 		if strings.HasPrefix(tt.args, "extra") {
 			args = []string{"extra"}
 		}
-		err := run(t.Context(), args, noEnv, io.Discard)
+		err := run(ctx, args, noEnv, io.Discard)
 		if err == nil || !strings.Contains(err.Error(), tt.want) {
 			t.Errorf("%s: %v, want %q", tt.args, err, tt.want)
 		}
@@ -53,12 +59,16 @@ func TestFlagsThatAreRefused(t *testing.T) {
 
 // The flags kubeadm gives its etcd.
 func TestKubeadmFlags(t *testing.T) {
-	o := newOptions(io.Discard)
-	args := strings.Fields(`--advertise-client-urls=https://10.0.0.1:2379 --client-cert-auth=false --data-dir=/var/lib/etcd
+	o := newOptions()
+	pki := filepath.Join(t.TempDir(), "peer")
+	if err := selfSigned(pki+".crt", pki+".key", nil, 1); err != nil {
+		t.Fatal(err)
+	}
+	args := strings.Fields(strings.ReplaceAll(`--advertise-client-urls=https://10.0.0.1:2379 --client-cert-auth=false --data-dir=/var/lib/etcd
 		--feature-gates=InitialCorruptCheck=true --watch-progress-notify-interval=5s --initial-advertise-peer-urls=https://10.0.0.1:2380
 		--initial-cluster=n1=https://10.0.0.1:2380 --listen-client-urls=http://127.0.0.1:2379 --listen-metrics-urls=http://127.0.0.1:2381
-		--listen-peer-urls=https://10.0.0.1:2380 --name=n1 --peer-cert-file=/x --peer-client-cert-auth=true --peer-key-file=/x
-		--peer-trusted-ca-file=/x --snapshot-count=10000 --experimental-initial-corrupt-check=true`)
+		--listen-peer-urls=https://10.0.0.1:2380 --name=n1 --peer-cert-file=PKI.crt --peer-client-cert-auth=true --peer-key-file=PKI.key
+		--peer-trusted-ca-file=PKI.crt --snapshot-count=10000 --experimental-initial-corrupt-check=true`, "PKI", pki))
 	env := func(name string) (string, bool) {
 		if name == "ETCD_MAX_TXN_OPS" {
 			return "7", true
@@ -72,7 +82,7 @@ func TestKubeadmFlags(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if cfg.Name != "n1" || cfg.AdvertiseClient[0] != "https://10.0.0.1:2379" || cfg.Metrics[0] != "http://127.0.0.1:2381" || cfg.MaxTxnOps != 7 {
+	if cfg.Name != "n1" || cfg.AdvertiseClient[0] != "https://10.0.0.1:2379" || cfg.Metrics[0] != "http://127.0.0.1:2381" || cfg.Peer[0] != "https://10.0.0.1:2380" || cfg.PeerTLS == nil || cfg.MaxTxnOps != 7 {
 		t.Errorf("%+v", cfg)
 	}
 }
@@ -80,15 +90,15 @@ func TestKubeadmFlags(t *testing.T) {
 func TestConfigFile(t *testing.T) {
 	name := filepath.Join(t.TempDir(), "etcd.yaml")
 	os.WriteFile(name, []byte("name: filed\nquota-backend-bytes: 4294967296\nclient-transport-security:\n  auto-tls: true\npeer-transport-security:\n  cert-file: x\n"), 0o600)
-	o := newOptions(io.Discard)
+	o := newOptions()
 	if err := o.parse([]string{"--config-file", name}, noEnv); err != nil {
 		t.Fatal(err)
 	}
-	if o.name != "filed" || o.quota != 4<<30 || !o.autoTLS {
+	if o.name != "filed" || o.quota != 4<<30 || !o.client.auto {
 		t.Errorf("%+v", o)
 	}
 	os.WriteFile(name, []byte("nosuch: 1\n"), 0o600)
-	if err := newOptions(io.Discard).parse([]string{"--config-file", name}, noEnv); err == nil || !strings.Contains(err.Error(), `"nosuch"`) {
+	if err := newOptions().parse([]string{"--config-file", name}, noEnv); err == nil || !strings.Contains(err.Error(), `"nosuch"`) {
 		t.Errorf("unknown field: %v", err)
 	}
 }
@@ -102,8 +112,8 @@ func TestIDs(t *testing.T) {
 }
 
 func TestServesAndStops(t *testing.T) {
-	o := newOptions(io.Discard)
-	if err := o.parse(strings.Fields("--listen-client-urls http://127.0.0.1:0 --listen-metrics-urls http://127.0.0.1:0 --log-level error --data-dir "+t.TempDir()), noEnv); err != nil {
+	o := newOptions()
+	if err := o.parse(strings.Fields("--listen-peer-urls= --listen-client-urls http://127.0.0.1:0 --listen-metrics-urls http://127.0.0.1:0 --log-level error --data-dir "+t.TempDir()), noEnv); err != nil {
 		t.Fatal(err)
 	}
 	cfg, err := o.config()
@@ -153,8 +163,8 @@ func TestServesAndStops(t *testing.T) {
 
 // etcdctl's v2 commands against the server; the output is the stock client's.
 func TestV2Commands(t *testing.T) {
-	o := newOptions(io.Discard)
-	if err := o.parse(strings.Fields("--listen-client-urls http://127.0.0.1:0 --log-level error --data-dir "+t.TempDir()), noEnv); err != nil {
+	o := newOptions()
+	if err := o.parse(strings.Fields("--listen-peer-urls= --listen-client-urls http://127.0.0.1:0 --log-level error --data-dir "+t.TempDir()), noEnv); err != nil {
 		t.Fatal(err)
 	}
 	cfg, err := o.config()
@@ -217,7 +227,7 @@ func TestFeatureGates(t *testing.T) {
 		"--feature-gates=LeaseCheckpoint":                               "missing bool value for LeaseCheckpoint",
 		"--feature-gates=LeaseCheckpoint=maybe":                         "invalid value of LeaseCheckpoint=maybe",
 	} {
-		o := newOptions(io.Discard)
+		o := newOptions()
 		err := o.parse(strings.Fields(args), noEnv)
 		var cfg standalone.Config
 		if err == nil {

@@ -3,6 +3,7 @@ package etcd
 import (
 	"cmp"
 	"context"
+	"encoding/hex"
 	"encoding/json"
 	"errors"
 	"flag"
@@ -48,6 +49,7 @@ var (
 //	> open w Watch.Watch                  a stream called w; send w …, recv w [n], quiet w, close w
 //	> as NAME PASSWORD                    who calls from here on; "as nobody"
 //	> http POST /v3/kv/range {"key":"YQ=="}
+//	> peer POST /raft X-Some-Header=value hex:0807    the same at the peer URL
 //	> restart
 //	> sleep 1s
 func TestTranscripts(t *testing.T) {
@@ -72,8 +74,8 @@ func TestTranscripts(t *testing.T) {
 			p := newPlayer(t, reference, string(text))
 			if reference == "" && strings.HasPrefix(filepath.Base(name), "v2") {
 				// etcd's v2 keys begin at index 3: it has put two of its own.
-				p.http("PUT /v2/keys/first value=1")
-				p.http("DELETE /v2/keys/first")
+				p.http(p.url, "PUT /v2/keys/first value=1")
+				p.http(p.url, "DELETE /v2/keys/first")
 			}
 			got := p.play(string(text))
 			if *rewrite {
@@ -115,6 +117,7 @@ type player struct {
 	flags  []string
 	stop   func()
 	url    string
+	peer   string
 	conn   *grpc.ClientConn
 	ctx    context.Context // carries the token
 	stream map[string]*openStream
@@ -136,9 +139,9 @@ func newPlayer(t *testing.T, bin, text string) *player {
 func preparePlayer(t *testing.T, bin, text string) *player {
 	p := &player{t: t, bin: bin, ctx: t.Context(), stream: map[string]*openStream{}}
 	client, peer := freePort(t), freePort(t)
-	p.url = "http://127.0.0.1:" + client
+	p.url, p.peer = "http://127.0.0.1:"+client, "http://127.0.0.1:"+peer
 	p.flags = []string{"--data-dir", t.TempDir(), "--listen-client-urls", p.url, "--advertise-client-urls", p.url,
-		"--listen-peer-urls", "http://127.0.0.1:" + peer, "--log-level", "error"}
+		"--listen-peer-urls", p.peer, "--log-level", "error"}
 	for line := range strings.SplitSeq(text, "\n") {
 		if extra, ok := strings.CutPrefix(line, "# flags: "); ok {
 			p.flags = append(p.flags, strings.Fields(extra)...)
@@ -246,7 +249,9 @@ func (p *player) do(request string) []string {
 	case "as":
 		return p.as(strings.Fields(rest))
 	case "http":
-		return p.http(rest)
+		return p.http(p.url, rest)
+	case "peer":
+		return p.http(p.peer, rest)
 	case "open", "send", "recv", "quiet", "close":
 		return p.streams(word, strings.SplitN(rest, " ", 2))
 	default:
@@ -392,13 +397,29 @@ func (p *player) open(name, method string) {
 	}()
 }
 
-func (p *player) http(rest string) []string {
+func (p *player) http(url, rest string) []string {
 	method, rest, _ := strings.Cut(rest, " ")
 	path, body, _ := strings.Cut(rest, " ")
-	req, err := http.NewRequest(method, p.url+path, strings.NewReader(body))
+	headers := http.Header{}
+	for strings.HasPrefix(body, "X-") || strings.HasPrefix(body, "Origin=") || strings.HasPrefix(body, "Host=") {
+		var header string
+		header, body, _ = strings.Cut(body, " ")
+		name, value, _ := strings.Cut(header, "=")
+		headers.Set(name, value)
+	}
+	if text, ok := strings.CutPrefix(body, "hex:"); ok {
+		raw, err := hex.DecodeString(text)
+		if err != nil {
+			p.t.Fatal(err)
+		}
+		body = string(raw)
+	}
+	req, err := http.NewRequest(method, url+path, strings.NewReader(body))
 	if err != nil {
 		p.t.Fatal(err)
 	}
+	req.Header, req.Host = headers, headers.Get("Host")
+	all := len(headers) > 0 || url == p.peer
 	if body != "" && !strings.HasPrefix(body, "{") {
 		req.Header.Set("Content-Type", "application/x-www-form-urlencoded")
 	}
@@ -415,6 +436,9 @@ func (p *player) http(rest string) []string {
 	if json.Unmarshal(text, &value) == nil {
 		text, _ = json.Marshal(value)
 	}
+	if resp.Header.Get("Content-Type") == "application/protobuf" {
+		text = []byte(hex.EncodeToString(text))
+	}
 	lines := strings.Split(strings.TrimSpace(normal(string(text))), "\n")
 	if strings.HasPrefix(lines[0], "[") { // health checks, in any order
 		slices.Sort(lines)
@@ -423,9 +447,13 @@ func (p *player) http(rest string) []string {
 		lines[i] = "| " + lines[i]
 	}
 	head := []string{strconv.Itoa(resp.StatusCode), resp.Header.Get("Content-Type")}
-	for _, name := range []string{"X-Etcd-Index", "Location", "Allow"} {
+	shown := []string{"X-Etcd-Index", "Location", "Allow"}
+	if all {
+		shown = append(shown, "X-Etcd-Cluster-Id", "X-Server-Version", "Access-Control-Allow-Methods", "Access-Control-Allow-Origin", "Access-Control-Allow-Headers")
+	}
+	for _, name := range shown {
 		if v := resp.Header.Get(name); v != "" {
-			head = append(head, name+": "+v)
+			head = append(head, name+": "+normal(v))
 		}
 	}
 	return append([]string{strings.Join(head, " ")}, lines...)
@@ -439,7 +467,7 @@ var (
 		{`"(cluster_id|member_id|raft_term|leader|raftIndex|raftTerm|raftAppliedIndex|dbSize|dbSizeInUse)":"\d+"`, `"$1":"*"`},
 		{`"ttl":(99|100|49|50),`, `"ttl":N,`},
 		{`127\.0\.0\.1:\d+`, "127.0.0.1:PORT"},
-		{`"(expiration|startTime)":"[^"]*"`, `"$1":"*"`},
+		{`"(expiration|startTime|Now)":"[^"]*"`, `"$1":"*"`},
 		{`"(id|token)":"[^"]*"`, `"$1":"*"`},
 		{regexp.QuoteMeta(etcdapi.Version), "3.7.x"},
 	}

@@ -120,12 +120,13 @@ func restore() *cobra.Command {
 	cmd := &cobra.Command{Use: "restore <filename> --data-dir <folder>", Short: "Restores an etcd member snapshot to a data folder of Skiff's", Args: cobra.ExactArgs(1)}
 	f := cmd.Flags()
 	f.StringVar(&r.DataDir, "data-dir", "", "folder to make (default <name>.etcd)")
+	f.StringVar(&r.WALDir, "wal-dir", "", "folder of the log, for skiff etcd's flag of the same name (default: in the data folder)")
 	f.StringVar(&name, "name", "default", "name of the member")
 	f.BoolVar(&r.SkipHashCheck, "skip-hash-check", false, "accept a file without a checksum, copied from a data folder")
 	f.Int64Var(&r.BumpRevision, "bump-revision", 0, "how much to raise the revision")
 	f.BoolVar(&marked, "mark-compacted", false, "with --bump-revision: mark the raised revision as compacted")
 	f.BoolVar(&cluster, "skiff-cluster", false, "make the data folder of skiff up, not that of skiff etcd")
-	for _, flag := range []string{"wal-dir", "initial-cluster", "initial-cluster-token", "initial-advertise-peer-urls"} {
+	for _, flag := range []string{"initial-cluster", "initial-cluster-token", "initial-advertise-peer-urls"} {
 		f.StringVar(&ignored, flag, "", "accepted, without effect: given to skiff etcd when it starts")
 	}
 	f.Uint64Var(&mmap, "initial-memory-map-size", 0, "accepted, without effect")
@@ -135,6 +136,9 @@ func restore() *cobra.Command {
 		}
 		if r.DataDir == "" {
 			r.DataDir = name + ".etcd"
+		}
+		if cluster && r.WALDir != "" {
+			return errors.New("--wal-dir and --skiff-cluster exclude each other: skiff up keeps its log in its data folder")
 		}
 		if cluster {
 			r.StoreDir, r.SideDir = "etcd", "etcd-side"

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"net/http"
+	"net/http/pprof"
 	"net/url"
 	"slices"
 	"strconv"
@@ -83,7 +84,12 @@ func (s *Server) Handler() http.Handler {
 	if s.gateway != nil && !s.cfg.NoGateway {
 		s.gateway.register(mux)
 	}
-	return mux
+	if s.cfg.Pprof {
+		for name, h := range map[string]http.HandlerFunc{"": pprof.Index, "cmdline": pprof.Cmdline, "profile": pprof.Profile, "symbol": pprof.Symbol, "trace": pprof.Trace} {
+			mux.HandleFunc("/debug/pprof/"+name, h)
+		}
+	}
+	return s.guard(mux)
 }
 
 // MetricsHandler serves /health, /livez, /readyz, /version and /metrics, as
@@ -109,15 +115,17 @@ func get(mux *http.ServeMux, path string, h http.HandlerFunc) {
 func (s *Server) registerHealth(mux *http.ServeMux) {
 	get(mux, "/metrics", s.metrics.handler().ServeHTTP)
 	get(mux, "/health", s.serveHealth)
-	get(mux, "/version", func(w http.ResponseWriter, r *http.Request) {
-		w.Header().Set("Content-Type", "application/json")
-		text, _ := json.Marshal(map[string]string{"etcdserver": Version, "etcdcluster": snapshot.StorageVersion, "storage": snapshot.StorageVersion})
-		w.Write(text)
-	})
+	get(mux, "/version", serveVersion)
 	read := healthCheck{"serializable_read", s.readable}
 	s.registerChecks(mux, "/livez", read)
 	s.registerChecks(mux, "/readyz", healthCheck{"data_corruption", s.intact}, read,
 		healthCheck{"linearizable_read", s.readable}, healthCheck{"non_learner", func(context.Context) error { return nil }})
+}
+
+func serveVersion(w http.ResponseWriter, r *http.Request) {
+	w.Header().Set("Content-Type", "application/json")
+	text, _ := json.Marshal(map[string]string{"etcdserver": Version, "etcdcluster": snapshot.StorageVersion, "storage": snapshot.StorageVersion})
+	w.Write(text)
 }
 
 func (s *Server) serveHealth(w http.ResponseWriter, r *http.Request) {

@@ -48,6 +48,12 @@ type Config struct {
 	Side store.Store
 	// NoV2 leaves out the v2 keys, NoGateway JSON over HTTP.
 	NoV2, NoGateway bool
+	// Origins are those that browsers' scripts may ask from, Hosts the names by
+	// which HTTP without TLS may ask for this server. Empty, or with * among
+	// them: any.
+	Origins, Hosts []string
+	// Pprof serves Go's profiles at /debug/pprof/.
+	Pprof bool
 	// TLS, if set, is the listener's; set ClientAuth and ClientCAs in it to
 	// demand client certificates. Default plain text.
 	TLS *tls.Config
@@ -204,7 +210,7 @@ func New(cfg Config) (*Server, error) {
 		return nil, err
 	}
 	s.http = &http.Server{Handler: s.Handler(), Protocols: &protocols, ReadHeaderTimeout: handshakeTimeout, IdleTimeout: time.Minute,
-		ErrorLog: slog.NewLogLogger(cfg.Log.Handler(), slog.LevelDebug)}
+		ConnContext: withTLS, ErrorLog: slog.NewLogLogger(cfg.Log.Handler(), slog.LevelDebug)}
 	return s, nil
 }
 

@@ -117,7 +117,7 @@ func newServer(t testing.TB) *server {
 // the sync that fails.
 func (s *server) start(failSync int) {
 	s.t.Helper()
-	program, args, env := os.Args[0], []string{"--data-dir", s.dir, "--listen-client-urls", s.url, "--advertise-client-urls", s.url, "--log-level", "warn"}, "ROBUSTNESS_SERVER=1"
+	program, args, env := os.Args[0], []string{"--data-dir", s.dir, "--listen-client-urls", s.url, "--advertise-client-urls", s.url, "--listen-peer-urls", "http://127.0.0.1:0", "--log-level", "warn"}, "ROBUSTNESS_SERVER=1"
 	if binary := os.Getenv("SKIFF_BINARY"); binary != "" {
 		program, args = binary, append([]string{"etcd"}, args...)
 	}

@@ -19,6 +19,8 @@ type Restore struct {
 	DataDir string
 	// StoreDir and SideDir are where in it. Default the folders of Run.
 	StoreDir, SideDir string
+	// WALDir is Config's.
+	WALDir string
 	// SkipHashCheck accepts a file without a checksum.
 	SkipHashCheck bool
 	// BumpRevision raises the revision and marks all below as compacted.
@@ -29,6 +31,11 @@ type Restore struct {
 func (r Restore) Run(ctx context.Context) error {
 	if err := snapshot.EnsureEmpty(r.DataDir); err != nil {
 		return err
+	}
+	if r.WALDir != "" {
+		if err := snapshot.EnsureEmpty(r.WALDir); err != nil {
+			return fmt.Errorf("--wal-dir: %w", err)
+		}
 	}
 	if err := snapshot.CheckSum(r.File, r.SkipHashCheck); err != nil {
 		return err
@@ -50,15 +57,23 @@ func (r Restore) Run(ctx context.Context) error {
 		return err
 	}
 	if err := r.fill(ctx, content); err != nil {
-		os.RemoveAll(filepath.Join(r.DataDir, r.StoreDir))
-		os.RemoveAll(filepath.Join(r.DataDir, r.SideDir))
+		for _, dir := range []string{r.StoreDir, r.SideDir} {
+			os.RemoveAll(filepath.Join(r.DataDir, dir))
+			if r.WALDir != "" {
+				os.RemoveAll(filepath.Join(r.WALDir, dir))
+			}
+		}
 		return fmt.Errorf("restore %s: %w", r.File, err)
 	}
 	return nil
 }
 
 func (r Restore) fill(ctx context.Context, content *snapshot.Restored) error {
-	side, err := embedded.Open(embedded.Options{Dir: filepath.Join(r.DataDir, r.SideDir)})
+	segments, err := segmentDirs(r.WALDir, r.StoreDir, r.SideDir)
+	if err != nil {
+		return err
+	}
+	side, err := embedded.Open(embedded.Options{Dir: filepath.Join(r.DataDir, r.SideDir), SegmentDir: segments[1]})
 	if err != nil {
 		return err
 	}
@@ -72,5 +87,5 @@ func (r Restore) fill(ctx context.Context, content *snapshot.Restored) error {
 		}
 	}
 	// Last: a folder with a store in it is a whole one.
-	return embedded.Import(embedded.Options{Dir: filepath.Join(r.DataDir, r.StoreDir), QuotaBytes: 1<<63 - 1}, &content.Image)
+	return embedded.Import(embedded.Options{Dir: filepath.Join(r.DataDir, r.StoreDir), SegmentDir: segments[0], QuotaBytes: 1<<63 - 1}, &content.Image)
 }

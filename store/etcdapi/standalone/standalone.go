@@ -4,6 +4,7 @@
 //
 //	<data-dir>/store   the v3 keys (docs/STORE-FORMAT.md)
 //	<data-dir>/side    v2 keys, users and roles, alarms; the same format
+//	<wal-dir>/store, /side   the segments of their logs, if Config.WALDir is set
 package standalone
 
 import (
@@ -45,6 +46,13 @@ type Config struct {
 	// Listen and Metrics are URLs to serve clients, and only health and
 	// metrics, on. At least one Listen.
 	Listen, Metrics []string
+	// Peer are URLs to answer other members on, PeerTLS is for their https ones.
+	// Default none.
+	Peer    []string
+	PeerTLS *tls.Config
+	// WALDir is a folder for the logs, on a faster disk perhaps. Default: they
+	// are in DataDir. A data folder stays with what it was begun with.
+	WALDir string
 	// AdvertiseClient and AdvertisePeer are what member lists tell. Default
 	// Listen, and http://localhost:2380.
 	AdvertiseClient, AdvertisePeer []string
@@ -111,15 +119,19 @@ func Run(ctx context.Context, cfg Config, ready func([]net.Addr)) error {
 	if _, err := os.Stat(filepath.Join(cfg.DataDir, "member", "snap", "db")); err == nil {
 		return fmt.Errorf("data folder %s is one of stock etcd: take a snapshot there and restore it with skiff etcdutl snapshot restore", cfg.DataDir)
 	}
+	segments, err := segmentDirs(cfg.WALDir, StoreFolder, SideFolder)
+	if err != nil {
+		return err
+	}
 	logs, shown := watchLog(cfg.FS)
 	cfg.API.Collectors = append(cfg.API.Collectors, shown...)
-	db, err := embedded.Open(embedded.Options{FS: logs, Dir: filepath.Join(cfg.DataDir, StoreFolder), NoSync: cfg.NoSync,
+	db, err := embedded.Open(embedded.Options{FS: logs, Dir: filepath.Join(cfg.DataDir, StoreFolder), SegmentDir: segments[0], NoSync: cfg.NoSync,
 		QuotaBytes: cfg.QuotaBytes, MaxTxnOps: cfg.MaxTxnOps, MaxRequestBytes: cfg.MaxRequestBytes, LeaseCheckpoint: cfg.LeaseCheckpoint, Log: cfg.Log})
 	if err != nil {
 		return err
 	}
 	defer db.Close()
-	side, err := embedded.Open(embedded.Options{FS: cfg.FS, Dir: filepath.Join(cfg.DataDir, SideFolder), NoSync: cfg.NoSync, MaxTxnOps: 1024, Log: cfg.Log})
+	side, err := embedded.Open(embedded.Options{FS: cfg.FS, Dir: filepath.Join(cfg.DataDir, SideFolder), SegmentDir: segments[1], NoSync: cfg.NoSync, MaxTxnOps: 1024, Log: cfg.Log})
 	if err != nil {
 		return err
 	}
@@ -160,6 +172,15 @@ func Run(ctx context.Context, cfg Config, ready func([]net.Addr)) error {
 	}
 }
 
+// segmentDirs are where the logs of two stores are, "" for in their own folders.
+func segmentDirs(wal, store, side string) ([2]string, error) {
+	if wal == "" {
+		return [2]string{}, nil
+	}
+	wal, err := filepath.Abs(wal)
+	return [2]string{filepath.Join(wal, store), filepath.Join(wal, side)}, err
+}
+
 // watchLog measures the log of the store that is opened on what it returns.
 func watchLog(fs vfs.FS) (vfs.FS, []prometheus.Collector) {
 	syncs := prometheus.NewHistogram(prometheus.HistogramOpts{Name: "etcd_disk_wal_fsync_duration_seconds",
@@ -186,50 +207,77 @@ func newServer(cfg Config, db, side store.Store) (*etcdapi.Server, error) {
 	return etcdapi.New(api)
 }
 
-// serveAll opens every listener, then hands what serves them to start.
-func serveAll(ctx context.Context, cfg *Config, server *etcdapi.Server, start func(func() error)) ([]net.Addr, error) {
-	var listeners []net.Listener
-	var conf []*tls.Config
-	for _, u := range slices.Concat(cfg.Listen, cfg.Metrics) {
-		lis, secure, err := listen(u, cfg.TLS)
+// listener is one that is open, with what serves it.
+type listener struct {
+	net.Listener
+	serve func(context.Context, net.Listener) error
+}
+
+// serveAll opens every listener, then hands what serves them to start. Their
+// addresses are in the order clients, metrics, peers.
+func serveAll(ctx context.Context, cfg *Config, server *etcdapi.Server, start func(func() error)) (addrs []net.Addr, err error) {
+	var open []listener
+	defer func() {
 		if err != nil {
-			for _, l := range listeners {
+			for _, l := range open {
 				l.Close()
 			}
-			return nil, err
 		}
-		listeners, conf = append(listeners, lis), append(conf, secure)
+	}()
+	for _, kind := range []struct {
+		what, flags string
+		urls        []string
+		tls         *tls.Config
+		serve       func(context.Context, net.Listener, *tls.Config) error
+	}{
+		{"client", "--cert-file, --key-file", cfg.Listen, cfg.TLS, server.ServeTLS},
+		{"metrics", "--cert-file, --key-file", cfg.Metrics, cfg.TLS, serveHTTP(server.MetricsHandler(), cfg.Log)},
+		{"peer", "--peer-cert-file, --peer-key-file", cfg.Peer, cfg.PeerTLS, serveHTTP(server.PeerHandler(), cfg.Log)},
+	} {
+		for _, u := range kind.urls {
+			lis, secure, err := listen(u)
+			if err != nil {
+				return nil, fmt.Errorf("etcd: %s URL %s: %w", kind.what, u, err)
+			}
+			conf := kind.tls
+			if !secure {
+				conf = nil
+			}
+			open = append(open, listener{lis, func(ctx context.Context, lis net.Listener) error { return kind.serve(ctx, lis, conf) }})
+			if secure && conf == nil {
+				return nil, fmt.Errorf("etcd: TLS key/cert (%s) must be provided for %s url %s with HTTPS scheme", kind.flags, kind.what, u)
+			}
+		}
 	}
-	var addrs []net.Addr
-	for i, lis := range listeners {
-		addrs = append(addrs, lis.Addr())
-		if i < len(cfg.Listen) {
-			start(func() error { return server.ServeTLS(ctx, lis, conf[i]) })
-			continue
-		}
-		start(func() error { return serveMetrics(ctx, lis, conf[i], server.MetricsHandler()) })
+	for _, l := range open {
+		addrs = append(addrs, l.Addr())
+		start(func() error { return l.serve(ctx, l.Listener) })
 	}
 	return addrs, nil
 }
 
-func serveMetrics(ctx context.Context, lis net.Listener, conf *tls.Config, h http.Handler) error {
-	if conf != nil {
-		lis = tls.NewListener(lis, conf)
+// serveHTTP serves what is not for etcd's clients.
+func serveHTTP(h http.Handler, log *slog.Logger) func(context.Context, net.Listener, *tls.Config) error {
+	return func(ctx context.Context, lis net.Listener, conf *tls.Config) error {
+		if conf != nil {
+			lis = tls.NewListener(lis, conf)
+		}
+		srv := &http.Server{Handler: h, ReadHeaderTimeout: 10 * time.Second, ReadTimeout: 5 * time.Minute, IdleTimeout: time.Minute,
+			ErrorLog: slog.NewLogLogger(log.Handler(), slog.LevelDebug)}
+		stop := context.AfterFunc(ctx, func() { srv.Close() })
+		defer stop()
+		if err := srv.Serve(lis); !errors.Is(err, http.ErrServerClosed) {
+			return err
+		}
+		return nil
 	}
-	srv := &http.Server{Handler: h, ReadHeaderTimeout: 10 * time.Second, IdleTimeout: time.Minute}
-	stop := context.AfterFunc(ctx, func() { srv.Close() })
-	defer stop()
-	if err := srv.Serve(lis); !errors.Is(err, http.ErrServerClosed) {
-		return err
-	}
-	return nil
 }
 
-// listen opens the listener of a URL; the TLS configuration is nil for plain ones.
-func listen(raw string, conf *tls.Config) (net.Listener, *tls.Config, error) {
+// listen opens the listener of a URL and tells whether it is one with TLS.
+func listen(raw string) (lis net.Listener, secure bool, err error) {
 	u, err := url.Parse(raw)
 	if err != nil {
-		return nil, nil, fmt.Errorf("etcd: URL %q: %w", raw, err)
+		return nil, false, err
 	}
 	network, address := "tcp", u.Host
 	switch u.Scheme {
@@ -238,20 +286,10 @@ func listen(raw string, conf *tls.Config) (net.Listener, *tls.Config, error) {
 		network, address = "unix", u.Host+u.Path
 		os.Remove(address)
 	default:
-		return nil, nil, fmt.Errorf("etcd: URL scheme must be http, https, unix, or unixs: %s", raw)
+		return nil, false, errors.New("the scheme must be http, https, unix, or unixs")
 	}
-	secure := u.Scheme == "https" || u.Scheme == "unixs"
-	switch {
-	case !secure:
-		conf = nil
-	case conf == nil:
-		return nil, nil, fmt.Errorf("etcd: TLS key/cert (--cert-file, --key-file) must be provided for client url %s with HTTPS scheme", raw)
-	}
-	lis, err := net.Listen(network, address)
-	if err != nil {
-		return nil, nil, fmt.Errorf("etcd: listen on %s: %w", raw, err)
-	}
-	return lis, conf, nil
+	lis, err = net.Listen(network, address)
+	return lis, u.Scheme == "https" || u.Scheme == "unixs", err
 }
 
 // Compaction removes old history by itself.
