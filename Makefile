@@ -36,7 +36,8 @@ PACKAGES   := ./...
 build: ## bin/skiff, one static binary
 	@GO="$(GO)" sh runtime/embedded/build.sh
 	@mkdir -p bin
-	$(BUILD) -ldflags '$(LDFLAGS)' -o bin/skiff ./cmd/skiff
+	@echo "build bin/skiff"
+	@$(BUILD) -ldflags '$(LDFLAGS)' -o bin/skiff ./cmd/skiff
 
 run: build ## start a cluster and the demo
 	bin/skiff up -d --data-dir $(DATA_DIR)
