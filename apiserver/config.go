@@ -48,6 +48,7 @@ import (
 	"github.com/skiff-project/skiff/auth"
 	"github.com/skiff-project/skiff/auth/rbac/policy"
 	"github.com/skiff-project/skiff/auth/serviceaccount"
+	"github.com/skiff-project/skiff/internal/zpages"
 	"github.com/skiff-project/skiff/object/codec"
 	"github.com/skiff-project/skiff/object/transcode"
 	"github.com/skiff-project/skiff/store"
@@ -156,6 +157,8 @@ type Tuning struct {
 	ShutdownGrace time.Duration
 	// Profiling serves Go's profiles of the process at /debug/pprof/.
 	Profiling bool
+	// Flags are what /flagz tells: those of the command line, with their values.
+	Flags map[string]string
 }
 
 // Limits are fairness.Limits.
@@ -229,6 +232,7 @@ type Server struct {
 	identity      *identity.Identity
 	impersonation *impersonation.Impersonation
 
+	pages     *zpages.Pages
 	gate      *fairness.Gate
 	stopping  chan struct{} // closed when watches must end
 	ready     atomic.Bool
@@ -267,6 +271,10 @@ func New(cfg Config) (*Server, error) {
 		return nil, err
 	}
 	s.health = s.healthChecks()
+	if cfg.Flags == nil {
+		cfg.Flags = map[string]string{}
+	}
+	s.pages = zpages.New("apiserver", cfg.Version.GitVersion, cfg.Flags, "/healthz", "/livez", "/metrics", "/readyz", "/version")
 	for _, p := range cfg.Admission {
 		if p, ok := p.(admissionpolicy.Plugin); ok {
 			p.Serve(kinds{s})

@@ -47,6 +47,10 @@ func (s *Server) serveNonResource(c *call) {
 	if s.cfg.Profiling && profiles.Serve(c.w, c.req) {
 		return
 	}
+	if s.pages.Serves(c.req.URL.Path) {
+		s.pages.ServeHTTP(c.w, c.req)
+		return
+	}
 	if c.req.Method != http.MethodGet && c.req.Method != http.MethodHead {
 		s.notFoundPath(c)
 		return
@@ -54,6 +58,7 @@ func (s *Server) serveNonResource(c *call) {
 	switch {
 	case path == "":
 		s.index(c)
+	case s.gate.Dump(c.w, c.req.URL.Path, c.query):
 	case path == "/version":
 		s.serveVersion(c)
 	case path == "/metrics":
@@ -70,8 +75,8 @@ func (s *Server) serveNonResource(c *call) {
 
 func (s *Server) index(c *call) {
 	paths := []string{
-		"/.well-known/openid-configuration", "/api", "/api/v1", "/apis", "/healthz", "/healthz/etcd", "/healthz/ping", "/livez", "/livez/etcd", "/livez/ping",
-		"/metrics", "/openapi/v2", "/openapi/v3", "/openid/v1/jwks", "/readyz", "/readyz/etcd", "/readyz/ping", "/version",
+		"/.well-known/openid-configuration", "/api", "/api/v1", "/apis", "/flagz", "/healthz", "/healthz/etcd", "/healthz/ping", "/livez", "/livez/etcd", "/livez/ping",
+		"/metrics", "/metrics/slis", "/openapi/v2", "/openapi/v3", "/openid/v1/jwks", "/readyz", "/readyz/etcd", "/readyz/ping", "/statusz", "/version",
 	}
 	for _, g := range s.groups() {
 		if g.Name == "" {

@@ -228,3 +228,35 @@ func TestServeForHand(t *testing.T) {
 
 // insecure is an HTTPS client that trusts any server.
 var insecure = &http.Client{Transport: &http.Transport{TLSClientConfig: &tls.Config{InsecureSkipVerify: true}, DisableKeepAlives: true}}
+
+// Upstream's pages about what a server is, how it was started, and what it works on.
+func TestPages(t *testing.T) {
+	_, cfg := newTLSServer(t, func(c *apiserver.Config) { c.Flags = map[string]string{"event-ttl": "1h0m0s"} })
+	client, err := rest.HTTPClientFor(cfg)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, k := range []struct{ path, accept, want string }{
+		{"/statusz", "", "/flagz /healthz /livez /metrics /readyz /statusz /version\n"},
+		{"/statusz", "application/json;as=Statusz;v=v1beta1;g=config.k8s.io", `"binaryVersion":"1.37.2","emulationVersion":"1.37"`},
+		{"/flagz", "application/json;as=Flagz;v=v1beta1;g=config.k8s.io", `"metadata":{"name":"apiserver"},"flags":{"event-ttl":"1h0m0s"}}`},
+		{"/debug/api_priority_and_fairness/dump_requests?includeRequestDetails=1", "", "admin,    get,    /debug/api_priority_and_fairness/dump_requests,"},
+		{"/debug/api_priority_and_fairness/dump_priority_levels", "", "\nworkload-low,      0,            true,   false,"},
+		{"/debug/api_priority_and_fairness/dump_queues", "", "\nworkload-low,      0,      0,               0,                 0,          0.00000000ss,  0,               0,           0.00000000ss\n"},
+		{"/debug/api_priority_and_fairness/dump", "", "404 page not found"},
+	} {
+		req, _ := http.NewRequestWithContext(t.Context(), "GET", cfg.Host+k.path, http.NoBody)
+		if k.accept != "" {
+			req.Header.Set("Accept", k.accept)
+		}
+		resp, err := client.Do(req)
+		if err != nil {
+			t.Fatal(err)
+		}
+		text, err := io.ReadAll(resp.Body)
+		resp.Body.Close()
+		if err != nil || !strings.Contains(string(text), k.want) {
+			t.Errorf("%s: %d, %v\n%s", k.path, resp.StatusCode, err, text)
+		}
+	}
+}

@@ -123,7 +123,7 @@ func apiServerProgram() (*program, *apiServerFlags) {
 	p.limited("aggregator-reject-forwarding-redirect", "true", "a redirect would take the client's credentials along", "true")
 	p.limited("cloud-provider", "", "there is no cloud provider here", "")
 	p.run = func(ctx context.Context, log *slog.Logger) error {
-		o.Log = log
+		o.Log, o.Flags = log, p.flags()
 		if err := f.settle(p); err != nil {
 			return err
 		}
@@ -180,6 +180,8 @@ func apiSettings(args []string) (cluster.APISettings, error) {
 	}
 	var err error
 	f.opts.Audit, err = f.audit.settle(slog.Default())
+	f.opts.Flags = map[string]string{}
+	p.fs.Visit(func(flag *pflag.Flag) { f.opts.Flags[flag.Name] = flag.Value.String() })
 	return f.opts.APISettings, err
 }
 

@@ -111,7 +111,7 @@ func newControllerManager() *program {
 	p.limited("max-endpoints-per-slice", "100", "slices hold 100 endpoints", "100")
 	p.limited("mirroring-max-endpoints-per-subset", "1000", "1000 endpoints of a subset are mirrored", "1000")
 	p.run = func(ctx context.Context, log *slog.Logger) error {
-		f.opts.Log, c.Log = log, log
+		f.opts.Log, c.Log, f.opts.Flags = log, log, p.flags()
 		if err := f.settle(p); err != nil {
 			return err
 		}

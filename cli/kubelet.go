@@ -237,7 +237,7 @@ func kubeletProgram() (*program, *kubeletFlags) {
 	fs.IntVar(&f.healthzPort, "healthz-port", 10248, "its port; 0: not served")
 	f.more(p)
 	p.run = func(ctx context.Context, log *slog.Logger) error {
-		o.Log = log
+		o.Log, o.Flags = log, p.flags()
 		if err := f.settle(p); err != nil {
 			return err
 		}

@@ -101,7 +101,7 @@ func kubeProxyProgram() (*program, *kubeProxyFlags) {
 	}
 	p.limited("conntrack-tcp-be-liberal", "false", "the host's conntrack settings are left alone", "false")
 	p.run = func(ctx context.Context, log *slog.Logger) error {
-		f.opts.Log = log
+		f.opts.Log, f.opts.Flags = log, p.flags()
 		if err := f.settle(p); err != nil {
 			return err
 		}

@@ -85,7 +85,7 @@ func newProgram(name, short string, lists ...harmless) *program {
 	for _, list := range p.harmless {
 		for _, name := range strings.Fields(list.names) {
 			name, boolean := strings.CutSuffix(name, "?")
-			f := &pflag.Flag{Name: name, Value: anyValue{}, Usage: list.why, Hidden: true}
+			f := &pflag.Flag{Name: name, Value: new(anyValue), Usage: list.why, Hidden: true}
 			if boolean {
 				f.NoOptDefVal = "true"
 			}
@@ -102,11 +102,11 @@ func newProgram(name, short string, lists ...harmless) *program {
 }
 
 // anyValue is a flag that takes any value.
-type anyValue struct{}
+type anyValue string
 
-func (anyValue) String() string   { return "" }
-func (anyValue) Set(string) error { return nil }
-func (anyValue) Type() string     { return "string" }
+func (v *anyValue) String() string     { return string(*v) }
+func (v *anyValue) Set(s string) error { *v = anyValue(s); return nil }
+func (*anyValue) Type() string         { return "string" }
 
 // limited is a flag of which only some values are there.
 type limited struct {
@@ -199,6 +199,17 @@ func (p *program) parse(args []string) error {
 		return fmt.Errorf("--logging-format: %q is neither text nor json", p.format)
 	}
 	return nil
+}
+
+// flags are those with their values, for /flagz; of those without effect the given ones.
+func (p *program) flags() map[string]string {
+	flags := map[string]string{}
+	p.fs.VisitAll(func(f *pflag.Flag) {
+		if _, none := f.Value.(*anyValue); !none || f.Changed {
+			flags[f.Name] = f.Value.String()
+		}
+	})
+	return flags
 }
 
 // given says whether a flag was on the command line or in a configuration file.

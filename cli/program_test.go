@@ -359,7 +359,7 @@ Written by ` + "`go test ./cli -run TestFlagsDocument -rewrite`" + `; etcd's fla
 		p := make()
 		fmt.Fprintf(&b, "\n## %s\n\n%s.\n\n| flag | default | meaning |\n|---|---|---|\n", p.name, p.short)
 		p.fs.VisitAll(func(f *pflag.Flag) {
-			if _, any := f.Value.(anyValue); !any {
+			if _, any := f.Value.(*anyValue); !any {
 				fmt.Fprintf(&b, "| `--%s` | %s | %s |\n", f.Name, strings.Trim(f.DefValue, "[]"), f.Usage)
 			}
 		})
@@ -376,5 +376,29 @@ Written by ` + "`go test ./cli -run TestFlagsDocument -rewrite`" + `; etcd's fla
 	}
 	if have, err := os.ReadFile(path); err != nil || string(have) != b.String() {
 		t.Errorf("%s is not what the programs take (%v): go test ./cli -run TestFlagsDocument -rewrite", path, err)
+	}
+}
+
+// /flagz tells what was given, and what holds of the rest that matters.
+func TestFlagsAsTheyAreTold(t *testing.T) {
+	p, _ := apiServerProgram()
+	if err := p.parse([]string{"--secure-port=7443", "--goaway-chance=0.001", "--etcd-servers=a,b"}); err != nil {
+		t.Fatal(err)
+	}
+	flags := p.flags()
+	for name, want := range map[string]string{"secure-port": "7443", "goaway-chance": "0.001", "etcd-servers": "[a,b]", "event-ttl": "1h0m0s", "etcd-prefix": "/registry"} {
+		if flags[name] != want {
+			t.Errorf("--%s is %q, want %q", name, flags[name], want)
+		}
+	}
+	if v, ok := flags["livez-grace-period"]; ok {
+		t.Errorf("a flag without effect that was not given is %q", v)
+	}
+	o, err := apiSettings([]string{"audit-log-path=-", "max-requests-inflight=7"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if want := map[string]string{"audit-log-path": "-", "max-requests-inflight": "7"}; !reflect.DeepEqual(o.Flags, want) {
+		t.Errorf("handed on: %v", o.Flags)
 	}
 }

@@ -55,7 +55,7 @@ func schedulerProgram() (*program, *schedulerFlags) {
 	p.fs.StringVar(&f.config, "config", "", "file with a KubeSchedulerConfiguration; flags win over it")
 	f.common.add(p, 10259, 50, 100)
 	p.run = func(ctx context.Context, log *slog.Logger) error {
-		f.opts.Log = log
+		f.opts.Log, f.opts.Flags = log, p.flags()
 		if err := f.settle(p); err != nil {
 			return err
 		}

@@ -23,6 +23,7 @@ import (
 	"github.com/skiff-project/skiff/bootstrap"
 	"github.com/skiff-project/skiff/internal/atomicfile"
 	"github.com/skiff-project/skiff/internal/nft"
+	"github.com/skiff-project/skiff/internal/zpages"
 	"github.com/skiff-project/skiff/kubelet"
 	"github.com/skiff-project/skiff/kubelet/cri/remote"
 	"github.com/skiff-project/skiff/proxy"
@@ -128,7 +129,7 @@ func (o Kubelet) Run(ctx context.Context) error {
 
 func (o Kubelet) start(ctx context.Context, c *Cluster) error {
 	cfg := o.Kubelet
-	cfg.Client, cfg.Log, cfg.Version = c.client, o.Log, gitVersion()
+	cfg.Client, cfg.Log, cfg.Version, cfg.Flags = c.client, o.Log, gitVersion(), o.Flags
 	if len(cfg.NodeIPs) == 0 {
 		ip := findNodeIP(c.opts.PodCIDR)
 		if !ip.IsValid() {
@@ -283,6 +284,7 @@ func (o Proxy) Run(ctx context.Context) error {
 			Informers: c.informers, NodeName: o.NodeName, NodeIPs: ips, Families: families,
 			ClusterCIDRs: o.ClusterCIDRs, NodePortAddresses: o.NodePortAddresses,
 			Table: proxyTable, HealthzAddr: o.HealthzAddr, MetricsAddr: o.MetricsAddr, MinSyncPeriod: o.MinSyncPeriod, Log: o.Log,
+			Pages: zpages.New("kube-proxy", gitVersion(), o.Flags, "/metrics", "/proxyMode"),
 		})
 		if err != nil {
 			return err

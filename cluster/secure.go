@@ -31,6 +31,7 @@ import (
 	"github.com/skiff-project/skiff/auth/requestheader"
 	certauth "github.com/skiff-project/skiff/auth/x509"
 	"github.com/skiff-project/skiff/bootstrap"
+	"github.com/skiff-project/skiff/internal/zpages"
 )
 
 // Serving is how a component that runs by itself serves its health and its
@@ -64,6 +65,7 @@ type Serving struct {
 // watched is what a component shows of itself.
 type watched struct {
 	registry *prometheus.Registry
+	pages    *zpages.Pages // or nil
 	mu       sync.Mutex
 	checks   []healthCheck
 }
@@ -123,6 +125,9 @@ func (w *watched) mux() *http.ServeMux {
 		mux.Handle(path, w)
 	}
 	mux.Handle("/metrics", promhttp.HandlerFor(w.registry, promhttp.HandlerOpts{}))
+	if w.pages != nil {
+		w.pages.Mount(mux)
+	}
 	return mux
 }
 

@@ -32,6 +32,7 @@ import (
 	"github.com/skiff-project/skiff/api"
 	"github.com/skiff-project/skiff/auth/serviceaccount"
 	"github.com/skiff-project/skiff/controller"
+	"github.com/skiff-project/skiff/internal/zpages"
 	"github.com/skiff-project/skiff/object/cached"
 	"github.com/skiff-project/skiff/scheduler"
 )
@@ -178,7 +179,8 @@ type Component struct {
 	Connection Connection
 	Serving    Serving
 	Election   Election
-	Log        *slog.Logger // default: discard
+	Flags      map[string]string // as given, with the defaults of others, for /flagz; nil: there is none
+	Log        *slog.Logger      // default: discard
 }
 
 // local makes a Cluster that has nothing yet.
@@ -249,6 +251,7 @@ func (o ControllerManager) Run(ctx context.Context) error {
 // runAlone serves, elects and works until ctx ends or one of them fails.
 func (c *Cluster) runAlone(ctx context.Context, o Component, name string, run func(context.Context) error) error {
 	w := newWatched()
+	w.pages = zpages.New(name, gitVersion(), o.Flags, "/healthz", "/livez", "/metrics", "/readyz")
 	if err := c.startServing(o.Serving, name, w); err != nil {
 		c.stop()
 		return err

@@ -16,6 +16,8 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/client-go/kubernetes"
+
+	"github.com/skiff-project/skiff/internal/zpages"
 )
 
 // apart starts an API server by itself and returns a kubeconfig to it.
@@ -107,6 +109,7 @@ func TestSecurePort(t *testing.T) {
 	}
 	w := newWatched()
 	w.check("bad", func() error { return os.ErrDeadlineExceeded })
+	w.pages = zpages.New("test", gitVersion(), map[string]string{"kube-api-qps": "20"}, "/metrics")
 	h := d.guard(w.mux())
 	get := func(path, token string) (int, string) {
 		req := httptest.NewRequest(http.MethodGet, path, nil)
@@ -132,6 +135,7 @@ func TestSecurePort(t *testing.T) {
 	}{
 		{"/healthz", "", 500, "[+]ping ok\n[-]bad failed: i/o timeout\nhealthz check failed\n"},
 		{"/metrics", "", 403, `User \"system:anonymous\" cannot get path \"/metrics\"`},
+		{"/flagz", token, 403, `cannot get path \"/flagz\"`},
 		{"/metrics", "forged", 401, `"Unauthorized"`},
 		{"/metrics", token, 403, `User \"system:serviceaccount:default:scraper\" cannot get path`},
 	} {
@@ -145,7 +149,9 @@ func TestSecurePort(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if code, text := get("/metrics", token); code != 200 || !strings.Contains(text, "kubernetes_build_info") {
-		t.Errorf("with the right to: %d %s", code, text)
+	for path, want := range map[string]string{"/metrics": "kubernetes_build_info", "/statusz": "/flagz /metrics /statusz\n", "/flagz": "kube-api-qps"} {
+		if code, text := get(path, token); code != 200 || !strings.Contains(text, want) {
+			t.Errorf("%s with the right to: %d %s", path, code, text)
+		}
 	}
 }

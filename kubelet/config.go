@@ -31,9 +31,10 @@ import (
 
 // Config says what a Kubelet runs with.
 type Config struct {
-	NodeName string   // required
-	NodeIPs  []string // required: one, or one per family, the primary first
-	Version  string   // reported kubeletVersion; default v1.37.2
+	NodeName string            // required
+	NodeIPs  []string          // required: one, or one per family, the primary first
+	Version  string            // reported kubeletVersion; default v1.37.2
+	Flags    map[string]string // of the command line, for /flagz; nil: there is none
 
 	Client kubernetes.Interface // required
 	// Informers, if set, is a factory shared within the process: pods, services and nodes are taken

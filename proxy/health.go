@@ -233,6 +233,9 @@ func (p *Proxy) serveHTTP() (stop func(), err error) {
 		}
 		muxes[r.addr].Handle(r.path, r.handler)
 	}
+	if mux := muxes[p.cfg.MetricsAddr]; mux != nil && p.cfg.Pages != nil {
+		p.cfg.Pages.Mount(mux)
+	}
 	return stop, nil
 }
 

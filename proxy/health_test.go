@@ -12,6 +12,8 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	discoveryv1 "k8s.io/api/discovery/v1"
 	testingclock "k8s.io/utils/clock/testing"
+
+	"github.com/skiff-project/skiff/internal/zpages"
 )
 
 func get(t *testing.T, url string) (int, string) {
@@ -42,6 +44,7 @@ func TestHealthzAndMetrics(t *testing.T) {
 	c := testingclock.NewFakePassiveClock(time.Unix(1000, 0))
 	addr := freeAddr(t)
 	p := &Proxy{cfg: Config{HealthzAddr: addr, MetricsAddr: addr}, metrics: newMetrics(c)}
+	p.cfg.Pages = zpages.New("kube-proxy", "v1.37.2", nil)
 	stop, err := p.serveHTTP()
 	if err != nil {
 		t.Fatal(err)
@@ -66,6 +69,9 @@ func TestHealthzAndMetrics(t *testing.T) {
 	}
 	if _, body := get(t, "http://"+addr+"/proxyMode"); body != "nftables" {
 		t.Errorf("proxyMode: %s", body)
+	}
+	if code, body := get(t, "http://"+addr+"/statusz"); code != http.StatusOK || !strings.Contains(body, "kube-proxy statusz") {
+		t.Errorf("statusz: %d %s", code, body)
 	}
 }
 

@@ -37,6 +37,7 @@ import (
 	"k8s.io/utils/clock"
 
 	"github.com/skiff-project/skiff/internal/nft"
+	"github.com/skiff-project/skiff/internal/zpages"
 )
 
 // Config says what a node's proxy serves.
@@ -70,6 +71,8 @@ type Config struct {
 	Netns string
 	// HealthzAddr and MetricsAddr serve /healthz, and /metrics, by HTTP. Default "": not.
 	HealthzAddr, MetricsAddr string
+	// Pages are served beside /metrics. Default: none.
+	Pages *zpages.Pages
 	// Clock tells the time. Default: the real one.
 	Clock clock.WithTicker
 	// Log gets one line per unusual event. Default: none.

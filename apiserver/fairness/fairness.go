@@ -209,8 +209,12 @@ type Pass struct {
 	queue    *queue
 	width    int
 	after    time.Duration
+	arrived  time.Time
 	began    time.Time
 	released bool
+
+	asks       *auth.Attributes // who for what
+	prev, next *Pass            // in level.passes
 }
 
 // Schema and Level are the UIDs of what the request was matched with.
@@ -242,7 +246,7 @@ func (l *Limiter) Enter(ctx context.Context, a *auth.Attributes, wait time.Durat
 	most, uid := lv.mostSeats(), lv.uid
 	l.mu.Unlock() // the estimate may read the store
 	w := work(most)
-	p := &Pass{l: l, schema: s, levelUID: uid, width: max(1, w.Seats), after: w.After, began: now}
+	p := &Pass{l: l, schema: s, levelUID: uid, width: max(1, w.Seats), after: w.After, arrived: now, began: now, asks: a}
 	l.mu.Lock()
 	lv.demand.set(float64(lv.seats+lv.waitingSeats+p.width), now)
 	if lv.exempt {
@@ -272,7 +276,7 @@ func (l *Limiter) Enter(ctx context.Context, a *auth.Attributes, wait time.Durat
 	case len(p.queue.waiting) >= lv.longest:
 		return p, l.refuse(p, ErrQueueFull)
 	}
-	waiting := &waiter{width: p.width, since: now, grant: make(chan struct{}), level: lv, queue: p.queue}
+	waiting := &waiter{width: p.width, since: now, grant: make(chan struct{}), level: lv, queue: p.queue, pass: p}
 	lv.wake(p.queue)
 	p.queue.waiting = append(p.queue.waiting, waiting)
 	lv.waiting++
@@ -289,7 +293,7 @@ func (l *Limiter) begin(p *Pass, q *queue) {
 	if q != nil {
 		lv.wake(q)
 	}
-	lv.run(q, p.width)
+	lv.run(q, p)
 	p.schema.counts.dispatched++
 	p.schema.counts.running++
 	p.schema.counts.seats += p.width
@@ -329,10 +333,9 @@ func (l *Limiter) await(ctx context.Context, p *Pass, w *waiter, wait time.Durat
 	c.dispatched++
 	c.running++
 	c.seats += p.width
-	arrived := p.began
 	p.began = l.clock.Now()
 	l.mu.Unlock()
-	c.waited(true, p.began.Sub(arrived))
+	c.waited(true, p.began.Sub(p.arrived))
 	return nil
 }
 
@@ -366,7 +369,7 @@ func (p *Pass) Leave() {
 func (p *Pass) release(now time.Time) {
 	lv := p.schema.level
 	lv.advance(now)
-	lv.done(p.queue, p.width, now.Sub(p.began))
+	lv.done(p, now.Sub(p.began))
 	lv.demand.set(float64(lv.seats+lv.waitingSeats), now)
 	if lv.waiting > 0 {
 		p.l.adjust(now)
@@ -399,15 +402,7 @@ func (l *level) mostSeats() int {
 
 // flow hashes what requests of one flow have in common.
 func flow(s *schema, a *auth.Attributes) uint64 {
-	h := s.hash
-	if by := s.spec.DistinguisherMethod; by != nil {
-		switch by.Type {
-		case flowcontrolv1.FlowDistinguisherMethodByUserType:
-			h = hash(h, a.User.Name)
-		case flowcontrolv1.FlowDistinguisherMethodByNamespaceType:
-			h = hash(h, a.Namespace)
-		}
-	}
+	h := hash(s.hash, distinguisher(s, a))
 	h ^= h >> 32 // FNV's high bits, which deal the first cards, are its worst
 	h *= 0xd6e8feb86659fd93
 	return h ^ h>>32

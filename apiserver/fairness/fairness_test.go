@@ -5,6 +5,10 @@ import (
 	"errors"
 	"fmt"
 	"math"
+	"net/http/httptest"
+	"net/url"
+	"runtime"
+	"strings"
 	"testing"
 	"time"
 
@@ -397,5 +401,87 @@ func BenchmarkEnter(b *testing.B) {
 				p.Leave()
 			}
 		})
+	}
+}
+
+// The three tables read as upstream's, character for character.
+func TestDump(t *testing.T) {
+	c := clocktesting.NewFakeClock(time.Unix(1000, 0))
+	g := NewGate(Limits{ReadOnly: 1, Mutating: 1}, 100, c)
+	level := &flowcontrolv1.PriorityLevelConfiguration{ObjectMeta: metav1.ObjectMeta{Name: "narrow"}}
+	level.Spec.Type = flowcontrolv1.PriorityLevelEnablementLimited
+	level.Spec.Limited = &flowcontrolv1.LimitedPriorityLevelConfiguration{LimitResponse: flowcontrolv1.LimitResponse{
+		Type: flowcontrolv1.LimitResponseTypeQueue, Queuing: &flowcontrolv1.QueuingConfiguration{Queues: 2, HandSize: 1, QueueLengthLimit: 10}}}
+	everybody := initial.FlowSchemas()[0].DeepCopy()
+	for _, fs := range initial.FlowSchemas() {
+		if fs.Name == flowcontrolv1.FlowSchemaNameCatchAll {
+			everybody = fs.DeepCopy()
+		}
+	}
+	everybody.Spec.PriorityLevelConfiguration.Name = "narrow"
+	g.Limiter.Configure([]*flowcontrolv1.PriorityLevelConfiguration{level}, []*flowcontrolv1.FlowSchema{everybody})
+	table := func(name, query string) string {
+		w := httptest.NewRecorder()
+		q, _ := url.ParseQuery(query)
+		if !g.Dump(w, "/debug/api_priority_and_fairness/dump_"+name, q) {
+			t.Fatal(name, "is not there")
+		}
+		return w.Body.String()
+	}
+	var passes []*Pass
+	for i := range 2 { // as many as run
+		p, err := g.Limiter.Enter(t.Context(), as("u"), time.Hour, func(int) Work { return Work{Seats: 1, After: time.Duration(i) * time.Second} })
+		if err != nil {
+			t.Fatal(err)
+		}
+		passes = append(passes, p)
+		c.Step(time.Second)
+	}
+	waits := make(chan *Pass, 1)
+	go func() {
+		p, err := g.Limiter.Enter(t.Context(), as("u"), time.Hour, one)
+		if err != nil {
+			t.Error(err)
+		}
+		waits <- p
+	}()
+	for !strings.Contains(table("priority_levels", ""), "narrow,            1,") {
+		runtime.Gosched()
+	}
+	queue := strings.Contains(table("queues", ""), "narrow,            1,      1,")
+	at := map[bool]int{false: 0, true: 1}[queue]
+	for _, want := range []struct{ name, query, text string }{
+		{"priority_levels", "", `PriorityLevelName, ActiveQueues, IsIdle, IsQuiescing, WaitingRequests, ExecutingRequests, DispatchedRequests, RejectedRequests, TimedoutRequests, CancelledRequests
+narrow,            1,            false,  false,       1,               2,                 2,                  0,                0,                0
+`},
+		{"requests", "", fmt.Sprintf(`PriorityLevelName, FlowSchemaName, QueueIndex, RequestIndexInQueue, FlowDistingsher, ArriveTime,           InitialSeats, FinalSeats, AdditionalLatency, StartTime
+narrow,            catch-all,      %[1]d,          0,                   u,               1970-01-01T00:16:42Z, 1,            0,          0s,                0001-01-01T00:00:00Z
+narrow,            catch-all,      %[1]d,          -1,                  u,               1970-01-01T00:16:41Z, 1,            1,          1s,                1970-01-01T00:16:41Z
+narrow,            catch-all,      %[1]d,          -1,                  u,               1970-01-01T00:16:40Z, 1,            0,          0s,                1970-01-01T00:16:40Z
+`, at)},
+	} {
+		if got := table(want.name, want.query); got != want.text {
+			t.Errorf("%s:\n%s\nwant\n%s", want.name, got, want.text)
+		}
+	}
+	if got, want := table("queues", ""), fmt.Sprintf("narrow,            %d,      1,               2,                 2,          0.00600000ss,  1,               1,           0.00300000ss\n", at); !strings.Contains(got, want) {
+		t.Errorf("queues:\n%s\nwant a row\n%s", got, want)
+	}
+	if got, want := table("requests", "includeRequestDetails=1"), "UserName, Verb,   APIPath, Namespace, Name,   APIVersion, Resource, SubResource\n"; !strings.Contains(got, want) || strings.Count(got, "u,        get,    ") != 3 {
+		t.Errorf("details:\n%s\nwant\n%s", got, want)
+	}
+	for _, p := range passes {
+		p.Leave()
+	}
+	(<-waits).Leave()
+	c.Step(time.Second)
+	for strings.Count(table("requests", ""), "\n") > 1 { // what follows a request is over
+		runtime.Gosched()
+	}
+	if got := table("priority_levels", ""); !strings.Contains(got, "narrow,            0,            true,   false,       0,               0,                 3,") {
+		t.Errorf("at rest:\n%s", got)
+	}
+	if g.Dump(httptest.NewRecorder(), "/debug/api_priority_and_fairness/dump_all", nil) || NewGate(Limits{NoFairness: true}, 1, c).Dump(httptest.NewRecorder(), "/debug/api_priority_and_fairness/dump_queues", nil) {
+		t.Error("more is answered than there is")
 	}
 }

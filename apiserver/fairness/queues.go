@@ -18,8 +18,9 @@ type level struct {
 	lendable  int32
 	borrowing *int32 // per cent; nil: everything
 
-	nominal, lowest, highest, current int // limits, in seats
-	seats, running                    int // in use
+	nominal, lowest, highest, current int   // limits, in seats
+	seats, running                    int   // in use
+	passes                            *Pass // that run
 	waitingSeats, waiting             int
 	next                              int // where the search for a queue begins, so that equals take turns
 	demand                            demand
@@ -46,6 +47,7 @@ type waiter struct {
 	grant chan struct{} // closed when it may run
 	level *level
 	queue *queue // nil: it may run
+	pass  *Pass
 }
 
 // service is what a request is taken to last until it has ended, in seconds.
@@ -106,7 +108,12 @@ func (l *level) sleep(q *queue) {
 	}
 }
 
-func (l *level) run(q *queue, width int) {
+func (l *level) run(q *queue, p *Pass) {
+	if p.next = l.passes; p.next != nil {
+		p.next.prev = p
+	}
+	l.passes = p
+	width := p.width
 	l.seats += width
 	l.running++
 	if q != nil {
@@ -117,7 +124,16 @@ func (l *level) run(q *queue, width int) {
 }
 
 // done takes a request's seats back; lasted is how long it had them.
-func (l *level) done(q *queue, width int, lasted time.Duration) {
+func (l *level) done(p *Pass, lasted time.Duration) {
+	if p.next != nil {
+		p.next.prev = p.prev
+	}
+	if p.prev != nil {
+		p.prev.next = p.next
+	} else {
+		l.passes = p.next
+	}
+	q, width := p.queue, p.width
 	l.seats -= width
 	l.running--
 	if q != nil {
@@ -150,7 +166,7 @@ func (l *level) dispatch() (dispatched []*waiter) {
 			return dispatched
 		}
 		l.drop(w)
-		l.run(best, w.width)
+		l.run(best, w.pass)
 		dispatched = append(dispatched, w)
 		close(w.grant)
 	}

@@ -26,6 +26,7 @@ import (
 	"k8s.io/utils/clock"
 
 	"github.com/skiff-project/skiff/auth"
+	"github.com/skiff-project/skiff/internal/zpages"
 	"github.com/skiff-project/skiff/kubelet/logs"
 	"github.com/skiff-project/skiff/kubelet/podcert"
 )
@@ -70,6 +71,7 @@ type Config struct {
 	Addr     string // host:port to listen on
 	NodeName string
 	Version  string
+	Flags    map[string]string // for /flagz; nil: there is none
 	Cert     *tls.Certificate
 	ClientCA *x509.CertPool // nil: client certificates identify nobody
 	Client   kubernetes.Interface
@@ -179,6 +181,7 @@ func (s *Server) Handler() http.Handler {
 	mux.HandleFunc("GET /metrics/cadvisor", s.resourceMetrics)
 	mux.HandleFunc("GET /metrics/probes", s.metrics)
 	mux.HandleFunc("GET /configz", s.configz)
+	zpages.New("kubelet", s.cfg.Version, s.cfg.Flags, "/configz", "/healthz", "/logs", "/metrics", "/pods", "/runningpods", "/stats").Mount(mux)
 	return s.guard(mux)
 }
 
