@@ -12,6 +12,7 @@ package api
 import (
 	"cmp"
 	"context"
+	"slices"
 
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/fields"
@@ -215,6 +216,20 @@ type View struct {
 	// Reset are fields ("metadata.labels") that a write cannot change and so
 	// does not come to own; a status write never owns the spec.
 	Reset []string
+}
+
+// AnswersDeleted tells whether DELETE answers with the object rather than a Status.
+func (r *Resource) AnswersDeleted() bool {
+	switch r.Group {
+	case "":
+		return slices.Contains([]string{"pods", "services", "serviceaccounts", "podtemplates", "resourcequotas", "persistentvolumes",
+			"persistentvolumeclaims"}, r.Name)
+	case "storage.k8s.io":
+		return slices.Contains([]string{"storageclasses", "csinodes", "csidrivers", "volumeattachments", "volumeattributesclasses"}, r.Name)
+	case "resource.k8s.io":
+		return slices.Contains([]string{"deviceclasses", "resourceclaims", "resourceclaimtemplates", "resourceslices"}, r.Name)
+	}
+	return false
 }
 
 // List is the kind of the resource's lists.

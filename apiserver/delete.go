@@ -130,7 +130,7 @@ func (s *Server) delete(c *call) {
 		s.writeItem(c, out, code, it)
 		return
 	}
-	if returnsDeleted[c.info.Group+"/"+c.info.Resource] {
+	if c.ep.res.AnswersDeleted() {
 		s.writeItem(c, out, http.StatusOK, it)
 		return
 	}
@@ -143,14 +143,6 @@ func (s *Server) delete(c *call) {
 	}
 	out.shape = shapePlain
 	s.writeObject(c, out, http.StatusOK, st)
-}
-
-// returnsDeleted are the resources whose DELETE answers with the object rather than a Status.
-var returnsDeleted = map[string]bool{
-	"/pods": true, "/services": true, "/serviceaccounts": true, "/podtemplates": true, "/resourcequotas": true,
-	"/persistentvolumes": true, "/persistentvolumeclaims": true, "storage.k8s.io/storageclasses": true,
-	"storage.k8s.io/csinodes": true, "storage.k8s.io/csidrivers": true, "storage.k8s.io/volumeattachments": true,
-	"resource.k8s.io/deviceclasses": true, "resource.k8s.io/resourceclaims": true, "resource.k8s.io/resourceclaimtemplates": true, "resource.k8s.io/resourceslices": true, "storage.k8s.io/volumeattributesclasses": true,
 }
 
 func (s *Server) deleteCollection(c *call) {

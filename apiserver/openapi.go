@@ -32,19 +32,19 @@ func (s *Server) serveOpenAPI(c *call, path string) {
 			}
 			return
 		}
-		gv, ok := openapidoc.Find(s.served().groups, below)
+		resources, ok := openapi.Documents(s.served().resources)[below]
 		if !ok {
 			s.notFoundPath(c)
 			return
 		}
 		if h := c.query.Get("hash"); h != "" {
-			if want := openapidoc.Hash(s.openAPISalt(), s.served().groups, gv); h != want {
+			if want := openapidoc.Hash(s.openAPISalt(), below, resources); h != want {
 				c.w.Header().Set("Location", path+"?hash="+want)
 				c.w.WriteHeader(http.StatusMovedPermanently)
 				return
 			}
 		}
-		s.openAPIDocument(c, openAPIv3Proto, path, func(b *openapi.Builder) ([]byte, error) { return b.V3(gv) }, openapi.ProtoV3)
+		s.openAPIDocument(c, openAPIv3Proto, path, func(b *openapi.Builder) ([]byte, error) { return b.V3(below) }, openapi.ProtoV3)
 	}
 }
 
@@ -65,7 +65,7 @@ func (s *Server) openAPIDocument(c *call, protoType, path string, build func(*op
 		c.w.WriteHeader(http.StatusNotAcceptable)
 		return
 	}
-	cfg := openapi.Config{Resources: s.served().resources, Version: s.cfg.Version.GitVersion}
+	cfg := openapi.Config{Resources: s.served().resources, Version: s.cfg.Version.Major + "." + s.cfg.Version.Minor}
 	data, err := s.openapi.Get(path, build, cfg)
 	media := codec.JSON
 	if err == nil && asProto {
@@ -86,7 +86,7 @@ func (s *Server) openAPISalt() string {
 }
 
 func (s *Server) openAPIIndex(c *call) {
-	data, err := openapidoc.Index(s.openAPISalt(), s.served().groups, s.aggregator.OpenAPIV3(c.ctx()))
+	data, err := openapidoc.Index(s.openAPISalt(), openapi.Documents(s.served().resources), s.aggregator.OpenAPIV3(c.ctx()))
 	if err != nil {
 		s.fail(c, apierrors.NewInternalError(err))
 		return

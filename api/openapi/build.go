@@ -13,7 +13,6 @@ import (
 	openapi_v2 "github.com/google/gnostic-models/openapiv2"
 	openapi_v3 "github.com/google/gnostic-models/openapiv3"
 	"google.golang.org/protobuf/proto"
-	"k8s.io/apimachinery/pkg/runtime/schema"
 	"k8s.io/kube-openapi/pkg/spec3"
 	"k8s.io/kube-openapi/pkg/validation/spec"
 
@@ -41,60 +40,69 @@ func New(cfg Config) (*Builder, error) {
 	return &Builder{cfg: cfg, types: packed()}, nil
 }
 
-// GroupVersions lists every served group version once, in the order of the resources.
-func (b *Builder) GroupVersions() []schema.GroupVersion {
-	var out []schema.GroupVersion
-	for _, r := range b.cfg.Resources {
+// PathOf is the path of a group version's document below /openapi/v3/: "api/v1", "apis/apps/v1".
+func PathOf(group, version string) string {
+	if group == "" {
+		return "api/" + version
+	}
+	return "apis/" + group + "/" + version
+}
+
+// Documents are the version 3 documents, by path below /openapi/v3/, each with
+// the resources it describes; those about the server itself have none.
+func Documents(resources []*api.Resource) map[string][]*api.Resource {
+	docs := map[string][]*api.Resource{}
+	for path := range pages(resources) {
+		docs[path] = nil
+	}
+	for _, r := range resources {
 		for _, v := range r.Versions {
-			if gv := (schema.GroupVersion{Group: r.Group, Version: v.Name}); !slices.Contains(out, gv) {
-				out = append(out, gv)
-			}
+			path := PathOf(r.Group, v.Name)
+			docs[path] = append(docs[path], r)
 		}
 	}
-	return out
+	return docs
 }
 
-// PathOf is the key of a group version in the index of /openapi/v3: "api/v1", "apis/apps/v1".
-func PathOf(gv schema.GroupVersion) string {
-	if gv.Group == "" {
-		return "api/" + gv.Version
-	}
-	return "apis/" + gv.Group + "/" + gv.Version
-}
-
-// V3 is the OpenAPI v3 document of one group version, as JSON.
-func (b *Builder) V3(gv schema.GroupVersion) ([]byte, error) {
+// V3 is a version 3 document, as JSON, by its path below /openapi/v3/.
+func (b *Builder) V3(path string) ([]byte, error) {
 	m := newModels(true, b.types)
 	doc := &spec3.OpenAPI{
 		Version: "3.0.0",
 		Info:    &spec.Info{InfoProps: spec.InfoProps{Title: "Kubernetes", Version: b.cfg.Version}},
 		Paths:   &spec3.Paths{Paths: map[string]*spec3.Path{}},
 	}
-	found, custom := false, false
+	page, found := pages(b.cfg.Resources)[path]
+	if found {
+		doc.Paths.Paths["/"+path+"/"] = pathV3(m, []operation{m.page(page)})
+	}
+	group, version, custom := "", "", false
 	for _, r := range b.cfg.Resources {
 		for _, v := range r.Versions {
-			if r.Group != gv.Group || v.Name != gv.Version {
+			if PathOf(r.Group, v.Name) != path {
 				continue
 			}
-			found, custom = true, custom || r.Codec != nil
-			for path, ops := range operations(m, r, v) {
-				doc.Paths.Paths[path] = pathV3(m, ops)
+			group, version, found, custom = r.Group, v.Name, true, custom || r.Codec != nil
+			for url, ops := range operations(m, r, v) {
+				doc.Paths.Paths[url] = pathV3(m, ops)
 			}
 		}
 	}
 	if !found {
-		return nil, fmt.Errorf("openapi: nothing is served in %s", gv)
+		return nil, fmt.Errorf("openapi: nothing is served at %s", path)
 	}
 	if m.err != nil {
-		return nil, fmt.Errorf("openapi: %s: %w", gv, m.err)
+		return nil, fmt.Errorf("openapi: %s: %w", path, m.err)
 	}
 	for name, s := range m.defs {
-		scope(&s, gv, custom)
+		scope(&s, group, version, custom)
 		m.defs[name] = s
 	}
-	doc.Components = &spec3.Components{
-		Schemas:         pointers(m.defs),
-		SecuritySchemes: spec3.SecuritySchemes{"BearerToken": bearerV3()},
+	doc.Components = &spec3.Components{Schemas: pointers(m.defs)}
+	if custom {
+		doc.Info.Title, doc.Info.Version = "Kubernetes CRD Swagger", "v0.1.0"
+	} else {
+		doc.Components.SecuritySchemes = spec3.SecuritySchemes{"BearerToken": bearerV3()}
 	}
 	return json.Marshal(doc)
 }
@@ -102,6 +110,7 @@ func (b *Builder) V3(gv schema.GroupVersion) ([]byte, error) {
 // V2 is the OpenAPI v2 document of everything, as JSON.
 func (b *Builder) V2() ([]byte, error) {
 	m := newModels(false, b.types)
+	shared := &sharedV2{params: map[string]spec.Parameter{}}
 	doc := &spec.Swagger{SwaggerProps: spec.SwaggerProps{
 		Swagger: "2.0",
 		Info:    &spec.Info{InfoProps: spec.InfoProps{Title: "Kubernetes", Version: b.cfg.Version}},
@@ -111,17 +120,20 @@ func (b *Builder) V2() ([]byte, error) {
 		}}},
 		Security: []map[string][]string{{"BearerToken": {}}},
 	}}
+	for path, page := range pages(b.cfg.Resources) {
+		doc.Paths.Paths["/"+path+"/"] = pathV2(m, shared, []operation{m.page(page)})
+	}
 	for _, r := range b.cfg.Resources {
 		for _, v := range r.Versions {
 			for path, ops := range operations(m, r, v) {
-				doc.Paths.Paths[path] = pathV2(m, ops)
+				doc.Paths.Paths[path] = pathV2(m, shared, ops)
 			}
 		}
 	}
 	if m.err != nil {
 		return nil, fmt.Errorf("openapi: version 2: %w", m.err)
 	}
-	doc.Definitions = m.defs
+	doc.Definitions, doc.Parameters = m.defs, shared.params
 	return json.Marshal(doc)
 }
 
@@ -160,15 +172,15 @@ const kindsKey = "x-kubernetes-group-version-kind"
 // scope leaves, of the some sixty groups that the bodies all groups share are
 // known in, the one without a name and that of the document. Upstream tells of
 // custom resources what the server of their definitions knows.
-func scope(s *spec.Schema, gv schema.GroupVersion, custom bool) {
+func scope(s *spec.Schema, group, version string, custom bool) {
 	kinds, _ := s.Extensions[kindsKey].([]any)
 	if len(kinds) < 2 && !custom {
 		return
 	}
 	kinds = slices.DeleteFunc(kinds, func(k any) bool {
 		kind := k.(map[string]any)
-		group := kind["group"]
-		return group != "" && (group != gv.Group || kind["version"] != gv.Version) && !(custom && group == "apiextensions.k8s.io")
+		of := kind["group"]
+		return of != "" && (of != group || kind["version"] != version) && !(custom && of == "apiextensions.k8s.io")
 	})
 	if len(kinds) > 0 {
 		s.Extensions[kindsKey] = kinds

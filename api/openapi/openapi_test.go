@@ -7,7 +7,6 @@ import (
 
 	openapiv2 "github.com/google/gnostic-models/openapiv2"
 	"google.golang.org/protobuf/proto"
-	"k8s.io/apimachinery/pkg/runtime/schema"
 	"k8s.io/apimachinery/pkg/util/managedfields"
 	kubeproto "k8s.io/kube-openapi/pkg/util/proto"
 
@@ -17,7 +16,7 @@ import (
 
 func builder(t *testing.T) *openapi.Builder {
 	t.Helper()
-	b, err := openapi.New(openapi.Config{Resources: all.Resources(), Version: "v1.37.2"})
+	b, err := openapi.New(openapi.Config{Resources: all.Resources(), Version: "1.37"})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -38,16 +37,16 @@ func dig(t *testing.T, v any, path ...string) any {
 
 func TestV3DocumentsParseAndDescribePods(t *testing.T) {
 	b := builder(t)
-	for _, gv := range b.GroupVersions() {
-		raw, err := b.V3(gv)
+	for path := range openapi.Documents(all.Resources()) {
+		raw, err := b.V3(path)
 		if err != nil {
-			t.Fatalf("%s: %v", gv, err)
+			t.Fatalf("%s: %v", path, err)
 		}
 		if _, err := openapi.ProtoV3(raw); err != nil {
-			t.Errorf("%s: %v", gv, err)
+			t.Errorf("%s: %v", path, err)
 		}
 	}
-	raw, _ := b.V3(schema.GroupVersion{Version: "v1"})
+	raw, _ := b.V3("api/v1")
 	var doc map[string]any
 	if err := json.Unmarshal(raw, &doc); err != nil {
 		t.Fatal(err)
@@ -76,17 +75,17 @@ func TestV3DocumentsParseAndDescribePods(t *testing.T) {
 // What kubectl explain shows, and what clients generated from the documents ask for.
 func TestTypesSayWhatUsersRead(t *testing.T) {
 	b := builder(t)
-	for _, c := range []struct{ group, version, path, want string }{
-		{"", "v1", "io.k8s.api.core.v1.PodSpec properties restartPolicy enum", `["Always","Never","OnFailure"]`},
-		{"", "v1", "io.k8s.api.core.v1.ContainerPort properties protocol default", `"TCP"`},
-		{"apps", "v1", "io.k8s.api.apps.v1.DeploymentSpec required", `["selector","template"]`},
-		{"apps", "v1", "io.k8s.api.core.v1.AppArmorProfile x-kubernetes-unions",
+	for _, c := range []struct{ doc, path, want string }{
+		{"api/v1", "io.k8s.api.core.v1.PodSpec properties restartPolicy enum", `["Always","Never","OnFailure"]`},
+		{"api/v1", "io.k8s.api.core.v1.ContainerPort properties protocol default", `"TCP"`},
+		{"apis/apps/v1", "io.k8s.api.apps.v1.DeploymentSpec required", `["selector","template"]`},
+		{"apis/apps/v1", "io.k8s.api.core.v1.AppArmorProfile x-kubernetes-unions",
 			`[{"discriminator":"type","fields-to-discriminateBy":{"localhostProfile":"LocalhostProfile"}}]`},
-		{"apiextensions.k8s.io", "v1", "io.k8s.apiextensions-apiserver.pkg.apis.apiextensions.v1.CustomResourceDefinitionSpec properties scope description",
+		{"apis/apiextensions.k8s.io/v1", "io.k8s.apiextensions-apiserver.pkg.apis.apiextensions.v1.CustomResourceDefinitionSpec properties scope description",
 			`"scope indicates whether the defined custom resource is cluster- or namespace-scoped. Allowed values are ` + "`Cluster` and `Namespaced`" + `."`},
-		{"authentication.k8s.io", "v1", "io.k8s.api.authentication.v1.TokenReviewSpec properties audiences x-kubernetes-list-type", `"atomic"`},
+		{"apis/authentication.k8s.io/v1", "io.k8s.api.authentication.v1.TokenReviewSpec properties audiences x-kubernetes-list-type", `"atomic"`},
 	} {
-		raw, err := b.V3(schema.GroupVersion{Group: c.group, Version: c.version})
+		raw, err := b.V3(c.doc)
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -69,11 +69,12 @@ type models struct {
 	prefix string // of references
 	types  types
 	defs   map[string]spec.Schema
-	err    error // the first definition that could not be had
+	params map[string][]param // of options, by type
+	err    error              // the first definition that could not be had
 }
 
 func newModels(v3 bool, types types) *models {
-	m := &models{v3: v3, prefix: refPrefix, types: types, defs: map[string]spec.Schema{}}
+	m := &models{v3: v3, prefix: refPrefix, types: types, defs: map[string]spec.Schema{}, params: map[string][]param{}}
 	if !v3 {
 		m.prefix = "#/definitions/"
 	}

@@ -107,11 +107,14 @@ func (p *pair) prepare(ctx context.Context) error {
 // discover compares what is served and returns upstream's, with samples and schemas.
 func (p *pair) discover(ctx context.Context) ([]*resource, error) {
 	aggregated := "application/json;g=apidiscovery.k8s.io;v=v2;as=APIGroupDiscoveryList"
-	for _, path := range []string{"/api", "/apis", "/version", "/openapi/v3", "/nothing", "/apis/nothing", "/apis/apps/v0", "/api/v1/nothing", "/", "/healthz", "/livez", "/readyz"} {
+	for _, path := range []string{"/api", "/apis", "/version", "/nothing", "/apis/nothing", "/apis/apps/v0", "/api/v1/nothing", "/", "/healthz", "/livez", "/readyz"} {
 		p.send(ctx, request{name: "GET " + path, method: "GET", path: path})
 	}
 	p.send(ctx, request{name: "GET /api aggregated", method: "GET", path: "/api", accept: aggregated})
 	p.send(ctx, request{name: "GET /apis aggregated", method: "GET", path: "/apis", accept: aggregated})
+	if err := p.openAPI(ctx); err != nil {
+		return nil, err
+	}
 	objects, err := samples.Objects()
 	if err != nil {
 		return nil, err
@@ -151,7 +154,6 @@ func (p *pair) discoverVersion(ctx context.Context, gv string, byKind map[string
 		prefix = "/api/"
 	}
 	p.send(ctx, request{name: "GET " + prefix + gv, method: "GET", path: prefix + gv})
-	p.send(ctx, request{name: "GET /openapi/v3" + prefix + gv, method: "GET", path: "/openapi/v3" + prefix + gv, shown: outline})
 	data := p.servers[0].do(ctx, request{method: "GET", path: prefix + gv}, nil)
 	var doc struct {
 		Resources []struct {
@@ -188,29 +190,22 @@ func (p *pair) discoverVersion(ctx context.Context, gv string, byKind map[string
 	return list, nil
 }
 
-// outline is an OpenAPI document without its prose: the properties of each
-// schema of the group's own with their types, and the methods of each path.
-func outline(doc any) any {
-	out := map[string]any{}
-	components, _ := doc.(map[string]any)["components"].(map[string]any)
-	all, _ := components["schemas"].(map[string]any)
-	for name, s := range all {
-		props, _ := s.(map[string]any)["properties"].(map[string]any)
-		if strings.HasPrefix(name, "io.k8s.api.") {
-			for p, v := range props {
-				v, _ := v.(map[string]any)
-				out[name+"."+p] = fmt.Sprint(v["type"], v["format"])
-			}
-		}
+// openAPI compares the documents whole.
+func (p *pair) openAPI(ctx context.Context) error {
+	p.send(ctx, request{name: "GET /openapi/v2", method: "GET", path: "/openapi/v2"})
+	p.send(ctx, request{name: "GET /openapi/v3", method: "GET", path: "/openapi/v3", shown: func(index any) any {
+		paths, _ := index.(map[string]any)["paths"].(map[string]any)
+		return sortedKeys(paths) // the URLs have hashes of each server's own
+	}})
+	index, err := p.servers[0].object(ctx, "/openapi/v3")
+	if err != nil {
+		return err
 	}
-	paths, _ := doc.(map[string]any)["paths"].(map[string]any)
-	for path, item := range paths {
-		methods := slices.DeleteFunc(sortedKeys(item.(map[string]any)), func(s string) bool { return s == "parameters" })
-		if !strings.HasSuffix(path, "/") && !strings.Contains(path, "/watch/") {
-			out[path] = fmt.Sprint(methods)
-		}
+	paths, _ := index["paths"].(map[string]any)
+	for _, path := range sortedKeys(paths) {
+		p.send(ctx, request{name: "GET /openapi/v3/" + path, method: "GET", path: "/openapi/v3/" + path})
 	}
-	return out
+	return nil
 }
 
 const dryRun = "dryRun=All"
