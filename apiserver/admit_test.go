@@ -25,7 +25,7 @@ import (
 )
 
 // admitted is a server with the plugins that are on by default and one more.
-func admitted(t *testing.T, more ...admission.Plugin) *apiserver.Server {
+func admitted(t testing.TB, more ...admission.Plugin) *apiserver.Server {
 	return newServer(t, func(c *apiserver.Config) {
 		reader, err := apiserver.NewReader(c.Store, c.Resources, nil)
 		if err != nil {

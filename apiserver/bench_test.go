@@ -409,3 +409,19 @@ func (f *frames) take(p []byte) (ended int) {
 	}
 	return ended
 }
+
+// BenchmarkPodCreateAdmitted is BenchmarkPodCreate with the plugins that are on by default.
+func BenchmarkPodCreateAdmitted(b *testing.B) {
+	s := admitted(b)
+	c := newRaw(s)
+	if _, err := typed(b, s).CoreV1().ServiceAccounts("default").Create(b.Context(), &corev1.ServiceAccount{ObjectMeta: metav1.ObjectMeta{Name: "default"}}, metav1.CreateOptions{}); err != nil {
+		b.Fatal(err)
+	}
+	for i := 0; b.Loop(); i++ {
+		body, err := wire.Seal("v1", "Pod", benchPod(fmt.Sprintf("p-%d", i)))
+		if err != nil {
+			b.Fatal(err)
+		}
+		c.fast(b, "POST", "/api/v1/namespaces/default/pods", body)
+	}
+}

@@ -231,6 +231,7 @@ type Server struct {
 
 	identity      *identity.Identity
 	impersonation *impersonation.Impersonation
+	admission     *admission.Chain
 
 	pages     *zpages.Pages
 	gate      *fairness.Gate
@@ -257,7 +258,8 @@ func New(cfg Config) (*Server, error) {
 	s.gate = fairness.NewGate(cfg.Limits, cfg.MaxLongRunning, cfg.Clock)
 	s.proxy = &connect.Proxy{Dial: cfg.Dial, Log: cfg.Log, Stopping: s.stopping}
 	s.managed = managed.New()
-	s.metrics = metrics.New(cfg.Store, slices.Concat([]prometheus.Collector{metrics.BuildInfo(cfg.Version), metrics.Objects(s.countObjects)}, s.gate.Collectors(), s.impersonation.Collectors(), cfg.Audit.Collectors(), metrics.Collectors(cfg.Admission), metrics.Collectors([]auth.Authorizer{cfg.Authorizer}))...)
+	s.admission = admission.NewChain(cfg.Admission)
+	s.metrics = metrics.New(cfg.Store, slices.Concat([]prometheus.Collector{metrics.BuildInfo(cfg.Version), metrics.Objects(s.countObjects), s.admission}, s.gate.Collectors(), s.impersonation.Collectors(), cfg.Audit.Collectors(), metrics.Collectors(cfg.Admission), metrics.Collectors([]auth.Authorizer{cfg.Authorizer}))...)
 	err := s.buildEndpoints()
 	if err != nil {
 		return nil, err

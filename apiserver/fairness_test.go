@@ -133,4 +133,9 @@ func TestALevelWithoutSeatsRefuses(t *testing.T) {
 	if resp := <-first; resp.StatusCode != 201 {
 		t.Error(resp.Status)
 	}
+	_, counted := newRaw(s).do(t, "GET", "/metrics", "", nil)
+	const refused = `apiserver_request_terminations_total{code="429",component="apiserver",group="",resource="configmaps",scope="resource",subresource="",verb="POST",version="v1"} 1`
+	if !strings.Contains(counted, refused) {
+		t.Error("the request that was refused is not counted:", counted)
+	}
 }

@@ -63,6 +63,9 @@ func (s *Server) serve(w http.ResponseWriter, req *http.Request) {
 	defer func() {
 		p := recover()
 		defer c.audit.End(rec.Code, p)
+		if rec.Code == http.StatusGatewayTimeout && c.limit > 0 && s.cfg.Clock.Since(start) >= c.limit {
+			s.metrics.Terminated(c.counted(), rec.Code)
+		}
 		if p != nil {
 			s.panicked(c, rec, p)
 		}
@@ -90,6 +93,8 @@ func (s *Server) serve(w http.ResponseWriter, req *http.Request) {
 	release, ok := s.admitInFlight(c)
 	c.info.Wait(s.cfg.Clock.Since(arrived))
 	if !ok {
+		c.ep = s.endpoints[key3(c.info.Group, c.info.Version, c.info.Resource)]
+		s.metrics.Terminated(c.counted(), rec.Code)
 		return
 	}
 	defer release()
@@ -123,6 +128,7 @@ func (c *call) counted() metrics.Request {
 // panicked answers a handler that panicked, if nothing was sent yet.
 func (s *Server) panicked(c *call, rec *metrics.Recorder, p any) {
 	if err, ok := p.(error); ok && errors.Is(err, http.ErrAbortHandler) {
+		s.metrics.Aborted(c.counted())
 		panic(p)
 	}
 	s.cfg.Log.Error("panic while serving a request", "method", c.req.Method, "path", c.req.URL.Path, "panic", p, "stack", string(debug.Stack()))
@@ -160,6 +166,7 @@ func (s *Server) authenticate(c *call, received time.Time, id string) bool {
 		if s.cfg.Authenticator != nil {
 			who, ok, err = s.cfg.Authenticator.Authenticate(c.req)
 		}
+		s.metrics.Authenticated(c.req, who.User, ok, err, s.cfg.Clock.Since(received))
 		if err != nil || !ok {
 			if err != nil {
 				s.cfg.Log.Debug("unable to authenticate the request", "error", err)
@@ -213,8 +220,9 @@ func (s *Server) admitInFlight(c *call) (release func(), ok bool) {
 }
 
 func (s *Server) authorize(c *call) bool {
-	attrs := c.info.Attributes(c.user.User)
+	attrs, asked := c.info.Attributes(c.user.User), s.cfg.Clock.Now()
 	d, reason, err := s.cfg.Authorizer.Authorize(c.ctx(), attrs)
+	s.metrics.Authorized(d, err, s.cfg.Clock.Since(asked))
 	c.audit.Authorized(d, reason, err)
 	if err := request.Refusal(attrs, d, reason, err); err != nil {
 		s.fail(c, err)

@@ -14,7 +14,6 @@ import (
 	utilnet "k8s.io/apimachinery/pkg/util/net"
 	"k8s.io/streaming/pkg/httpstream/wsstream"
 
-	"github.com/skiff-project/skiff/apiserver/admission"
 	"github.com/skiff-project/skiff/apiserver/connect"
 )
 
@@ -110,10 +109,10 @@ func (s *Server) admitConnect(c *call) error {
 	}
 	r := s.admissionRequest(c, nil, nil, options, false)
 	r.Verb, r.Kind, r.Forms = "connect", kind, nil
-	if err := admission.Admit(c.ctx(), s.cfg.Admission, r); err != nil {
+	if err := s.admission.Admit(c.ctx(), r); err != nil {
 		return err
 	}
-	return admission.Validate(c.ctx(), s.cfg.Admission, r)
+	return s.admission.Validate(c.ctx(), r)
 }
 
 // podStream serves exec, attach and portforward: an upgraded connection to the kubelet.

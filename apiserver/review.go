@@ -15,7 +15,6 @@ import (
 
 	"github.com/skiff-project/skiff/api"
 	"github.com/skiff-project/skiff/api/authorization"
-	"github.com/skiff-project/skiff/apiserver/admission"
 	"github.com/skiff-project/skiff/apiserver/request"
 	"github.com/skiff-project/skiff/auth"
 )
@@ -60,7 +59,7 @@ func (s *Server) serveReview(c *call) {
 	c.audited(obj)
 	if err == nil {
 		request.ClearReviewed(obj, c.ep.res.Namespaced)
-		err = admission.Admit(c.ctx(), s.cfg.Admission, s.admissionRequest(c, obj, nil, o.create(), o.isDryRun()))
+		err = s.admission.Admit(c.ctx(), s.admissionRequest(c, obj, nil, o.create(), o.isDryRun()))
 	}
 	if err == nil {
 		err = answer(c, obj)

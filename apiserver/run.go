@@ -5,7 +5,6 @@ import (
 	"crypto/tls"
 	"errors"
 	"fmt"
-	"log/slog"
 	"net"
 	"net/http"
 	"sync"
@@ -98,7 +97,7 @@ func (s *Server) httpServer() *http.Server {
 		ReadHeaderTimeout: 32 * time.Second,
 		IdleTimeout:       90 * time.Second,
 		MaxHeaderBytes:    1 << 20,
-		ErrorLog:          slog.NewLogLogger(s.cfg.Log.Handler(), slog.LevelDebug),
+		ErrorLog:          s.metrics.ErrorLog(s.cfg.Log.Handler()),
 	}
 	h2.Attach(srv, h2.Config{MaxStreams: 1000, StreamWindow: 1 << 20, ConnWindow: 4 << 20, IdleTimeout: srv.IdleTimeout, Log: s.cfg.Log})
 	return srv

@@ -20,7 +20,6 @@ import (
 
 	"github.com/skiff-project/skiff/api"
 	"github.com/skiff-project/skiff/api/core"
-	"github.com/skiff-project/skiff/apiserver/admission"
 	"github.com/skiff-project/skiff/apiserver/discovery"
 	"github.com/skiff-project/skiff/apiserver/managed"
 	"github.com/skiff-project/skiff/apiserver/registry"
@@ -226,10 +225,10 @@ func (s *Server) checkScale(ctx context.Context, c *call, sc *api.Scale, scale, 
 	}
 	r := s.admissionRequest(c, scale, old, o.update(), o.isDryRun())
 	r.Kind = api.ScaleKind()
-	if err := admission.Admit(ctx, s.cfg.Admission, r); err != nil {
+	if err := s.admission.Admit(ctx, r); err != nil {
 		return err
 	}
-	return admission.Validate(ctx, s.cfg.Admission, r)
+	return s.admission.Validate(ctx, r)
 }
 
 // success is the empty success Status subresource creates answer with.
@@ -260,10 +259,10 @@ func (s *Server) subCreate(c *call, kind schema.GroupVersionKind, body api.Objec
 	}
 	r := s.admissionRequest(c, body, nil, options, o.isDryRun())
 	r.Kind = kind
-	if err := admission.Admit(c.ctx(), s.cfg.Admission, r); err != nil {
+	if err := s.admission.Admit(c.ctx(), r); err != nil {
 		return out, o, err
 	}
-	return out, o, admission.Validate(c.ctx(), s.cfg.Admission, r)
+	return out, o, s.admission.Validate(c.ctx(), r)
 }
 
 // bindPod serves pods/binding and bindings: it assigns a pod to a node.

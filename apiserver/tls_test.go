@@ -244,6 +244,9 @@ func TestPages(t *testing.T) {
 		{"/debug/api_priority_and_fairness/dump_priority_levels", "", "\nworkload-low,      0,            true,   false,"},
 		{"/debug/api_priority_and_fairness/dump_queues", "", "\nworkload-low,      0,      0,               0,                 0,          0.00000000ss,  0,               0,           0.00000000ss\n"},
 		{"/debug/api_priority_and_fairness/dump", "", "404 page not found"},
+		{"/metrics", "", `authentication_attempts{result="success"} `},
+		{"/metrics", "", `authenticated_user_requests{username="admin"} `},
+		{"/metrics", "", `authorization_attempts_total{result="allowed"} `},
 	} {
 		req, _ := http.NewRequestWithContext(t.Context(), "GET", cfg.Host+k.path, http.NoBody)
 		if k.accept != "" {

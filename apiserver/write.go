@@ -199,11 +199,11 @@ func (s *Server) writeOf(c *call, options func(old api.Object) runtime.Object, d
 				// Nothing happens to the object between the two halves of
 				// admission of a delete. A deletecollection names no object itself.
 				r.Name = old.GetName()
-				if err := admission.Admit(ctx, s.cfg.Admission, r); err != nil {
+				if err := s.admission.Admit(ctx, r); err != nil {
 					return err
 				}
 			}
-			return admission.Validate(ctx, s.cfg.Admission, r)
+			return s.admission.Validate(ctx, r)
 		}
 	}
 	return w
@@ -254,7 +254,7 @@ func (s *Server) createObject(c *call, o writeOptions, options *metav1.CreateOpt
 	c.warn(owners.Dedup(obj, false))
 	obj = s.managed.Update(c.ep.fields, "", nil, obj, managed.Name(o.manager, c.req.UserAgent()))
 	r := s.admissionRequest(c, obj, nil, options, o.isDryRun())
-	if err := admission.Admit(c.ctx(), s.cfg.Admission, r); err != nil {
+	if err := s.admission.Admit(c.ctx(), r); err != nil {
 		return registry.Item{}, err
 	}
 	c.warn(owners.Dedup(obj, true)) // plugins change obj in place
@@ -356,7 +356,7 @@ func (s *Server) updateObject(c *call, view *api.View, sub string) (registry.Ite
 func (s *Server) admitUpdate(ctx context.Context, c *call, o writeOptions, obj, old api.Object) (api.Object, error) {
 	if len(s.cfg.Admission) > 0 {
 		r := s.admissionRequest(c, obj, old, o.admitted(old), o.isDryRun())
-		if err := admission.Admit(ctx, s.cfg.Admission, r); err != nil {
+		if err := s.admission.Admit(ctx, r); err != nil {
 			return nil, err
 		}
 		obj = r.Object

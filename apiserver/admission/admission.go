@@ -8,7 +8,6 @@ import (
 	"cmp"
 	"context"
 	"errors"
-	"fmt"
 	"net/http"
 	"slices"
 
@@ -16,7 +15,6 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/runtime/schema"
-	"k8s.io/apimachinery/pkg/util/managedfields"
 	"k8s.io/utils/clock"
 
 	"github.com/skiff-project/skiff/api"
@@ -121,48 +119,6 @@ func Warn(ctx context.Context, text string) {
 	if w, ok := ctx.Value(warnerKey{}).(Warner); ok && w != nil {
 		w(text)
 	}
-}
-
-// Admit runs every plugin's Admit in order and stops at the first error. What
-// is no API status error becomes one: 403 naming the object. If a plugin asks
-// for it, all run once more.
-func Admit(ctx context.Context, plugins []Plugin, r *Request) error {
-	var before []metav1.ManagedFieldsEntry
-	if r.Object != nil {
-		before = r.Object.GetManagedFields()
-	}
-	err := admitOnce(ctx, plugins, r)
-	if err == nil && r.round.wanted {
-		r.round.again = true
-		err = admitOnce(ctx, plugins, r)
-	}
-	if err == nil && r.round.replaced {
-		if bad := managedfields.ValidateManagedFields(r.Object.GetManagedFields()); bad != nil {
-			r.Object.SetManagedFields(before)
-			Warn(ctx, fmt.Sprintf(".metadata.managedFields was in an invalid state after admission; this could be caused by an "+
-				"outdated mutating admission controller; please fix your requests: %v", bad))
-		}
-	}
-	return err
-}
-
-func admitOnce(ctx context.Context, plugins []Plugin, r *Request) error {
-	for _, p := range plugins {
-		if err := p.Admit(ctx, r); err != nil {
-			return asStatus(r, err)
-		}
-	}
-	return nil
-}
-
-// Validate runs every plugin's Validate in order, as Admit does.
-func Validate(ctx context.Context, plugins []Plugin, r *Request) error {
-	for _, p := range plugins {
-		if err := p.Validate(ctx, r); err != nil {
-			return asStatus(r, err)
-		}
-	}
-	return nil
 }
 
 func asStatus(r *Request, err error) error {
@@ -275,10 +231,12 @@ func (r *Request) name() string {
 // noAdmit and noValidate fill in the half of Plugin a plugin has no use for.
 type noAdmit struct{}
 
+func (noAdmit) onlyValidates()                        {}
 func (noAdmit) Admit(context.Context, *Request) error { return nil }
 
 type noValidate struct{}
 
+func (noValidate) onlyAdmits()                              {}
 func (noValidate) Validate(context.Context, *Request) error { return nil }
 
 // reader reads objects of one type.

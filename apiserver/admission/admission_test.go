@@ -115,9 +115,9 @@ func admit(w world, r *Request, plugins ...Plugin) string {
 		plugins = New(Config{Reader: w})
 	}
 	ctx := context.Background()
-	err := Admit(ctx, plugins, r)
+	err := NewChain(plugins).Admit(ctx, r)
 	if err == nil {
-		err = Validate(ctx, plugins, r)
+		err = NewChain(plugins).Validate(ctx, r)
 	}
 	if err == nil {
 		return ""
@@ -220,7 +220,7 @@ func TestNamespaceLifecycle(t *testing.T) {
 			t.Errorf("%s: %q", c.name, got)
 		}
 	}
-	err := Admit(context.Background(), New(Config{Reader: w}), create("configmaps", cm("going")))
+	err := NewChain(New(Config{Reader: w})).Admit(context.Background(), create("configmaps", cm("going")))
 	if !apierrors.HasStatusCause(err, corev1.NamespaceTerminatingCause) {
 		t.Errorf("no cause in %v", err)
 	}
@@ -590,9 +590,9 @@ func TestPodSecurity(t *testing.T) {
 		ctx := WithWarner(context.Background(), func(s string) { warnings = append(warnings, s) })
 		plugins := New(Config{Reader: w})
 		r := create("pods", c.p)
-		err := Admit(ctx, plugins, r)
+		err := NewChain(plugins).Admit(ctx, r)
 		if err == nil {
-			err = Validate(ctx, plugins, r)
+			err = NewChain(plugins).Validate(ctx, r)
 		}
 		got := ""
 		if err != nil {
@@ -614,7 +614,7 @@ func TestPodSecurity(t *testing.T) {
 	var warnings []string
 	ctx := WithWarner(context.Background(), func(s string) { warnings = append(warnings, s) })
 	stricter := namespace("a", map[string]string{"pod-security.kubernetes.io/enforce": "baseline"})
-	if err := Validate(ctx, New(Config{Reader: w}), update("namespaces", stricter, namespace("a", nil))); err != nil {
+	if err := NewChain(New(Config{Reader: w})).Validate(ctx, update("namespaces", stricter, namespace("a", nil))); err != nil {
 		t.Fatal(err)
 	}
 	want := []string{`existing pods in namespace "a" violate the new PodSecurity enforce level "baseline:latest"`, "web: host namespaces"}

@@ -86,7 +86,7 @@ func TestAlwaysPullImages(t *testing.T) {
 		}
 		c.r.Object = before
 		got := ""
-		if err := Validate(t.Context(), []Plugin{alwaysPullImages{}}, c.r); err != nil {
+		if err := NewChain([]Plugin{alwaysPullImages{}}).Validate(t.Context(), c.r); err != nil {
 			got = err.Error()
 			if status, ok := err.(apierrors.APIStatus); !ok || status.Status().Code != 500 { // as upstream: several errors are no status
 				t.Errorf("%s: %#v", c.name, err)
@@ -143,7 +143,7 @@ func TestPodNodeSelector(t *testing.T) {
 	}
 	// What came between the two halves is refused; what is no creation is let be.
 	wrong := pod(func(p *corev1.Pod) { p.Spec.NodeSelector = map[string]string{"env": "test"} })
-	if err := Validate(t.Context(), []Plugin{p}, create("pods", wrong)); err == nil || err.Error() != conflict {
+	if err := NewChain([]Plugin{p}).Validate(t.Context(), create("pods", wrong)); err == nil || err.Error() != conflict {
 		t.Errorf("changed afterwards: %v", err)
 	}
 	for name, r := range map[string]*Request{"update": update("pods", wrong, wrong), "binding": create("pods/binding", wrong), "delete": remove("pods", wrong)} {
@@ -233,7 +233,7 @@ func TestEventRateLimit(t *testing.T) {
 			if want != "" {
 				want = "Too many requests: " + want
 			}
-			err := Validate(t.Context(), []Plugin{p}, s.r)
+			err := NewChain([]Plugin{p}).Validate(t.Context(), s.r)
 			if got := fmt.Sprint(err); (err != nil || want != "") && (got != want || !apierrors.IsTooManyRequests(err)) {
 				t.Errorf("%s: step %d: %v, want %q", c.name, i, err, want)
 			}

@@ -3,8 +3,11 @@ package admission
 import (
 	"context"
 	"errors"
+	"strconv"
+	"strings"
 	"sync"
 
+	"github.com/prometheus/client_golang/prometheus"
 	admissionv1 "k8s.io/api/admission/v1"
 	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
@@ -20,6 +23,7 @@ import (
 // for, by upstream's own library. A namespace without labels allows everything, unless a configuration says more.
 type podSecurity struct {
 	noAdmit
+	*recorder
 	library func() (*admission.Admission, error) // made when first needed
 }
 
@@ -31,7 +35,8 @@ func newPodSecurity(read reader, configured *psconfig.PodSecurityConfiguration) 
 			Warn: string(psapi.LevelPrivileged), WarnVersion: psapi.VersionLatest,
 		}}
 	}
-	return podSecurity{library: sync.OnceValues(func() (*admission.Admission, error) {
+	recorder := newRecorder()
+	return podSecurity{recorder: recorder, library: sync.OnceValues(func() (*admission.Admission, error) {
 		evaluator, err := policy.NewEvaluator(policy.DefaultChecks(), nil)
 		if err != nil {
 			return nil, err
@@ -39,7 +44,7 @@ func newPodSecurity(read reader, configured *psconfig.PodSecurityConfiguration) 
 		objects := podSecurityObjects{read}
 		a := &admission.Admission{
 			Configuration: configured,
-			Evaluator:     evaluator, Metrics: unrecorded{}, NamespaceGetter: objects, PodLister: objects,
+			Evaluator:     evaluator, Metrics: recorder, NamespaceGetter: objects, PodLister: objects,
 		}
 		return a, errors.Join(a.CompleteConfiguration(), a.ValidateConfiguration())
 	})}
@@ -85,10 +90,60 @@ func (o podSecurityObjects) ListPods(_ context.Context, namespace string) ([]*co
 	return list[*corev1.Pod](o.read, "", "pods", namespace)
 }
 
-// unrecorded leaves the library's metrics out.
-type unrecorded struct{}
+// recorder counts for the library, under upstream's names. It is a prometheus.Collector.
+type recorder struct{ evaluations, exemptions, errors *prometheus.CounterVec }
 
-func (unrecorded) RecordEvaluation(metrics.Decision, psapi.LevelVersion, metrics.Mode, psapi.Attributes) {
+func newRecorder() *recorder {
+	count := func(name, help string, labels ...string) *prometheus.CounterVec {
+		return prometheus.NewCounterVec(prometheus.CounterOpts{Name: "pod_security_" + name + "_total", Help: help},
+			append([]string{"request_operation", "resource", "subresource"}, labels...))
+	}
+	return &recorder{
+		evaluations: count("evaluations", "Number of policy evaluations that occurred, not counting ignored or exempt requests.", "decision", "policy_level", "policy_version", "mode"),
+		exemptions:  count("exemptions", "Number of exempt requests, not counting ignored or out of scope requests."),
+		errors:      count("errors", "Number of errors preventing normal evaluation. Non-fatal errors may result in the latest restricted profile being used for evaluation.", "fatal"),
+	}
 }
-func (unrecorded) RecordExemption(psapi.Attributes)   {}
-func (unrecorded) RecordError(bool, psapi.Attributes) {}
+
+// labels are those that all three have.
+func (*recorder) labels(a psapi.Attributes, more ...string) []string {
+	resource := "controller"
+	switch a.GetResource().GroupResource() {
+	case corev1.Resource("pods"):
+		resource = "pod"
+	case corev1.Resource("namespaces"):
+		resource = "namespace"
+	}
+	return append([]string{strings.ToLower(string(a.GetOperation())), resource, a.GetSubresource()}, more...)
+}
+
+func (r *recorder) RecordEvaluation(d metrics.Decision, p psapi.LevelVersion, m metrics.Mode, a psapi.Attributes) {
+	version := "latest"
+	if !p.Version.Latest() && p.Level != psapi.LevelPrivileged {
+		version = "future"
+		if newest := psapi.MajorMinorVersion(1, 37); !newest.Older(p.Version) {
+			version = p.Version.String()
+		}
+	}
+	r.evaluations.WithLabelValues(r.labels(a, string(d), string(p.Level), version, string(m))...).Inc()
+}
+
+func (r *recorder) RecordExemption(a psapi.Attributes) {
+	r.exemptions.WithLabelValues(r.labels(a)...).Inc()
+}
+
+func (r *recorder) RecordError(fatal bool, a psapi.Attributes) {
+	r.errors.WithLabelValues(r.labels(a, strconv.FormatBool(fatal))...).Inc()
+}
+
+func (r *recorder) Describe(out chan<- *prometheus.Desc) {
+	r.evaluations.Describe(out)
+	r.exemptions.Describe(out)
+	r.errors.Describe(out)
+}
+
+func (r *recorder) Collect(out chan<- prometheus.Metric) {
+	r.evaluations.Collect(out)
+	r.exemptions.Collect(out)
+	r.errors.Collect(out)
+}

@@ -68,7 +68,7 @@ func TestResizeFitsTheNode(t *testing.T) {
 		old, now := pod(c.from...), pod(c.to...)
 		old.Generation, now.Generation = 1, 2
 		r := update("pods/resize", now, old)
-		err := Validate(t.Context(), New(Config{Reader: w}), r)
+		err := NewChain(New(Config{Reader: w})).Validate(t.Context(), r)
 		got := ""
 		if err != nil {
 			got = err.Error()

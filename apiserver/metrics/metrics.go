@@ -26,6 +26,7 @@ type Metrics struct {
 	streams    *prometheus.GaugeVec
 	deprecated *prometheus.GaugeVec
 	handler    http.Handler
+	access     *access
 	known      sync.Map // of key: *series, which are as many as those of the vectors
 }
 
@@ -83,6 +84,8 @@ func New(st store.Store, more ...prometheus.Collector) *Metrics {
 		}, func() float64 { return float64(st.Status().SizeBytes) }),
 		collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}),
 	)
+	m.access = newAccess()
+	m.Registry.MustRegister(m.access.collectors()...)
 	m.Registry.MustRegister(more...)
 	m.handler = promhttp.HandlerFor(m.Registry, promhttp.HandlerOpts{})
 	return m

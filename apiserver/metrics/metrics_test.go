@@ -1,12 +1,17 @@
 package metrics
 
 import (
+	"crypto/tls"
+	"crypto/x509"
+	"errors"
 	"io"
+	"log/slog"
 	"net/http/httptest"
 	"strings"
 	"testing"
 	"time"
 
+	"github.com/skiff-project/skiff/auth"
 	"github.com/skiff-project/skiff/store/embedded"
 )
 
@@ -29,6 +34,21 @@ func TestMetrics(t *testing.T) {
 	ended()
 	m.Deprecated(Request{Version: "v1", Resource: "endpoints"})
 
+	req := httptest.NewRequest("GET", "/", nil)
+	req.TLS = &tls.ConnectionState{PeerCertificates: []*x509.Certificate{{NotAfter: time.Now().Add(90 * time.Minute)}}}
+	byCertificate := map[string][]string{auth.CredentialIDKey: {"X509SHA256=1"}}
+	m.Authenticated(req, auth.User{Name: "jane@example.com", Extra: byCertificate}, true, nil, time.Millisecond)
+	m.Authenticated(req, auth.User{Name: "kubelet"}, true, nil, time.Millisecond)
+	m.Authenticated(req, auth.User{}, false, nil, time.Millisecond)
+	m.Authenticated(req, auth.User{}, false, errors.New("expired"), 3*time.Millisecond)
+	m.Authorized(auth.Allow, nil, time.Millisecond)
+	m.Authorized(auth.NoOpinion, errors.New("no answer"), time.Millisecond)
+	m.Terminated(with(func(r *Request) { r.Verb = "list" }), 429)
+	m.Aborted(with(func(r *Request) { r.Verb, r.Named = "get", true }))
+	log := m.ErrorLog(slog.DiscardHandler)
+	log.Print("http: TLS handshake error from 192.0.2.1:1: EOF")
+	log.Print("http: something else")
+
 	rec := httptest.NewRecorder()
 	m.ServeHTTP(rec, httptest.NewRequest("GET", "/metrics", nil))
 	body, _ := io.ReadAll(rec.Body)
@@ -42,6 +62,20 @@ func TestMetrics(t *testing.T) {
 		`apiserver_response_sizes_sum{component="apiserver",group="",resource="pods",scope="namespace",subresource="",verb="LIST",version="v1"} 12345`,
 		`apiserver_longrunning_requests{component="apiserver",group="",resource="pods",scope="namespace",subresource="",verb="WATCH",version="v1"} 1`,
 		`apiserver_requested_deprecated_apis{group="",removed_release="",resource="endpoints",subresource="",version="v1"} 1`,
+		`apiserver_client_certificate_expiration_seconds_bucket{le="3600"} 0`,
+		`apiserver_client_certificate_expiration_seconds_bucket{le="7200"} 1`,
+		`apiserver_client_certificate_expiration_seconds_count 1`,
+		`authenticated_user_requests{username="email_id"} 1`,
+		`authenticated_user_requests{username="kubelet"} 1`,
+		`authentication_attempts{result="success"} 2`,
+		`authentication_attempts{result="failure"} 1`,
+		`authentication_duration_seconds_bucket{result="error",le="0.002"} 0`,
+		`authentication_duration_seconds_bucket{result="error",le="0.004"} 1`,
+		`authorization_attempts_total{result="allowed"} 1`,
+		`authorization_attempts_total{result="error"} 1`,
+		`apiserver_request_terminations_total{code="429",component="apiserver",group="",resource="pods",scope="namespace",subresource="",verb="LIST",version="v1"} 1`,
+		`apiserver_request_aborts_total{group="",resource="pods",scope="resource",subresource="",verb="GET",version="v1"} 1`,
+		`apiserver_tls_handshake_errors_total 1`,
 		`apiserver_storage_size_bytes{storage_cluster_id="etcd-0"}`,
 	} {
 		if !strings.Contains(string(body), want) {

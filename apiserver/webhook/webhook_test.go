@@ -525,10 +525,10 @@ func TestAuditAnnotations(t *testing.T) {
 	ctx := admission.WithAnnotator(t.Context(), func(key, value string, body bool) { got = append(got, fmt.Sprint(key, " = ", value, " ", body)) })
 	r := &admission.Request{Attributes: auth.Attributes{ResourceRequest: true, Verb: "create", APIVersion: "v1", Resource: "configmaps", Namespace: "default"}, Object: configMap("x")}
 	r.Kind.Version, r.Kind.Kind = "v1", "ConfigMap"
-	if err := admission.Admit(ctx, w.plugins, r); err != nil {
+	if err := admission.NewChain(w.plugins).Admit(ctx, r); err != nil {
 		t.Fatal(err)
 	}
-	if err := admission.Validate(ctx, w.plugins, r); err != nil {
+	if err := admission.NewChain(w.plugins).Validate(ctx, r); err != nil {
 		t.Fatal(err)
 	}
 	want := []string{
@@ -813,10 +813,11 @@ func BenchmarkCreate(b *testing.B) {
 				w.mutate("m", mutatingHook(w.hook("/no", "* apps/v1/deployments")))
 				w.validate("v", w.hook("/no", "* apps/v1/deployments"))
 			}
+			chain := admission.NewChain(w.plugins)
 			r := &admission.Request{Attributes: auth.Attributes{ResourceRequest: true, Verb: "create", APIVersion: "v1", Resource: "configmaps", Namespace: "default"}, Object: configMap("x")}
 			for b.Loop() {
 				r := *r
-				if admission.Admit(b.Context(), w.plugins, &r) != nil || admission.Validate(b.Context(), w.plugins, &r) != nil {
+				if chain.Admit(b.Context(), &r) != nil || chain.Validate(b.Context(), &r) != nil {
 					b.Fatal("denied")
 				}
 			}
