@@ -124,7 +124,8 @@ interop: build ## each component swapped with upstream's, one at a time (as root
 differential: build ## the same requests to Skiff's API server and upstream's; differences that known.txt does not explain fail
 	CGO_ENABLED=0 $(GO) run ./test/differential --skiff $(CURDIR)/bin/skiff --focus '$(FOCUS)' --only '$(ONLY)'
 
-# SUITE=start,api (default: all) ROUNDS=5; BENCH holds further flags of test/bench, such as -only=skiff
+# SUITE=start,api (default: all) ROUNDS=5; BENCH holds further flags of test/bench, such as -only=skiff, or
+# '-kubeconfig FILE' to measure a cluster that runs already (SUITE=api,bulk,sched,scale), whosever it is
 bench: build ## Skiff against upstream, side by side; writes docs/BENCHMARKS.md
 	CGO_ENABLED=0 $(GO) build -trimpath -buildvcs=false -o bin/bench ./test/bench
 	bin/bench -suite '$(SUITE)' -rounds $(or $(ROUNDS),5) $(BENCH)

@@ -57,9 +57,13 @@ func (l load) do(ctx context.Context, op func(ctx context.Context, worker, i int
 // measure does a load and gives two figures: what the servers ran for per
 // operation, and the operations per second.
 func (r *round) measure(ctx context.Context, name string, l load, op func(ctx context.Context, worker, i int) error) error {
-	list := servers()
+	list := r.servers()
 	before := running(list)
 	profiled := r.profile(ctx, name)
+	latencies := func() []time.Duration { return nil }
+	if r.Kubeconfig != "" {
+		op, latencies = timed(l.workers, op)
+	}
 	n, took, err := l.do(ctx, op)
 	if err != nil {
 		return fmt.Errorf("%s: %w", name, err)
@@ -68,6 +72,10 @@ func (r *round) measure(ctx context.Context, name string, l load, op func(ctx co
 		return fmt.Errorf("profile of %s: %w", name, err)
 	}
 	r.perOperation(name, running(list)-before, n, took)
+	if all := latencies(); len(all) > 0 {
+		r.duration(name+": latency, median", quantile(all, 0.5))
+		r.duration(name+": latency, 99th of 100", quantile(all, 0.99))
+	}
 	return nil
 }
 
@@ -89,7 +97,9 @@ func (r *round) profile(ctx context.Context, name string) func() error {
 }
 
 func (r *round) perOperation(name string, cpu time.Duration, n int, took time.Duration) {
-	r.figure(name+": server CPU", "µs", float64(cpu.Nanoseconds())/1000/float64(n))
+	if len(r.servers()) > 0 {
+		r.figure(name+": server CPU", "µs", float64(cpu.Nanoseconds())/1000/float64(n))
+	}
 	r.figure(name+": rate", "/s", float64(n)/took.Seconds())
 }
 
@@ -98,6 +108,7 @@ func (r *round) perOperation(name string, cpu time.Duration, n int, took time.Du
 type wire struct {
 	http *http.Client
 	base string
+	done func() // closes what is idle
 }
 
 // dial opens connections of their own.
@@ -108,15 +119,25 @@ func (c *cluster) dial(n int) ([]*wire, error) {
 	}
 	wires := make([]*wire, n)
 	for i := range wires {
-		t := utilnet.SetTransportDefaults(&http.Transport{TLSClientConfig: tls.Clone(), DisableCompression: true})
-		wires[i] = &wire{&http.Client{Transport: t}, c.config.Host}
+		t := utilnet.SetTransportDefaults(&http.Transport{TLSClientConfig: tls.Clone(), DisableCompression: true, Proxy: c.config.Proxy})
+		wires[i] = &wire{&http.Client{Transport: t}, c.config.Host, t.CloseIdleConnections}
+		if c.space != "" { // whose file may have tokens and addresses of any form
+			base, _, err := rest.DefaultServerUrlFor(c.config)
+			if err != nil {
+				return nil, err
+			}
+			wires[i].base = strings.TrimSuffix(base.String(), "/")
+			if wires[i].http.Transport, err = rest.HTTPWrappersForConfig(c.config, t); err != nil {
+				return nil, err
+			}
+		}
 	}
 	return wires, nil
 }
 
 func hangUp(wires []*wire) {
 	for _, w := range wires {
-		w.http.CloseIdleConnections()
+		w.done()
 	}
 }
 

@@ -10,6 +10,9 @@
 // measured goes to the first process as figures; when the worker's first
 // process ends, the kernel ends everything that it started.
 //
+// With -kubeconfig FILE a cluster is measured that runs already, whosever: see
+// options.visit.
+//
 // Server CPU is what all processes in the worker's namespace but the worker
 // itself ran for, from the kernel's clock of each process.
 package main
@@ -53,6 +56,10 @@ type options struct {
 	// Profiles is where CPU and heap profiles of Skiff under each load go; empty: none are taken, as they cost.
 	Profiles string
 
+	Kubeconfig string        // of a cluster that runs already; empty: bench starts its own
+	PIDs       []int         // of that cluster's processes on this machine
+	Burst      time.Duration // api: of a load that has no number
+
 	Settle, Span time.Duration // size: wait before, and length of, the idle time
 	Keys         int           // store: in the large store
 	Pods         int           // api, sched: created
@@ -68,6 +75,11 @@ func main() {
 	var o options
 	flag.StringVar(&o.Suite, "suite", "", "suites to run, separated by commas (default: all)")
 	flag.IntVar(&o.Rounds, "rounds", 5, "rounds of each suite")
+	flag.StringVar(&o.Kubeconfig, "kubeconfig", "", "measure the cluster of this file, which runs already, in namespaces that are deleted again; suites api, bulk, sched, scale; writes no document, needs no root")
+	flag.Func("pid", "with -kubeconfig: processes of the server on this machine, separated by commas, whose CPU and memory to measure (default: neither is)", func(list string) error {
+		return json.Unmarshal([]byte("["+list+"]"), &o.PIDs)
+	})
+	flag.DurationVar(&o.Burst, "burst", 2*time.Second, "api: how long each load lasts that has no number")
 	flag.StringVar(&o.Only, "only", "", "measure one system alone: skiff or upstream; writes no document")
 	flag.StringVar(&o.Skiff, "skiff", "bin/skiff", "Skiff's binary")
 	flag.StringVar(&o.Dir, "dir", "/var/tmp", "where data folders are made; must not be in memory")
@@ -77,7 +89,7 @@ func main() {
 	flag.DurationVar(&o.Span, "span", 2*time.Minute, "size: how long it is watched")
 	flag.IntVar(&o.Keys, "keys", 1_000_000, "store: keys of the large store")
 	flag.IntVar(&o.Pods, "pods", 10_000, "api: pods created")
-	flag.Func("nodes", "sched, scale: numbers of nodes, separated by commas (default: the suite's)", func(list string) error {
+	flag.Func("nodes", "sched, scale: numbers of nodes, separated by commas (default: the suite's; with -kubeconfig 100)", func(list string) error {
 		return json.Unmarshal([]byte("["+list+"]"), &o.Nodes)
 	})
 	flag.Float64Var(&o.Noise, "noise", 0.5, "spread, (max-min)/median, from which a figure is marked as noisy")
@@ -88,6 +100,13 @@ func main() {
 	if *render {
 		exitOn(document(o.Docs))
 		return
+	}
+	if o.Kubeconfig != "" {
+		exitOn(o.visit(ctx, os.Stdout))
+		return
+	}
+	if o.PIDs != nil {
+		exitOn(errors.New("-pid is for -kubeconfig: of clusters that bench starts it measures all processes"))
 	}
 	exitOn(run(ctx, o))
 }

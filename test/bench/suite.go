@@ -11,6 +11,7 @@ import (
 type suite struct {
 	name, about string
 	run         func(context.Context, *round) error // one round of one system
+	visits      bool                                // it may run on a cluster that somebody else started
 	together    bool                                // both systems at the same time: nothing is done but wait
 	limit       time.Duration                       // of one round of one system
 	rounds      int                                 // at most, if not 0

@@ -27,7 +27,7 @@ import (
 )
 
 var apiSuite = suite{
-	name: "api", limit: 20 * time.Minute, run: runAPI,
+	name: "api", limit: 20 * time.Minute, run: runAPI, visits: true,
 	about: "Control plane and database, all processes together, on a fresh cluster. The clients are 20 at a time, or as many as a figure says, over 4 connections, " +
 		"bare HTTP/2 but where client-go is named; a LIST of all pods is one client's, an event's watchers are over 10 connections. No answer is compressed. " +
 		"The pods are no scheduler's; one of 100 has the label and the node that are selected by. An apply sends the whole pod with one annotation changed. " +
@@ -43,7 +43,7 @@ var apiSuite = suite{
 }
 
 var bulkSuite = suite{
-	name: "bulk", limit: 25 * time.Minute, rounds: 1, run: runBulk,
+	name: "bulk", limit: 25 * time.Minute, rounds: 1, run: runBulk, visits: true,
 	about: "As api, with 100,000 pods: what they take, and what lists of them cost. One list of all takes upstream seconds, so a figure is of few.",
 	budgets: map[string]string{
 		"memory per 10,000 pods": "50 MB, 1/8", "LIST of all pods, protobuf: server CPU": "1/20", "LIST of all pods, JSON: server CPU": "1/4",
@@ -73,8 +73,6 @@ const (
 	applyPatch     = "application/apply-patch+yaml" // JSON is YAML
 	jsonType       = "application/json"
 	tableType      = "application/json;as=Table;v=v1;g=meta.k8s.io"
-	podsPath       = "/api/v1/namespaces/default/pods"
-	mapsPath       = "/api/v1/namespaces/default/configmaps"
 )
 
 func runAPI(ctx context.Context, r *round) error {
@@ -103,19 +101,20 @@ func (r *round) pods(ctx context.Context, c *cluster, wires []*wire) error {
 	if err != nil {
 		return err
 	}
-	node := &corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: chosen}} // pods of a node that is not there are soon deleted
+	node := &corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: c.name(chosen)}} // pods of a node that is not there are soon deleted
 	if _, err := c.client.CoreV1().Nodes().Create(ctx, node, metav1.CreateOptions{}); err != nil {
 		return err
 	}
+	c.nodes = append(c.nodes, node.Name)
 	err = r.measure(ctx, "pod create, protobuf", load{workers: clients, count: r.Pods}, func(ctx context.Context, w, i int) error {
 		pod := typicalPod(podName(i))
 		if i%100 == 0 {
-			pod.Labels[chosen], pod.Spec.NodeName = "true", chosen
+			pod.Labels[chosen], pod.Spec.NodeName = "true", node.Name
 			pod.Spec.Tolerations = []corev1.Toleration{{Operator: corev1.TolerationOpExists}} // or they go when the node is not Ready
 		}
-		return wires[w%len(wires)].create(ctx, podsPath, protobuf, pod)
+		return wires[w%len(wires)].create(ctx, c.path("pods"), protobuf, pod)
 	})
-	if err != nil || r.Round > 0 {
+	if err != nil || r.Round > 0 || len(r.servers()) == 0 {
 		return err
 	}
 	after, err := r.rested(ctx, 150*time.Second) // Go collects a calm program's garbage every two minutes
@@ -124,7 +123,7 @@ func (r *round) pods(ctx context.Context, c *cluster, wires []*wire) error {
 	}
 	r.figure("memory, empty", "MB", before)
 	r.figure("memory per 10,000 pods", "MB", (after-before)*10_000/float64(r.Pods))
-	peak, err := c.listPeak(ctx)
+	peak, err := r.listPeak(ctx, c)
 	r.figure("ten LISTs of all pods at once, protobuf: memory above", "MB", peak-after)
 	return err
 }
@@ -148,7 +147,7 @@ func (w *wire) create(ctx context.Context, path, format string, obj runtime.Obje
 }
 
 // listPeak is the most memory the servers have while ten clients list all pods.
-func (c *cluster) listPeak(ctx context.Context) (peak float64, err error) {
+func (r *round) listPeak(ctx context.Context, c *cluster) (peak float64, err error) {
 	const lists = 10
 	own, err := c.dial(lists)
 	if err != nil {
@@ -158,11 +157,11 @@ func (c *cluster) listPeak(ctx context.Context) (peak float64, err error) {
 	done := make(chan error, 1)
 	go func() {
 		_, _, err := load{workers: lists, count: lists}.do(ctx, func(ctx context.Context, w, _ int) error {
-			return own[w].do(ctx, "GET", podsPath, protobuf, "", nil)
+			return own[w].do(ctx, "GET", c.path("pods"), protobuf, "", nil)
 		})
 		done <- err
 	}()
-	for list := servers(); ; {
+	for list := r.servers(); ; {
 		peak = max(peak, memory(list))
 		select {
 		case err := <-done:
@@ -174,7 +173,7 @@ func (c *cluster) listPeak(ctx context.Context) (peak float64, err error) {
 
 // podLists measures before anything changes the pods: who changes more would have longer lists.
 func (r *round) podLists(ctx context.Context, c *cluster, wires []*wire) error {
-	const byLabel, byNode = chosen + "=true", "spec.nodeName=" + chosen
+	byLabel, byNode := chosen+"=true", "spec.nodeName="+c.name(chosen)
 	for _, k := range []struct {
 		name, query, accept string
 		clients             int
@@ -189,15 +188,15 @@ func (r *round) podLists(ctx context.Context, c *cluster, wires []*wire) error {
 		{"LIST of 1 % of pods by node, JSON", "?fieldSelector=" + byNode, jsonType, clients},
 		{"LIST of 1 % of pods by node, Table", "?fieldSelector=" + byNode, tableType, clients},
 	} {
-		err := r.measure(ctx, k.name, load{workers: k.clients, span: 2 * time.Second}, func(ctx context.Context, w, _ int) error {
-			return wires[w%len(wires)].do(ctx, "GET", podsPath+k.query, k.accept, "", nil)
+		err := r.measure(ctx, k.name, load{workers: k.clients, span: r.Burst}, func(ctx context.Context, w, _ int) error {
+			return wires[w%len(wires)].do(ctx, "GET", c.path("pods")+k.query, k.accept, "", nil)
 		})
 		if err != nil {
 			return err
 		}
 	}
 	for _, o := range []metav1.ListOptions{{LabelSelector: byLabel}, {FieldSelector: byNode}} { // that it was they
-		list, err := c.client.CoreV1().Pods(metav1.NamespaceDefault).List(ctx, o)
+		list, err := c.client.CoreV1().Pods(c.namespace()).List(ctx, o)
 		if err != nil {
 			return err
 		}
@@ -210,7 +209,8 @@ func (r *round) podLists(ctx context.Context, c *cluster, wires []*wire) error {
 
 // creates measures what the memory was not to be measured after.
 func (r *round) creates(ctx context.Context, c *cluster, wires []*wire) error {
-	const count = 2000
+	count := min(2000, r.Pods)
+	mapsPath := c.path("configmaps")
 	plain, err := kubernetes.NewForConfig(c.config)
 	if err != nil {
 		return err
@@ -221,7 +221,7 @@ func (r *round) creates(ctx context.Context, c *cluster, wires []*wire) error {
 			ObjectMeta: metav1.ObjectMeta{Name: fmt.Sprintf("%s-%d", name, i)}, Data: map[string]string{"key": "value"},
 		}
 	}
-	maps := plain.CoreV1().ConfigMaps(metav1.NamespaceDefault)
+	maps := plain.CoreV1().ConfigMaps(c.namespace())
 	err = r.measure(ctx, "ConfigMap create, client-go, JSON", load{workers: clients, count: count}, func(ctx context.Context, _, i int) error {
 		_, err := maps.Create(ctx, configMap("map", i), metav1.CreateOptions{})
 		return err
@@ -257,12 +257,26 @@ func (r *round) creates(ctx context.Context, c *cluster, wires []*wire) error {
 
 // newNamespace makes one that pods can be made in, and returns the path of its pods.
 func (c *cluster) newNamespace(ctx context.Context, name string) (string, error) {
+	name = c.name(name)
+	path, err := c.makeNamespace(ctx, name)
+	if err != nil {
+		return "", err
+	}
+	return path, within(ctx, 20*time.Second, "a pod in a new namespace", func(ctx context.Context) error {
+		_, err := c.client.CoreV1().Pods(name).Create(ctx, typicalPod("pod"), metav1.CreateOptions{})
+		return err
+	})
+}
+
+// makeNamespace makes a namespace, waits for its account, without which no pod can be made, and returns the path of its pods.
+func (c *cluster) makeNamespace(ctx context.Context, name string) (string, error) {
 	space := &corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: name}}
 	if _, err := c.client.CoreV1().Namespaces().Create(ctx, space, metav1.CreateOptions{}); err != nil {
 		return "", err
 	}
-	return "/api/v1/namespaces/" + name + "/pods", within(ctx, 20*time.Second, "a pod in a new namespace", func(ctx context.Context) error {
-		_, err := c.client.CoreV1().Pods(name).Create(ctx, typicalPod("pod"), metav1.CreateOptions{})
+	c.spaces = append(c.spaces, name)
+	return "/api/v1/namespaces/" + name + "/pods", within(ctx, 20*time.Second, "the account of namespace "+name, func(ctx context.Context) error {
+		_, err := c.client.CoreV1().ServiceAccounts(name).Get(ctx, "default", metav1.GetOptions{})
 		return err
 	})
 }
@@ -271,16 +285,16 @@ func (c *cluster) newNamespace(ctx context.Context, name string) (string, error)
 // one has is garbage.
 func (r *round) rested(ctx context.Context, span time.Duration) (least float64, err error) {
 	least = math.Inf(1)
-	for began := time.Now(); r.Round == 0 && time.Since(began) < span && err == nil; err = sleep(ctx, 2*time.Second) {
-		least = min(least, memory(servers()))
+	for began := time.Now(); r.Round == 0 && len(r.servers()) > 0 && time.Since(began) < span && err == nil; err = sleep(ctx, 2*time.Second) {
+		least = min(least, memory(r.servers()))
 	}
 	return least, err
 }
 
 func (r *round) podRequests(ctx context.Context, c *cluster, wires []*wire) error {
-	span := load{workers: clients, span: 2 * time.Second}
+	span := load{workers: clients, span: r.Burst}
 	err := r.measure(ctx, "pod GET, protobuf", span, func(ctx context.Context, w, i int) error {
-		return wires[w%len(wires)].do(ctx, "GET", podsPath+"/"+podName(i*7919%r.Pods), protobuf, "", nil)
+		return wires[w%len(wires)].do(ctx, "GET", c.path("pods")+"/"+podName(i*7919%r.Pods), protobuf, "", nil)
 	})
 	if err != nil {
 		return err
@@ -306,7 +320,7 @@ func (r *round) podRequests(ctx context.Context, c *cluster, wires []*wire) erro
 			if err != nil {
 				return err
 			}
-			return wires[w%len(wires)].do(ctx, "PATCH", podsPath+"/"+podName(i%r.Pods)+k.query, jsonType, k.format, body)
+			return wires[w%len(wires)].do(ctx, "PATCH", c.path("pods")+"/"+podName(i%r.Pods)+k.query, jsonType, k.format, body)
 		})
 		if err != nil {
 			return err
@@ -317,7 +331,7 @@ func (r *round) podRequests(ctx context.Context, c *cluster, wires []*wire) erro
 
 // leases are renewed as kubelets do: by client-go, from the last answer.
 func (r *round) leases(ctx context.Context, c *cluster, _ []*wire) error {
-	api := c.client.CoordinationV1().Leases(metav1.NamespaceDefault)
+	api := c.client.CoordinationV1().Leases(c.namespace())
 	held := make([]*coordinationv1.Lease, clients)
 	seconds := int32(40)
 	for i := range held {
@@ -331,7 +345,7 @@ func (r *round) leases(ctx context.Context, c *cluster, _ []*wire) error {
 			return err
 		}
 	}
-	return r.measure(ctx, "lease update, client-go, protobuf", load{workers: clients, span: 2 * time.Second}, func(ctx context.Context, w, _ int) (err error) {
+	return r.measure(ctx, "lease update, client-go, protobuf", load{workers: clients, span: r.Burst}, func(ctx context.Context, w, _ int) (err error) {
 		held[w].Spec.RenewTime = &metav1.MicroTime{Time: time.Now()}
 		held[w], err = api.Update(ctx, held[w], metav1.UpdateOptions{})
 		return err
@@ -388,7 +402,7 @@ func (r *round) watch(ctx context.Context, c *cluster, writer *wire, pods, name 
 	if err := reach(watchers); err != nil { // the pod as it is
 		return err
 	}
-	list := servers()
+	list := r.servers()
 	before, began := running(list), time.Now()
 	for i := range events {
 		body := fmt.Appendf(nil, `{"metadata":{"labels":{"turn":"%d"}}}`, i)

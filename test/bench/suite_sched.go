@@ -21,7 +21,7 @@ import (
 )
 
 var schedSuite = suite{
-	name: "sched", limit: 20 * time.Minute, run: runSched,
+	name: "sched", limit: 20 * time.Minute, run: runSched, visits: true,
 	about: "Identical pods, created as fast as the system takes them by 20 clients (2,000; with 100 nodes 1,000), until all are bound; on simulated nodes that renew their leases every 20 s and " +
 		"acknowledge each pod with one status write. What the heartbeats cost, measured before, is subtracted from the CPU. " + crowdAbout,
 	budgets: map[string]string{"5,000 nodes: create to bound": "3,000/s, 20×"},
@@ -31,8 +31,10 @@ func runSched(ctx context.Context, r *round) error {
 	for _, n := range r.sizes([]int{100, 1000, 5000}) {
 		dir := filepath.Join(r.Dir, fmt.Sprintf("n%d", n))
 		err := r.with(ctx, parts{dir: dir, crowd: true}, func(c *cluster) error {
-			if err := c.cordon(ctx); err != nil {
-				return err
+			if c.space == "" {
+				if err := c.cordon(ctx); err != nil {
+					return err
+				}
 			}
 			crowd, err := c.addNodes(ctx, "n", n, 20*time.Second, 8*time.Minute)
 			if err != nil {
@@ -59,8 +61,8 @@ func (r *round) schedule(ctx context.Context, c *cluster, nodes int) error {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	broken := make(chan error, 1)
-	go func() { broken <- bound.follow(ctx, wires[4]) }()
-	meter, err := newMeter(ctx)
+	go func() { broken <- bound.follow(ctx, wires[4], c.path("pods")) }()
+	meter, err := newMeter(ctx, r.servers())
 	if err != nil {
 		return err
 	}
@@ -69,11 +71,12 @@ func (r *round) schedule(ctx context.Context, c *cluster, nodes int) error {
 	_, _, err = load{workers: clients, count: pods}.do(ctx, func(ctx context.Context, w, i int) error {
 		pod := typicalPod(fmt.Sprintf("pod-%05d", i))
 		pod.Spec.SchedulerName = corev1.DefaultSchedulerName
+		c.here(pod)
 		body, err := encode(pod)
 		if err != nil {
 			return err
 		}
-		return wires[w%4].do(ctx, "POST", podsPath, protobuf, protobuf, body)
+		return wires[w%4].do(ctx, "POST", c.path("pods"), protobuf, protobuf, body)
 	})
 	if err != nil {
 		return err
@@ -104,7 +107,9 @@ func (r *round) schedule(ctx context.Context, c *cluster, nodes int) error {
 	for _, v := range per {
 		sum += v
 	}
-	r.figure(prefix+"server CPU per pod", "µs", sum)
+	if len(names) > 0 {
+		r.figure(prefix+"server CPU per pod", "µs", sum)
+	}
 	for _, name := range names {
 		if r.System == upstream {
 			r.figure(prefix+"CPU per pod, "+name, "µs", per[name])
@@ -123,12 +128,15 @@ type meter struct {
 
 // newMeter watches the heartbeats for 10 seconds, once the registrations have
 // been digested.
-func newMeter(ctx context.Context) (*meter, error) {
+func newMeter(ctx context.Context, list []process) (*meter, error) {
+	if len(list) == 0 {
+		return &meter{}, nil
+	}
 	if err := sleep(ctx, 10*time.Second); err != nil {
 		return nil, err
 	}
 	m := &meter{before: map[string]time.Duration{}, beats: map[string]float64{}}
-	m.names, m.groups = byName(servers())
+	m.names, m.groups = byName(list)
 	began := time.Now()
 	for name, list := range m.groups {
 		m.before[name] = running(list)
@@ -159,9 +167,9 @@ type tally struct{ pods, ended atomic.Int64 }
 // follow counts until ctx ends. A server may end a watch, and kube-apiserver
 // does when the reader lags behind its small buffer; the next one begins with
 // all there is, as any client's does.
-func (t *tally) follow(ctx context.Context, w *wire) error {
+func (t *tally) follow(ctx context.Context, w *wire, path string) error {
 	for {
-		watch, err := w.open(ctx, "GET", podsPath+"?watch=true&fieldSelector=spec.nodeName!%3D", protobuf+";stream=watch", "", nil)
+		watch, err := w.open(ctx, "GET", path+"?watch=true&fieldSelector=spec.nodeName!%3D", protobuf+";stream=watch", "", nil)
 		if err == nil {
 			t.pods.Store(0)
 			err = countAdded(watch, &t.pods)
@@ -226,12 +234,18 @@ type crowd struct {
 
 // addNodes adds simulated nodes to a cluster and waits until pods may be put on them.
 func (c *cluster) addNodes(ctx context.Context, prefix string, n int, lease, limit time.Duration) (*crowd, error) {
-	kubelets, err := hollow.New(hollow.Config{Client: c.client, Nodes: n, Prefix: prefix, LeaseInterval: lease, Timing: hollow.Timing{Start: time.Hour}})
+	cfg := hollow.Config{Client: c.client, Nodes: n, Prefix: c.name(prefix), LeaseInterval: lease, Timing: hollow.Timing{Start: time.Hour}}
+	if c.space != "" {
+		cfg.Labels = map[string]string{benchKey: c.space}
+		cfg.Taints = []corev1.Taint{{Key: benchKey, Value: c.space, Effect: corev1.TaintEffectNoSchedule}}
+	}
+	kubelets, err := hollow.New(cfg)
 	if err != nil {
 		return nil, err
 	}
 	run, cancel := context.WithCancel(ctx)
 	k := &crowd{kubelets, cancel, make(chan error, 1)}
+	c.crowds = append(c.crowds, k)
 	go func() { k.ended <- kubelets.Run(run) }()
 	err = within(ctx, limit, fmt.Sprintf("%d simulated nodes", n), func(ctx context.Context) error {
 		select {
@@ -255,20 +269,27 @@ func (c *cluster) addNodes(ctx context.Context, prefix string, n int, lease, lim
 	return k, nil
 }
 
-// leave ends the kubelets; their nodes stay.
+// leave ends the kubelets, once; their nodes stay.
 func (k *crowd) leave() error {
 	k.cancel()
-	return <-k.ended
+	err := <-k.ended
+	k.ended <- nil
+	return err
 }
 
 // notReady counts the nodes that are not, or that are tainted as new.
 func (c *cluster) notReady(ctx context.Context) (n int, err error) {
-	list, err := c.client.CoreV1().Nodes().List(ctx, metav1.ListOptions{ResourceVersion: "0"})
+	opt := metav1.ListOptions{ResourceVersion: "0"}
+	own := 0 // taints
+	if c.space != "" {
+		opt.LabelSelector, own = benchKey+"="+c.space, 1
+	}
+	list, err := c.client.CoreV1().Nodes().List(ctx, opt)
 	if err != nil {
 		return 0, err
 	}
 	for _, node := range list.Items {
-		good := len(node.Spec.Taints) == 0 || node.Spec.Unschedulable
+		good := len(node.Spec.Taints) == own || node.Spec.Unschedulable
 		for _, cond := range node.Status.Conditions {
 			good = good && (cond.Type != corev1.NodeReady || cond.Status == corev1.ConditionTrue)
 		}

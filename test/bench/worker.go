@@ -3,6 +3,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -28,6 +29,8 @@ type round struct {
 	options
 	out  *json.Encoder
 	have *cluster // the newest
+
+	named []process // with -kubeconfig: the server's, as far as they are known
 }
 
 // sample is one measured value.
@@ -57,6 +60,9 @@ func (r *round) sizes(own []int) []int {
 	if r.Nodes != nil {
 		return r.Nodes
 	}
+	if r.Kubeconfig != "" {
+		return []int{100}
+	}
 	return own
 }
 
@@ -80,6 +86,28 @@ type cluster struct {
 	ready  time.Duration // from then until the node was, if it has one
 	image  string        // on the node, with a sleep
 	stop   func() error  // it keeps the data folder
+
+	// Of a cluster that was there before: the prefix of all that is made in it,
+	// and that.
+	space         string
+	spaces, nodes []string
+	crowds        []*crowd
+}
+
+// name is what an object is called that has no namespace.
+func (c *cluster) name(name string) string {
+	if c.space == "" {
+		return name
+	}
+	return c.space + "-" + name
+}
+
+// namespace is where most happens.
+func (c *cluster) namespace() string { return cmp.Or(c.space, metav1.NamespaceDefault) }
+
+// path is that of a core resource there.
+func (c *cluster) path(resource string) string {
+	return "/api/v1/namespaces/" + c.namespace() + "/" + resource
 }
 
 // parts say what a cluster is of.
@@ -108,6 +136,9 @@ func (r *round) start(ctx context.Context, p parts) (*cluster, error) {
 
 // with runs do on a cluster and stops it.
 func (r *round) with(ctx context.Context, p parts, do func(*cluster) error) error {
+	if r.Kubeconfig != "" {
+		return r.visitWith(ctx, do)
+	}
 	c, err := r.start(ctx, p)
 	if err != nil {
 		return err
