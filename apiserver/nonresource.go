@@ -105,7 +105,7 @@ func (s *Server) serveOpenID(c *call, path string) {
 	}
 	doc, typ := t.JWKS, serviceaccount.JWKSType
 	if path == serviceaccount.OpenIDConfigPath {
-		doc, typ = func() ([]byte, error) { return t.OpenIDConfig("", s.externalAddress()) }, serviceaccount.OpenIDConfigType
+		doc, typ = func() ([]byte, error) { return t.OpenIDConfig(s.externalAddress()) }, serviceaccount.OpenIDConfigType
 	}
 	data, err := doc()
 	if err != nil {

@@ -8,20 +8,23 @@ import (
 	"math"
 	"net"
 	"net/netip"
+	"net/url"
 	"slices"
 	"strconv"
 	"strings"
 	"time"
 
-	corev1 "k8s.io/api/core/v1"
-
 	"github.com/spf13/pflag"
+	corev1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/runtime/schema"
 
+	"github.com/skiff-project/skiff/api/all"
 	"github.com/skiff-project/skiff/apiserver"
 	"github.com/skiff-project/skiff/apiserver/admission"
 	"github.com/skiff-project/skiff/apiserver/admission/config"
 	"github.com/skiff-project/skiff/apiserver/alloc"
 	"github.com/skiff-project/skiff/apiserver/plugins"
+	"github.com/skiff-project/skiff/cli/gates"
 	"github.com/skiff-project/skiff/cluster"
 )
 
@@ -36,7 +39,7 @@ var apiServerHarmless = []harmless{
 	{"audit-log-batch-max-size audit-log-batch-max-wait audit-log-batch-throttle-enable? audit-log-batch-throttle-qps audit-log-batch-throttle-burst " +
 		"audit-webhook-batch-throttle-enable? audit-webhook-batch-throttle-qps audit-webhook-batch-throttle-burst audit-log-truncate-max-batch-size " +
 		"audit-log-truncate-max-event-size audit-webhook-truncate-max-batch-size audit-webhook-truncate-max-event-size", "files are written as events come; a webhook is sent at most ten batches a second"},
-	{"service-account-lookup? service-account-extend-token-expiration?", "tokens are always looked up"},
+	{"service-account-lookup?", "tokens are always looked up"},
 }
 
 // apiServerFlags are upstream kube-apiserver's flags, as far as they have a
@@ -59,6 +62,10 @@ type apiServerFlags struct {
 	watchSeconds int
 	addresses    []string
 	reconciler   string
+	privileged   bool
+	extend       bool
+	notReady     int64
+	unreachable  int64
 	user, uid    []string
 	group, extra []string
 }
@@ -108,18 +115,13 @@ func apiServerProgram() (*program, *apiServerFlags) {
 	fs.StringVar(&o.KubeletCAFile, "kubelet-certificate-authority", "", "authority of kubelets' certificates (default: any is accepted)")
 	fs.StringSliceVar(&f.serviceCIDRs, "service-cluster-ip-range", []string{"10.0.0.0/24"}, "range of Services' cluster IPs")
 	fs.Var((*portRange)(&o.NodePorts), "service-node-port-range", "ports for NodePort Services: first-last or first+more (default 30000-32767)")
-	fs.StringSliceVar(&f.issuers, "service-account-issuer", nil, "issuer of service account tokens")
-	fs.StringSliceVar(&o.KeyFiles, "service-account-key-file", nil, "keys that verify service account tokens")
-	fs.StringVar(&o.SigningKeyFile, "service-account-signing-key-file", "", "key that signs service account tokens")
-	fs.DurationVar(&o.MaxTokenLife, "service-account-max-token-expiration", 0, "longest life of a service account token (default: no limit)")
-	fs.StringSliceVar(&o.Audiences, "api-audiences", nil, "audiences of tokens that are for this server (default: the issuer)")
+	f.addTokens(fs)
 	f.addAdmission(fs)
 	f.auth.add(p)
-	p.limited("allow-privileged", "true", "use Pod Security admission against privileged containers", "true")
-	p.limited("enable-bootstrap-token-auth", "true", "bootstrap tokens are Secrets: make none", "true")
+	fs.BoolVar(&f.privileged, "allow-privileged", false, "let containers be privileged, where Pod Security admission lets them")
 	p.limited("storage-media-type", "application/vnd.kubernetes.protobuf", "objects are stored so", "application/vnd.kubernetes.protobuf")
 	p.limited("storage-backend", "etcd3", "there is no other", "", "etcd3")
-	p.limited("runtime-config", "", "every API that is there is served", "", "api/all=true")
+	fs.Var(&gates.APIs{Served: servedAPIs}, "runtime-config", "API versions, =true or false, comma-separated: taken where what is asked for is so already")
 	p.limited("aggregator-reject-forwarding-redirect", "true", "a redirect would take the client's credentials along", "true")
 	p.limited("cloud-provider", "", "there is no cloud provider here", "")
 	p.run = func(ctx context.Context, log *slog.Logger) error {
@@ -139,10 +141,24 @@ func apiServerProgram() (*program, *apiServerFlags) {
 	return p, f
 }
 
+// addTokens is about service accounts'.
+func (f *apiServerFlags) addTokens(fs *pflag.FlagSet) {
+	o := &f.opts
+	fs.StringSliceVar(&f.issuers, "service-account-issuer", nil, "issuer of service account tokens")
+	fs.StringSliceVar(&o.KeyFiles, "service-account-key-file", nil, "keys that verify service account tokens")
+	fs.StringVar(&o.SigningKeyFile, "service-account-signing-key-file", "", "key that signs service account tokens")
+	fs.DurationVar(&o.MaxTokenLife, "service-account-max-token-expiration", 0, "longest life of a service account token (default: no limit)")
+	fs.BoolVar(&f.extend, "service-account-extend-token-expiration", true, "tokens that kubelets ask for an hour for pods are good for a year; uses after the hour are audited")
+	fs.StringVar(&o.JWKSURI, "service-account-jwks-uri", "", "https URL where others find the keys of service account tokens (default: at this server)")
+	fs.StringSliceVar(&o.Audiences, "api-audiences", nil, "audiences of tokens that are for this server (default: the issuer)")
+}
+
 func (f *apiServerFlags) addAdmission(fs *pflag.FlagSet) {
 	fs.StringSliceVar(&f.enable, "enable-admission-plugins", nil, "admission plugins to add to those that are on: "+strings.Join(admission.Optional(), ", "))
 	fs.StringVar(&f.admission, "admission-control-config-file", "", "AdmissionConfiguration: what "+strings.Join(config.Names(), ", ")+" are told (default: nothing)")
 	fs.StringSliceVar(&f.disable, "disable-admission-plugins", nil, "admission plugins to leave out")
+	fs.Int64Var(&f.notReady, "default-not-ready-toleration-seconds", 300, "how long pods that do not say stay on a node that is not ready")
+	fs.Int64Var(&f.unreachable, "default-unreachable-toleration-seconds", 300, "the same for a node that is not reachable")
 }
 
 // anyCluster are the flags of kube-apiserver, by their beginnings, that apply to
@@ -150,7 +166,9 @@ func (f *apiServerFlags) addAdmission(fs *pflag.FlagSet) {
 var anyCluster = []string{"audit-", "oidc-", "authentication-", "authorization-", "anonymous-auth", "enable-admission-plugins",
 	"disable-admission-plugins", "admission-control-config-file", "max-requests-inflight", "max-mutating-requests-inflight",
 	"enable-priority-and-fairness", "request-timeout", "min-request-timeout", "event-ttl", "service-node-port-range",
-	"etcd-compaction-interval", "kubelet-preferred-address-types", "profiling", "external-hostname"}
+	"etcd-compaction-interval", "kubelet-preferred-address-types", "profiling", "external-hostname", "token-auth-file",
+	"default-not-ready-toleration-seconds", "default-unreachable-toleration-seconds", "service-account-jwks-uri",
+	"service-account-extend-token-expiration", "allow-privileged", "enable-bootstrap-token-auth", "feature-gates", "runtime-config"}
 
 // apiSettings are what such flags, without their dashes, say of a cluster's API server.
 func apiSettings(args []string) (cluster.APISettings, error) {
@@ -159,6 +177,7 @@ func apiSettings(args []string) (cluster.APISettings, error) {
 		return none, nil
 	}
 	p, f := apiServerProgram()
+	f.privileged, f.auth.bootstrap = true, true // a cluster's defaults, kubeadm's too
 	dashed := make([]string, len(args))
 	for i, arg := range args {
 		dashed[i] = "--" + strings.TrimLeft(arg, "-")
@@ -183,6 +202,16 @@ func apiSettings(args []string) (cluster.APISettings, error) {
 	f.opts.Flags = map[string]string{}
 	p.fs.Visit(func(flag *pflag.Flag) { f.opts.Flags[flag.Name] = flag.Value.String() })
 	return f.opts.APISettings, err
+}
+
+// servedAPIs are those of every server.
+func servedAPIs() (list []schema.GroupVersionResource) {
+	for _, r := range all.Resources() {
+		for _, v := range r.Versions {
+			list = append(list, schema.GroupVersionResource{Group: r.Group, Version: v.Name, Resource: r.Name})
+		}
+	}
+	return list
 }
 
 // settle turns flags into options.
@@ -219,6 +248,13 @@ func (f *apiServerFlags) settle(p *program) error {
 	}
 	if o.Admission, err = plugins.Choose(f.enable, f.disable, f.admission); err != nil {
 		return err
+	}
+	o.Admission.TolerationSeconds(f.notReady, f.unreachable)
+	o.NoPrivileged, o.NoTokenExtension = !f.privileged, !f.extend
+	if u, err := url.Parse(o.JWKSURI); o.JWKSURI != "" && err != nil {
+		return fmt.Errorf("service-account-jwks-uri must be a valid URL: %w", err)
+	} else if o.JWKSURI != "" && u.Scheme != "https" {
+		return fmt.Errorf("service-account-jwks-uri requires https scheme, parsed as: %v", u)
 	}
 	for _, h := range []struct {
 		flag, want string

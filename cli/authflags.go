@@ -20,6 +20,7 @@ import (
 type authFlags struct {
 	opts      authconfig.Options
 	anonymous bool
+	bootstrap bool
 	tokens    authwebhook.TokenConfig
 	oidc      struct {
 		url, client, ca, username, usernamePrefix, groups, groupsPrefix string
@@ -36,6 +37,8 @@ func (f *authFlags) add(p *program) {
 	fs.StringVar(&f.opts.AuthenticationFile, "authentication-config", "",
 		"AuthenticationConfiguration with issuers of tokens and who is anonymous, followed while the server runs (default: none)")
 	fs.BoolVar(&f.anonymous, "anonymous-auth", false, "requests without a credential are system:anonymous's (default: those of the health endpoints)")
+	fs.StringVar(&f.opts.TokenFile, "token-auth-file", "", "lines of token, user, UID and, quoted, groups with commas between: read at the start (default: none)")
+	fs.BoolVar(&f.bootstrap, "enable-bootstrap-token-auth", false, "accept tokens of Secrets in kube-system, by which nodes join")
 	fs.StringVar(&o.url, "oidc-issuer-url", "", "https URL of an OpenID issuer whose tokens are accepted (default: none)")
 	fs.StringVar(&o.client, "oidc-client-id", "", "audience its tokens must be for")
 	fs.StringVar(&o.ca, "oidc-ca-file", "", "authority of its certificate (default: the host's)")
@@ -59,6 +62,7 @@ func (f *authFlags) add(p *program) {
 
 func (f *authFlags) settle(p *program) (authconfig.Options, error) {
 	o := f.opts
+	o.NoBootstrapTokens = !f.bootstrap
 	for flag, v := range map[string]string{"authentication-token-webhook-version": f.tokens.Version, "authorization-webhook-version": f.hook.SubjectAccessReviewVersion} {
 		if v != "v1" && v != "v1beta1" {
 			return o, fmt.Errorf("--%s: %q is neither v1 nor v1beta1", flag, v)

@@ -128,7 +128,7 @@ var kubeletConfig = configFile{apiVersion: "kubelet.config.k8s.io/v1beta1", kind
 	makeIPTablesUtilChains ~
 	iptablesMasqueradeBit ~
 	iptablesDropBit ~
-	featureGates =
+	featureGates --feature-gates
 	failSwapOn ~
 	memorySwap.swapBehavior = NoSwap
 	containerLogMaxSize --container-log-max-size

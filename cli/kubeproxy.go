@@ -21,7 +21,7 @@ var kubeProxyHarmless = []harmless{
 
 // kubeProxyConfig is KubeProxyConfiguration.
 var kubeProxyConfig = configFile{apiVersion: "kubeproxy.config.k8s.io/v1alpha1", kind: "KubeProxyConfiguration", fields: `
-	featureGates =
+	featureGates --feature-gates
 	clientConnection.kubeconfig --kubeconfig
 	clientConnection.qps --kube-api-qps
 	clientConnection.burst --kube-api-burst

@@ -15,6 +15,7 @@ import (
 
 	"github.com/spf13/pflag"
 
+	"github.com/skiff-project/skiff/cli/gates"
 	"github.com/skiff-project/skiff/cluster"
 )
 
@@ -96,7 +97,7 @@ func newProgram(name, short string, lists ...harmless) *program {
 	fs.StringVar(&p.format, "logging-format", "text", "text or json")
 	fs.BoolVar(&p.version, "version", false, "print the version and end")
 	fs.BoolVarP(&p.isHelp, "help", "h", false, "print this and end")
-	p.limited("feature-gates", "", "a feature that is not on by default is not there", "", "{}")
+	fs.Var(&gates.Gates{}, "feature-gates", "name=true or false, comma-separated: taken where upstream's default, which is what holds here, is asked for")
 	p.limited("emulated-version", "", "there is one version", "", cluster.KubernetesVersion, "1.37", "kube=1.37")
 	return p
 }

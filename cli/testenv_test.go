@@ -117,6 +117,14 @@ func TestAPISettings(t *testing.T) {
 	if s, err := apiSettings(nil); err != nil || !reflect.DeepEqual(s, cluster.APISettings{}) {
 		t.Errorf("nothing: %+v, %v", s, err)
 	}
+	if s, err := apiSettings([]string{"event-ttl=2h"}); err != nil || s.NoPrivileged || s.Access.NoBootstrapTokens || s.NoTokenExtension {
+		t.Errorf("a cluster's own defaults: %+v, %v", s, err)
+	}
+	s, err = apiSettings([]string{"allow-privileged=false", "enable-bootstrap-token-auth=false", "service-account-extend-token-expiration=false",
+		"service-account-jwks-uri=https://x/keys", "token-auth-file=f", "feature-gates=WatchList=true"})
+	if err != nil || !s.NoPrivileged || !s.Access.NoBootstrapTokens || !s.NoTokenExtension || s.JWKSURI != "https://x/keys" || s.Access.TokenFile != "f" {
+		t.Errorf("%+v, %v", s, err)
+	}
 	for arg, want := range map[string]string{
 		"etcd-servers=http://127.0.0.1:2379": "etcd-servers is the cluster's own business",
 		"secure-port=1":                      "secure-port is the cluster's own business",

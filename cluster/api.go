@@ -18,6 +18,7 @@ import (
 	"k8s.io/client-go/rest"
 
 	"github.com/skiff-project/skiff/api/all"
+	"github.com/skiff-project/skiff/api/unprivileged"
 	"github.com/skiff-project/skiff/apiserver"
 	"github.com/skiff-project/skiff/apiserver/admission"
 	"github.com/skiff-project/skiff/apiserver/authconfig"
@@ -142,6 +143,9 @@ func (c *Cluster) apiReady(ctx context.Context) error {
 // tokens and the front proxy find the user; Node and RBAC decide.
 func (c *Cluster) apiConfig(log *slog.Logger) (apiserver.Config, error) {
 	resources := all.Resources()
+	if c.noPrivileged {
+		resources = unprivileged.Restrict(resources)
+	}
 	sealing, err := c.openEncryption()
 	if err != nil {
 		return apiserver.Config{}, err

@@ -17,7 +17,6 @@ import (
 	"github.com/skiff-project/skiff/apiserver/audit"
 	"github.com/skiff-project/skiff/apiserver/authconfig"
 	"github.com/skiff-project/skiff/apiserver/plugins"
-	"github.com/skiff-project/skiff/auth/serviceaccount"
 	"github.com/skiff-project/skiff/bootstrap"
 )
 
@@ -77,6 +76,16 @@ type APISettings struct {
 	Access authconfig.Options // who requests come from and who decides, besides the cluster's own
 	// Admission is which admission plugins run, and what they are told; default those on by default.
 	Admission plugins.Choice
+	// NoPrivileged refuses privileged containers everywhere.
+	NoPrivileged bool
+	// NoTokenExtension and JWKSURI are serviceaccount.Config's.
+	NoTokenExtension bool
+	JWKSURI          string
+}
+
+func (c *Cluster) set(o APISettings) {
+	c.tuning, c.access, c.admission, c.noPrivileged = o.Tuning, o.Access, o.Admission, o.NoPrivileged
+	c.accounts.NoExtension, c.accounts.JWKSURI = o.NoTokenExtension, o.JWKSURI
 }
 
 // RunAPIServer serves the API, with nothing around it, until ctx ends.
@@ -92,7 +101,7 @@ func RunAPIServer(ctx context.Context, o APIServerOptions) error {
 	routeKlog(o.Log)
 	c.clusterIPRouting = !o.EndpointRouting
 	c.encryptionFile, c.keyPrefix = o.EncryptionFile, o.Etcd.prefix()
-	c.tuning, c.access, c.admission = o.Tuning, o.Access, o.Admission
+	c.set(o.APISettings)
 	c.minTLS, c.cipherSuites = o.MinTLS, o.CipherSuites
 	start, cancel := context.WithTimeout(ctx, startTimeout)
 	defer cancel()
@@ -167,7 +176,7 @@ func (c *Cluster) loadAssets(o APIServerOptions) error {
 	if err := c.loadPeers(o); err != nil {
 		return err
 	}
-	c.accounts = serviceaccount.Config{Issuer: o.Issuer, Audiences: o.Audiences, MaxExpirationSeconds: int64(o.MaxTokenLife / time.Second)}
+	c.accounts.Issuer, c.accounts.Audiences, c.accounts.MaxExpirationSeconds = o.Issuer, o.Audiences, int64(o.MaxTokenLife/time.Second)
 	for _, file := range o.KeyFiles {
 		keys, err := keyutil.PublicKeysFromFile(file)
 		if err != nil {

@@ -67,6 +67,7 @@ type Cluster struct {
 	remote        *rest.Config
 	accountTokens *accountTokens // remote: what controllers show there; nil: remote's own credentials
 	admission     plugins.Choice
+	noPrivileged  bool     // containers may not be
 	frontNames    []string // front proxies' common names; empty: any the front-proxy CA signed
 	// clusterIPRouting sends what the API server has for a Service to its cluster IP.
 	clusterIPRouting bool
@@ -116,7 +117,7 @@ func (l *layer) stop() {
 // stopped again on an error; pods that already ran are left running.
 func Up(ctx context.Context, opts Options, timeout time.Duration, progress Progress) (*Cluster, error) {
 	c := newCluster(progress)
-	c.tuning, c.access, c.admission = opts.API.Tuning, opts.API.Access, opts.API.Admission
+	c.set(opts.API)
 	return c.up(ctx, timeout, []step{
 		{"checks", func(context.Context) (string, error) { return c.prepare(opts) }},
 		{"certificates", c.ensureAssets},

@@ -200,7 +200,7 @@ func New(cfg Config) []Plugin {
 		newPodSecurity(read, cfg.Plugins.PodSecurity),
 		podNodeSelector{read: read, selectors: cfg.Plugins.NodeSelectors},
 		priority{read: read},
-		defaultTolerationSeconds{},
+		defaultTolerationSeconds{seconds: cfg.Plugins.Tolerations},
 		newEventRateLimit(cfg.Plugins.EventLimits, cfg.Clock),
 		defaultStorageClass{read: read},
 		storageObjectInUseProtection{},

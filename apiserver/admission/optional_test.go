@@ -323,3 +323,30 @@ func TestQuotaForgetsReservations(t *testing.T) {
 		}
 	}
 }
+
+// How long pods stay on a node that fails, where they do not say.
+func TestDefaultTolerationSeconds(t *testing.T) {
+	notReady, unreachable := int64(30), int64(0)
+	cfg := Config{Reader: newWorld()}
+	cfg.Plugins.Tolerations = config.TolerationSeconds{NotReady: &notReady, Unreachable: &unreachable}
+	for _, p := range New(cfg) {
+		if p.Name() != "DefaultTolerationSeconds" {
+			continue
+		}
+		one, own := pod(), pod(func(p *corev1.Pod) {
+			p.Spec.Tolerations = []corev1.Toleration{{Key: corev1.TaintNodeNotReady, Operator: corev1.TolerationOpExists}}
+		})
+		for _, x := range []*corev1.Pod{one, own} {
+			if err := p.Admit(t.Context(), create("pods", x)); err != nil {
+				t.Fatal(err)
+			}
+		}
+		got := one.Spec.Tolerations
+		if len(got) != 2 || *got[0].TolerationSeconds != 30 || *got[1].TolerationSeconds != 0 || got[1].Key != corev1.TaintNodeUnreachable {
+			t.Errorf("%+v", got)
+		}
+		if got := own.Spec.Tolerations; len(got) != 2 || got[0].TolerationSeconds != nil || *got[1].TolerationSeconds != 0 {
+			t.Errorf("with one of its own: %+v", got)
+		}
+	}
+}

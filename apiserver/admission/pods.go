@@ -18,6 +18,7 @@ import (
 	"k8s.io/utils/clock"
 	"k8s.io/utils/ptr"
 
+	"github.com/skiff-project/skiff/apiserver/admission/config"
 	"github.com/skiff-project/skiff/auth"
 	"github.com/skiff-project/skiff/auth/node"
 )
@@ -316,19 +317,28 @@ func checkMountable(sa *corev1.ServiceAccount, pod *corev1.Pod, ephemeral bool) 
 	return nil
 }
 
-// defaultTolerationSeconds lets pods stay on a node for five minutes after it
+// defaultTolerationSeconds lets pods stay on a node for some time after it
 // is lost.
-type defaultTolerationSeconds struct{ noValidate }
+type defaultTolerationSeconds struct {
+	noValidate
+	seconds config.TolerationSeconds
+}
 
 func (defaultTolerationSeconds) Name() string { return "DefaultTolerationSeconds" }
 
-func (defaultTolerationSeconds) Admit(_ context.Context, r *Request) error {
+func (d defaultTolerationSeconds) Admit(_ context.Context, r *Request) error {
 	pod, ok := r.Object.(*corev1.Pod)
 	if !ok || !r.is("", "pods") {
 		return nil
 	}
-	for _, key := range []string{corev1.TaintNodeNotReady, corev1.TaintNodeUnreachable} {
-		tolerated := false
+	for _, after := range []struct {
+		taint   string
+		seconds *int64
+	}{{corev1.TaintNodeNotReady, d.seconds.NotReady}, {corev1.TaintNodeUnreachable, d.seconds.Unreachable}} {
+		key, seconds, tolerated := after.taint, int64(300), false
+		if after.seconds != nil {
+			seconds = *after.seconds
+		}
 		for _, t := range pod.Spec.Tolerations {
 			if (t.Key == key || t.Key == "") && (t.Effect == corev1.TaintEffectNoExecute || t.Effect == "") {
 				tolerated = true
@@ -336,7 +346,7 @@ func (defaultTolerationSeconds) Admit(_ context.Context, r *Request) error {
 		}
 		if !tolerated {
 			pod.Spec.Tolerations = append(pod.Spec.Tolerations, corev1.Toleration{
-				Key: key, Operator: corev1.TolerationOpExists, Effect: corev1.TaintEffectNoExecute, TolerationSeconds: ptr.To[int64](300),
+				Key: key, Operator: corev1.TolerationOpExists, Effect: corev1.TaintEffectNoExecute, TolerationSeconds: &seconds,
 			})
 		}
 	}

@@ -7,6 +7,7 @@ import (
 	"context"
 	"fmt"
 	"log/slog"
+	"os"
 	"slices"
 	"sync"
 
@@ -19,6 +20,7 @@ import (
 	"github.com/skiff-project/skiff/auth/config"
 	"github.com/skiff-project/skiff/auth/rbac"
 	"github.com/skiff-project/skiff/auth/serviceaccount"
+	"github.com/skiff-project/skiff/auth/tokenfile"
 )
 
 // Options are what flags say.
@@ -34,6 +36,10 @@ type Options struct {
 	AnonymousFlag bool
 	// Tokens is who is asked about tokens nobody else knows, for the server's own audiences. Default: nobody.
 	Tokens *authwebhook.TokenConfig
+	// TokenFile has users and their tokens, see tokenfile.Read. Default: none.
+	TokenFile string
+	// NoBootstrapTokens: tokens of Secrets in kube-system, by which nodes join, are nobody's.
+	NoBootstrapTokens bool
 	// AuthorizationFile is an AuthorizationConfiguration. Default: none, and
 	// Authorizers decide in their order; default Node and RBAC.
 	AuthorizationFile string
@@ -85,8 +91,19 @@ func New(o Options, own Own) (*Auth, error) {
 		return nil, err
 	}
 	// The server's own come first: an issuer may have to be asked for new keys.
-	audiences := own.Accounts.Audiences()
-	list := []auth.TokenAuthenticator{own.Accounts, auth.ForAudiences(audiences, own.Bootstrap), auth.ForAudiences(audiences, &a.issuers)}
+	audiences, list := own.Accounts.Audiences(), []auth.TokenAuthenticator{}
+	if o.TokenFile != "" {
+		file, err := readTokens(o.TokenFile)
+		if err != nil {
+			return nil, err
+		}
+		list = append(list, auth.ForAudiences(audiences, file))
+	}
+	list = append(list, own.Accounts)
+	if !o.NoBootstrapTokens {
+		list = append(list, auth.ForAudiences(audiences, own.Bootstrap))
+	}
+	list = append(list, auth.ForAudiences(audiences, &a.issuers))
 	if o.Tokens != nil {
 		conf := *o.Tokens
 		conf.Audiences = audiences
@@ -98,6 +115,19 @@ func New(o Options, own Own) (*Auth, error) {
 	}
 	a.tokens = auth.Tokens(list...)
 	return a, nil
+}
+
+func readTokens(path string) (tokenfile.Tokens, error) {
+	file, err := os.Open(path)
+	if err != nil {
+		return nil, fmt.Errorf("--token-auth-file: %w", err)
+	}
+	defer file.Close()
+	tokens, err := tokenfile.Read(file)
+	if err != nil {
+		return nil, fmt.Errorf("--token-auth-file %s: %w", path, err)
+	}
+	return tokens, nil
 }
 
 // Run reaches for the issuers of tokens and follows the files, until ctx ends.

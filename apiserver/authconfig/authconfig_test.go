@@ -471,3 +471,48 @@ func (b *syncBuffer) String() string {
 	defer b.mu.Unlock()
 	return b.text.String()
 }
+
+// bootstrapper knows one token.
+type bootstrapper struct{}
+
+func (bootstrapper) AuthenticateToken(_ context.Context, token string, _ []string) (auth.Identity, bool, error) {
+	return auth.Identity{User: auth.User{Name: "system:bootstrap:x"}}, token == "x.y", nil
+}
+
+// Tokens of a file come first; those of Secrets can be left out.
+func TestTokenFileAndBootstrapTokens(t *testing.T) {
+	file := write(t, "", "secret,jane,7,\"dev,ops\"\n")
+	who := func(o Options, token string) string {
+		t.Helper()
+		mine := own(t)
+		mine.Bootstrap = bootstrapper{}
+		a, err := New(o, mine)
+		if err != nil {
+			t.Fatal(err)
+		}
+		id, _, err := a.AuthenticateToken(t.Context(), token, nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return fmt.Sprint(id.User.Name, id.User.Groups)
+	}
+	for _, c := range []struct {
+		o           Options
+		token, want string
+	}{
+		{Options{TokenFile: file}, "secret", "jane[dev ops]"},
+		{Options{TokenFile: file}, "x.y", "system:bootstrap:x[]"},
+		{Options{TokenFile: file}, "other", "[]"},
+		{Options{}, "secret", "[]"},
+		{Options{NoBootstrapTokens: true}, "x.y", "[]"},
+	} {
+		if got := who(c.o, c.token); got != c.want {
+			t.Errorf("%+v %s: %s", c.o, c.token, got)
+		}
+	}
+	for text, want := range map[string]string{"secret,jane": "must have at least 3 columns"} {
+		if _, err := New(Options{TokenFile: write(t, "", text)}, own(t)); err == nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("%q: %v", text, err)
+		}
+	}
+}

@@ -66,6 +66,11 @@ func Choose(enable, disable []string, file string) (Choice, error) {
 	return c, nil
 }
 
+// TolerationSeconds has DefaultTolerationSeconds use others than 300.
+func (c *Choice) TolerationSeconds(notReady, unreachable int64) {
+	c.config.Tolerations = config.TolerationSeconds{NotReady: &notReady, Unreachable: &unreachable}
+}
+
 // absent are upstream's that are not there.
 func absent() []string {
 	return strings.Fields("AlwaysAdmit AlwaysDeny ExtendedResourceToleration ImagePolicyWebhook " +

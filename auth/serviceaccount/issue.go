@@ -18,6 +18,13 @@ import (
 	"github.com/skiff-project/skiff/auth"
 )
 
+// podSeconds is how long kubelets ask for tokens of pods that do not say; nobody else asks for just that. Such a
+// token is good for extended.
+const (
+	podSeconds = 3607
+	extended   = 365 * 24 * time.Hour
+)
+
 // Request answers a TokenRequest for service account namespace/name with the
 // token in its status. The errors are API errors, the warnings for Warning
 // headers. in is not changed.
@@ -67,6 +74,9 @@ func (t *Tokens) Request(ctx context.Context, namespace, name string, in *authen
 	out.Spec.ExpirationSeconds = &seconds
 	expires := now.Add(time.Duration(seconds) * time.Second)
 	out.Status.ExpirationTimestamp = metav1.NewTime(expires)
+	if k.Pod != nil && seconds == podSeconds && !t.cfg.NoExtension && len(intersect(out.Spec.Audiences, t.cfg.Audiences)) == len(out.Spec.Audiences) {
+		k.WarnAfter, expires = jwt.NewNumericDate(expires), now.Add(extended)
+	}
 	out.Status.Token, err = jwt.Signed(t.signer).Claims(claims{
 		Claims: jwt.Claims{
 			Issuer: t.cfg.Issuer, Subject: auth.ServiceAccountUser(namespace, name),

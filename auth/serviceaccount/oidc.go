@@ -18,9 +18,9 @@ const (
 	DiscoveryCacheAge = "public, max-age=3600"
 )
 
-// OpenIDConfig is the OIDC discovery document. jwksURI is the absolute https
-// address JWKS is served at; empty: below the given address (host:port).
-func (t *Tokens) OpenIDConfig(jwksURI, address string) ([]byte, error) {
+// OpenIDConfig is the OIDC discovery document. Unless Config.JWKSURI says otherwise, JWKS is below address (host:port).
+func (t *Tokens) OpenIDConfig(address string) ([]byte, error) {
+	jwksURI := t.cfg.JWKSURI
 	if jwksURI == "" {
 		if address == "" {
 			return nil, fmt.Errorf("either the JWKS URI or the default external address, or both, must be set")

@@ -58,7 +58,12 @@ type Config struct {
 	Getter     Getter
 	// MaxExpirationSeconds shortens longer requests; default 0, no limit.
 	MaxExpirationSeconds int64
-	Clock                clock.PassiveClock // default the real one
+	// NoExtension gives pods the hour their tokens are asked for with. Else such a token is good for a year, as upstream's,
+	// for programs that read theirs once; it says when it should have been read again, and uses after that are audited.
+	NoExtension bool
+	// JWKSURI is where others find the keys; default below the server's address.
+	JWKSURI string
+	Clock   clock.PassiveClock // default the real one
 }
 
 // Tokens issues and validates tokens. It implements auth.TokenAuthenticator.

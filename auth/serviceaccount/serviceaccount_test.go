@@ -278,7 +278,7 @@ func TestKeyRotationAndRSA(t *testing.T) {
 	if err != nil || strings.Count(string(jwks), `"kid"`) != 2 || strings.Contains(string(jwks), `"d"`) {
 		t.Errorf("%s %v", jwks, err)
 	}
-	doc, err := now.OpenIDConfig("", "10.0.0.1:6443")
+	doc, err := now.OpenIDConfig("10.0.0.1:6443")
 	want := `{"issuer":"` + DefaultIssuer + `","jwks_uri":"https://10.0.0.1:6443/openid/v1/jwks","response_types_supported":["id_token"],"subject_types_supported":["public"],"id_token_signing_alg_values_supported":["ES256","RS256"]}`
 	if err != nil || string(doc) != want {
 		t.Errorf("%s %v", doc, err)
@@ -316,6 +316,66 @@ func TestLegacyToken(t *testing.T) {
 		})
 	}
 }
+
+// A pod's token that is asked for in the usual way is good for a year, says when it should have been read again, and is
+// reported when it was not.
+func TestExtendedTokens(t *testing.T) {
+	const hour = 3607
+	ask := func(tokens *Tokens, seconds int64, audience string, ref *authenticationv1.BoundObjectReference) (*claims, *authenticationv1.TokenRequest) {
+		t.Helper()
+		spec := authenticationv1.TokenRequestSpec{ExpirationSeconds: &seconds, BoundObjectRef: ref}
+		if audience != "" {
+			spec.Audiences = []string{audience}
+		}
+		out, _, err := tokens.Request(context.Background(), "a", "app", &authenticationv1.TokenRequest{Spec: spec})
+		if err != nil {
+			t.Fatal(err)
+		}
+		c, err := tokens.verified(out.Status.Token)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return c, out
+	}
+	tokens, clock := newTokens(t, newWorld(), nil)
+	pod := boundRef("Pod", "web")
+	c, out := ask(tokens, hour, "", pod)
+	if c.Expiry.Time().Sub(start) != 365*24*time.Hour || c.Kubernetes.WarnAfter.Time().Sub(start) != hour*time.Second ||
+		out.Status.ExpirationTimestamp.Sub(start) != hour*time.Second || *out.Spec.ExpirationSeconds != hour {
+		t.Errorf("claims %+v, answer %+v", c, out)
+	}
+	off, _ := newTokens(t, newWorld(), func(c *Config) { c.NoExtension = true })
+	for name, c := range map[string]*claims{
+		"another time":     first(ask(tokens, 3600, "", pod)),
+		"another audience": first(ask(tokens, hour, "else", pod)),
+		"no pod":           first(ask(tokens, hour, "", nil)),
+		"off":              first(ask(off, hour, "", pod)),
+	} {
+		if c.Kubernetes.WarnAfter != nil || c.Expiry.Time().Sub(start) > hour*time.Second {
+			t.Errorf("%s: %+v", name, c)
+		}
+	}
+	use := func() map[string]string {
+		id, ok, err := tokens.AuthenticateToken(context.Background(), out.Status.Token, nil)
+		if !ok {
+			t.Fatal(err)
+		}
+		if id.Remarks == nil {
+			return nil
+		}
+		return id.Remarks.Annotations
+	}
+	clock.SetTime(start.Add(hour * time.Second))
+	if got := use(); got != nil {
+		t.Errorf("in time: %v", got)
+	}
+	clock.SetTime(start.Add((hour + 5) * time.Second))
+	if got := use()["authentication.k8s.io/stale-token"]; got != "subject: system:serviceaccount:a:app, seconds after warning threshold: 5" {
+		t.Errorf("late: %q", got)
+	}
+}
+
+func first[A, B any](a A, _ B) A { return a }
 
 // The day a legacy token was used is noted once, and who uses one that was made for the account is told.
 func TestUseOfLegacyTokens(t *testing.T) {

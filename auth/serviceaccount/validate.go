@@ -57,11 +57,22 @@ func (t *Tokens) AuthenticateToken(ctx context.Context, token string, audiences 
 		id.User, id.Remarks, err = t.validateLegacy(ctx, token, c)
 	} else {
 		id.User, err = t.validateBound(ctx, c)
+		id.Remarks = t.stale(c)
 	}
 	if err != nil {
 		return auth.Identity{}, false, err
 	}
 	return id, true, nil
+}
+
+// stale says of a token that was extended that it should have been read again.
+func (t *Tokens) stale(c *claims) *auth.Remarks {
+	now := t.cfg.Clock.Now()
+	if c.Kubernetes == nil || c.Kubernetes.WarnAfter == nil || *c.Kubernetes.WarnAfter == 0 || !now.After(c.Kubernetes.WarnAfter.Time()) {
+		return nil
+	}
+	return &auth.Remarks{Annotations: map[string]string{"authentication.k8s.io/stale-token": fmt.Sprintf(
+		"subject: %s, seconds after warning threshold: %d", c.Subject, now.Unix()-c.Kubernetes.WarnAfter.Time().Unix())}}
 }
 
 func intersect(a, b []string) []string {
@@ -308,5 +319,6 @@ func (t *Tokens) used(ctx context.Context, secret *corev1.Secret) {
 
 // NoteUse says how to note on its Secret, under a label, that a legacy token was used on a day. Set it before the first
 // token is looked at; without it nothing is noted.
-func (t *Tokens) NoteUse(note func(ctx context.Context, secret *corev1.Secret, label, day string)) { t.noteUse = note }
-
+func (t *Tokens) NoteUse(note func(ctx context.Context, secret *corev1.Secret, label, day string)) {
+	t.noteUse = note
+}

@@ -33,7 +33,11 @@ type Plugins struct {
 	NodeSelectors    map[string]string // PodNodeSelector's: ClusterDefault and whitelists by namespace
 	PodSecurity      *psconfig.PodSecurityConfiguration
 	LimitedResources []LimitedResource // ResourceQuota's
+	Tolerations      TolerationSeconds // DefaultTolerationSeconds'; no file has it
 }
+
+// TolerationSeconds are how long pods that do not say stay on a node that is not ready or not reachable; nil: 300.
+type TolerationSeconds struct{ NotReady, Unreachable *int64 }
 
 // ClusterDefault is the key of the selector of namespaces that have none.
 const ClusterDefault = "clusterDefaultNodeSelector"
