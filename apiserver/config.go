@@ -232,6 +232,7 @@ type Server struct {
 	identity      *identity.Identity
 	impersonation *impersonation.Impersonation
 	admission     *admission.Chain
+	storage       *metrics.Storage
 
 	pages     *zpages.Pages
 	gate      *fairness.Gate
@@ -258,8 +259,9 @@ func New(cfg Config) (*Server, error) {
 	s.gate = fairness.NewGate(cfg.Limits, cfg.MaxLongRunning, cfg.Clock)
 	s.proxy = &connect.Proxy{Dial: cfg.Dial, Log: cfg.Log, Stopping: s.stopping}
 	s.managed = managed.New()
+	s.storage, s.services.Counters = metrics.NewStorage(), alloc.NewCounters()
 	s.admission = admission.NewChain(cfg.Admission)
-	s.metrics = metrics.New(cfg.Store, slices.Concat([]prometheus.Collector{metrics.BuildInfo(cfg.Version), metrics.Objects(s.countObjects), s.admission}, s.gate.Collectors(), s.impersonation.Collectors(), cfg.Audit.Collectors(), metrics.Collectors(cfg.Admission), metrics.Collectors([]auth.Authorizer{cfg.Authorizer}))...)
+	s.metrics = metrics.New(cfg.Store, slices.Concat([]prometheus.Collector{metrics.BuildInfo(cfg.Version), metrics.Objects(s.countObjects), s.admission, s.storage, &s.services}, s.gate.Collectors(), s.impersonation.Collectors(), cfg.Audit.Collectors(), metrics.Collectors(cfg.Admission), metrics.Collectors([]auth.Authorizer{cfg.Authorizer}))...)
 	err := s.buildEndpoints()
 	if err != nil {
 		return nil, err

@@ -125,6 +125,7 @@ func newEndpoint(res *api.Resource, ver *api.Version, reg *registry.Registry) *e
 // registryConfig adds what single resources need besides their strategy.
 func (s *Server) registryConfig(res *api.Resource) registry.Config {
 	c := registry.Config{Resource: res, Store: s.cfg.Store, Clock: s.cfg.Clock, Encryption: s.cfg.Encryption, TTL: s.cfg.EventTTL}
+	c.Counted = s.storage.Of(schema.GroupResource{Group: res.Group, Resource: res.Name})
 	if res.Group == apiextensions.Group {
 		// The first request to delete a definition only begins it: its instances go first.
 		c.MayRemove = func(obj api.Object) bool { return obj.GetDeletionTimestamp() != nil }

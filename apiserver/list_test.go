@@ -136,6 +136,10 @@ func TestStreamingListsAreCompressed(t *testing.T) {
 				t.Fatalf("%s, not %s", got, name)
 			}
 		}
+		_, counted := newRaw(s).do(t, "GET", "/metrics", "", nil)
+		if want := fmt.Sprintf(`apiserver_watch_events_total{group="",resource="configmaps",version="v1"} %d`, largeList+1+5); !strings.Contains(counted, want+"\n") {
+			t.Errorf("no %s", want)
+		}
 	}
 }
 

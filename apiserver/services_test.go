@@ -291,3 +291,43 @@ func TestNoEndpoints(t *testing.T) {
 		}
 	}
 }
+
+// What is given away is counted, and what there is and is taken is told.
+func TestAllocationsAreCounted(t *testing.T) {
+	s := newServer(t, nil)
+	svcs, c := typed(t, s).CoreV1().Services("default"), newRaw(s)
+	until(t, "the server's own Service", func() bool {
+		_, err := svcs.Get(t.Context(), "kubernetes", metav1.GetOptions{})
+		return err == nil
+	})
+	for name, edit := range map[string]func(*corev1.ServiceSpec){
+		"any": func(sp *corev1.ServiceSpec) { sp.Type = corev1.ServiceTypeNodePort },
+		"given": func(sp *corev1.ServiceSpec) {
+			sp.Type, sp.ClusterIP, sp.Ports[0].NodePort = corev1.ServiceTypeNodePort, "10.96.0.77", 30077
+		},
+	} {
+		if _, err := svcs.Create(t.Context(), service(name, edit), metav1.CreateOptions{}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if _, err := svcs.Create(t.Context(), service("taken", func(sp *corev1.ServiceSpec) { sp.ClusterIP = "10.96.0.77" }), metav1.CreateOptions{}); err == nil {
+		t.Fatal("an address was given twice")
+	}
+	_, text := c.do(t, "GET", "/metrics", "", nil)
+	for _, want := range []string{
+		`kube_apiserver_clusterip_allocator_allocated_ips{cidr="10.96.0.0/12"} 3`,
+		`kube_apiserver_clusterip_allocator_available_ips{cidr="10.96.0.0/12"} 1.048571e+06`,
+		`kube_apiserver_clusterip_allocator_allocation_total{cidr="10.96.0.0/12",scope="dynamic"} 1`,
+		`kube_apiserver_clusterip_allocator_allocation_total{cidr="10.96.0.0/12",scope="static"} 2`,
+		`kube_apiserver_clusterip_allocator_allocation_errors_total{cidr="10.96.0.0/12",scope="static"} 1`,
+		`kube_apiserver_nodeport_allocator_allocated_ports 2`,
+		`kube_apiserver_nodeport_allocator_available_ports 2766`,
+		`kube_apiserver_nodeport_allocator_allocation_total{scope="dynamic"} 1`,
+		`kube_apiserver_nodeport_allocator_allocation_total{scope="static"} 1`,
+		`etcd_requests_total{group="",operation="create",resource="services"} 3`,
+	} {
+		if !strings.Contains(text, want+"\n") {
+			t.Errorf("no %s", want)
+		}
+	}
+}

@@ -49,7 +49,7 @@ func (s *Server) watch(c *call) {
 		o.ResourceVersion = s.currentRevision(c) // from now on, without the present objects
 	}
 	st := watchstream.New(watchstream.Config{
-		W: c.w, Form: &watchForm{s: s, c: c, out: out}, Alone: out.shape == shapeTable || c.ep.converts || c.ep.reg.Encrypted(),
+		W: c.w, Sent: s.storage.Events(c.ep.kind.GroupVersion().WithResource(c.ep.res.Name)), Form: &watchForm{s: s, c: c, out: out}, Alone: out.shape == shapeTable || c.ep.converts || c.ep.reg.Encrypted(),
 		Gzip:      initial && o.bookmarks && !c.user.local && reply.Accepted(c.req), // a streaming list
 		Bookmarks: o.bookmarks, Interval: s.cfg.BookmarkInterval, Stopping: s.stopping, Gone: c.ep.gone,
 	})

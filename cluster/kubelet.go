@@ -14,6 +14,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/prometheus/client_golang/prometheus"
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/client-go/util/cert"
@@ -22,6 +23,7 @@ import (
 
 	"github.com/skiff-project/skiff/bootstrap"
 	"github.com/skiff-project/skiff/internal/atomicfile"
+	"github.com/skiff-project/skiff/internal/clientmetrics"
 	"github.com/skiff-project/skiff/internal/nft"
 	"github.com/skiff-project/skiff/internal/zpages"
 	"github.com/skiff-project/skiff/kubelet"
@@ -137,6 +139,9 @@ func (o Kubelet) start(ctx context.Context, c *Cluster) error {
 		}
 		cfg.NodeIPs = []string{ip.String()}
 	}
+	told := prometheus.NewRegistry()
+	clientmetrics.Install(told)
+	cfg.Metrics = told
 	pair, err := o.certificate(cfg.NodeName, cfg.NodeIPs)
 	if err != nil {
 		return err

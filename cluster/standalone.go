@@ -32,6 +32,7 @@ import (
 	"github.com/skiff-project/skiff/api"
 	"github.com/skiff-project/skiff/auth/serviceaccount"
 	"github.com/skiff-project/skiff/controller"
+	"github.com/skiff-project/skiff/internal/clientmetrics"
 	"github.com/skiff-project/skiff/internal/zpages"
 	"github.com/skiff-project/skiff/object/cached"
 	"github.com/skiff-project/skiff/scheduler"
@@ -252,6 +253,7 @@ func (o ControllerManager) Run(ctx context.Context) error {
 func (c *Cluster) runAlone(ctx context.Context, o Component, name string, run func(context.Context) error) error {
 	w := newWatched()
 	w.pages = zpages.New(name, gitVersion(), o.Flags, "/healthz", "/livez", "/metrics", "/readyz")
+	clientmetrics.Install(w.registry)
 	if err := c.startServing(o.Serving, name, w); err != nil {
 		c.stop()
 		return err

@@ -28,7 +28,7 @@ func (k *Kubelet) newServer() (func(context.Context) error, error) {
 	if k.cfg.ServerAddr == "-" {
 		return func(ctx context.Context) error { <-ctx.Done(); return nil }, nil
 	}
-	s, err := server.New(server.Config{Addr: k.cfg.ServerAddr, NodeName: k.cfg.NodeName, Version: k.cfg.Version, Flags: k.cfg.Flags, Cert: k.cfg.ServerCert,
+	s, err := server.New(server.Config{Addr: k.cfg.ServerAddr, NodeName: k.cfg.NodeName, Version: k.cfg.Version, Flags: k.cfg.Flags, Metrics: k.cfg.Metrics, Cert: k.cfg.ServerCert,
 		ClientCA: k.cfg.ClientCA, Client: k.cfg.Client, Backend: backend{k}, Certificates: k.certs.States, Log: k.cfg.Log, Clock: k.cfg.Clock})
 	if err != nil {
 		return nil, err

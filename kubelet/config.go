@@ -18,6 +18,7 @@ import (
 	"path/filepath"
 	"time"
 
+	"github.com/prometheus/client_golang/prometheus"
 	v1 "k8s.io/api/core/v1"
 	"k8s.io/client-go/informers"
 	"k8s.io/client-go/kubernetes"
@@ -35,6 +36,8 @@ type Config struct {
 	NodeIPs  []string          // required: one, or one per family, the primary first
 	Version  string            // reported kubeletVersion; default v1.37.2
 	Flags    map[string]string // of the command line, for /flagz; nil: there is none
+
+	Metrics prometheus.Gatherer // more of them for /metrics; or nil
 
 	Client kubernetes.Interface // required
 	// Informers, if set, is a factory shared within the process: pods, services and nodes are taken

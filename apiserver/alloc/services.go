@@ -20,6 +20,7 @@ import (
 type Services struct {
 	Addresses Addresses
 	Ports     *Ports
+	Counters  *Counters // of allocations, or nil
 }
 
 // heldIPs are the addresses a Service has.
@@ -98,7 +99,11 @@ func (s *Services) Begin(ctx context.Context, obj, old api.Object, dryRun bool) 
 	}
 	if claims := claimsOf(svc, before); len(claims) > 0 {
 		var err error
-		if a.takenPorts, err = s.Ports.take(ctx, claims, dryRun); err != nil {
+		a.takenPorts, err = s.Ports.take(ctx, claims, dryRun)
+		if !dryRun {
+			s.Counters.claimed(claims, err)
+		}
+		if err != nil {
 			a.finish(false)
 			return nil, err
 		}
@@ -214,6 +219,9 @@ func (a *allocation) addresses(ctx context.Context, svc, before *corev1.Service)
 	if svc.Spec.ClusterIP == "" {
 		v4 := svc.Spec.IPFamilies[0] == corev1.IPv4Protocol
 		ip, err := nextIP(ctx, a.s.Addresses, v4, svc, a.dryRun)
+		if !a.dryRun {
+			a.s.Counters.address(a.s.Addresses.Ranges(), ip, v4, false, err)
+		}
 		if err != nil {
 			return apierrors.NewInternalError(fmt.Errorf("failed to allocate a serviceIP: %w", err))
 		}
@@ -225,7 +233,11 @@ func (a *allocation) addresses(ctx context.Context, svc, before *corev1.Service)
 		if slices.Contains(have, ip) {
 			continue
 		}
-		if err := takeIP(ctx, a.s.Addresses, ip, svc, a.dryRun); err != nil {
+		err := takeIP(ctx, a.s.Addresses, ip, svc, a.dryRun)
+		if !a.dryRun {
+			a.s.Counters.address(a.s.Addresses.Ranges(), ip, ip.Is4(), true, err)
+		}
+		if err != nil {
 			return invalidService(svc, field.Invalid(path, svc.Spec.ClusterIPs, fmt.Sprintf("failed to allocate IP %s: %v", ip, err)))
 		}
 		a.takenIPs = append(a.takenIPs, ip)

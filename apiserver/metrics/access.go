@@ -22,6 +22,7 @@ type access struct {
 	known                      map[string]prometheus.Counter // of users
 	left                       prometheus.Histogram
 	handshakes                 prometheus.Counter
+	bound, legacy              prometheus.Counter // tokens of service accounts
 	terminations, aborts       *prometheus.CounterVec
 }
 
@@ -43,7 +44,12 @@ func newAccess() *access {
 		hours[i] *= 3600
 	}
 	const request = " for each group, version, verb, resource, subresource and scope"
+	tokens := func(kind, help string) prometheus.Counter {
+		return prometheus.NewCounter(prometheus.CounterOpts{Name: "serviceaccount_" + kind + "_tokens_total", Help: help})
+	}
 	a := &access{
+		bound:        tokens("valid", "Cumulative valid projected service account tokens used"),
+		legacy:       tokens("legacy", "Cumulative legacy service account tokens used"),
 		attempts:     count("authentication_attempts", "Counter of authenticated attempts.", "result"),
 		users:        count("authenticated_user_requests", "Counter of authenticated requests broken out by username.", "username"),
 		decisions:    count("authorization_attempts_total", "Counter of authorization attempts broken down by result. It can be either 'allowed', 'denied', 'no-opinion' or 'error'.", "result"),
@@ -71,7 +77,7 @@ func newAccess() *access {
 var knownUsers = []string{"admin", "client", "kube_proxy", "kubelet", "system:serviceaccount:kube-system:default", "email_id", "other"}
 
 func (a *access) collectors() []prometheus.Collector {
-	return []prometheus.Collector{a.attempts, a.users, a.decisions, a.asking, a.deciding, a.terminations, a.aborts, a.handshakes, a.left}
+	return []prometheus.Collector{a.attempts, a.users, a.decisions, a.asking, a.deciding, a.terminations, a.aborts, a.handshakes, a.left, a.bound, a.legacy}
 }
 
 func (o outcome) observe(took time.Duration) {
@@ -99,8 +105,18 @@ func (m *Metrics) Authenticated(req *http.Request, u auth.User, ok bool, err err
 		c = m.access.known["other"]
 	}
 	c.Inc()
-	if id := u.Extra[auth.CredentialIDKey]; len(id) == 1 && strings.HasPrefix(id[0], "X509") && req.TLS != nil && len(req.TLS.PeerCertificates) > 0 {
+	id := ""
+	if list := u.Extra[auth.CredentialIDKey]; len(list) > 0 {
+		id = list[0]
+	}
+	switch {
+	case strings.HasPrefix(id, "X509") && req.TLS != nil && len(req.TLS.PeerCertificates) > 0:
 		m.access.left.Observe(time.Until(req.TLS.PeerCertificates[0].NotAfter).Seconds())
+	case !strings.HasPrefix(u.Name, "system:serviceaccount:") || req.Header.Get("Authorization") == "":
+	case strings.HasPrefix(id, "JTI"):
+		m.access.bound.Inc()
+	default: // those kept in Secrets have no identity of their own
+		m.access.legacy.Inc()
 	}
 }
 

@@ -11,6 +11,10 @@ import (
 	"testing"
 	"time"
 
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/promhttp"
+	"k8s.io/apimachinery/pkg/runtime/schema"
+
 	"github.com/skiff-project/skiff/auth"
 	"github.com/skiff-project/skiff/store/embedded"
 )
@@ -41,6 +45,9 @@ func TestMetrics(t *testing.T) {
 	m.Authenticated(req, auth.User{Name: "kubelet"}, true, nil, time.Millisecond)
 	m.Authenticated(req, auth.User{}, false, nil, time.Millisecond)
 	m.Authenticated(req, auth.User{}, false, errors.New("expired"), 3*time.Millisecond)
+	req.Header.Set("Authorization", "Bearer x")
+	m.Authenticated(req, auth.User{Name: "system:serviceaccount:a:b", Extra: map[string][]string{auth.CredentialIDKey: {"JTI=1"}}}, true, nil, time.Millisecond)
+	m.Authenticated(req, auth.User{Name: "system:serviceaccount:a:b"}, true, nil, time.Millisecond)
 	m.Authorized(auth.Allow, nil, time.Millisecond)
 	m.Authorized(auth.NoOpinion, errors.New("no answer"), time.Millisecond)
 	m.Terminated(with(func(r *Request) { r.Verb = "list" }), 429)
@@ -67,7 +74,9 @@ func TestMetrics(t *testing.T) {
 		`apiserver_client_certificate_expiration_seconds_count 1`,
 		`authenticated_user_requests{username="email_id"} 1`,
 		`authenticated_user_requests{username="kubelet"} 1`,
-		`authentication_attempts{result="success"} 2`,
+		`authentication_attempts{result="success"} 4`,
+		`serviceaccount_valid_tokens_total 1`,
+		`serviceaccount_legacy_tokens_total 1`,
 		`authentication_attempts{result="failure"} 1`,
 		`authentication_duration_seconds_bucket{result="error",le="0.002"} 0`,
 		`authentication_duration_seconds_bucket{result="error",le="0.004"} 1`,
@@ -84,5 +93,44 @@ func TestMetrics(t *testing.T) {
 	}
 	if strings.Contains(string(body), `duration_seconds_bucket{component="apiserver",dry_run="",group="",resource="pods",scope="namespace",subresource="",verb="WATCH"`) {
 		t.Error("how long a watch was open is no latency")
+	}
+}
+
+func TestStorage(t *testing.T) {
+	s := NewStorage()
+	pods := schema.GroupResource{Resource: "pods"}
+	s.Of(pods).Asked(Create, time.Now(), nil)
+	s.Of(pods).Asked(Create, time.Now().Add(-3*time.Second), errors.New("no space"))
+	s.Of(pods).Asked(Delete, time.Now(), nil)
+	s.Of(pods).Listed(10, 3)
+	s.Of(pods).Listed(10, 4)
+	(*Storage)(nil).Of(pods).Listed(1, 1)
+	events := s.Events(pods.WithVersion("v1"))
+	for _, size := range []int{1, 1024, 1025, 1 << 17, 1<<17 + 1} {
+		events.Sent(size)
+	}
+	registry := prometheus.NewRegistry()
+	registry.MustRegister(s)
+	rec := httptest.NewRecorder()
+	promhttp.HandlerFor(registry, promhttp.HandlerOpts{}).ServeHTTP(rec, httptest.NewRequest("GET", "/metrics", nil))
+	for _, want := range []string{
+		`etcd_requests_total{group="",operation="create",resource="pods"} 2`,
+		`etcd_request_errors_total{group="",operation="create",resource="pods"} 1`,
+		`etcd_request_duration_seconds_bucket{group="",operation="create",resource="pods",le="2"} 1`,
+		`etcd_request_duration_seconds_count{group="",operation="delete",resource="pods"} 1`,
+		`apiserver_storage_list_total{group="",index="",resource="pods",storage="watchcache"} 2`,
+		`apiserver_storage_list_fetched_objects_total{group="",index="",resource="pods",storage="watchcache"} 20`,
+		`apiserver_storage_list_evaluated_objects_total{group="",resource="pods",storage="watchcache"} 20`,
+		`apiserver_storage_list_returned_objects_total{group="",resource="pods",storage="watchcache"} 7`,
+		`apiserver_watch_events_total{group="",resource="pods",version="v1"} 5`,
+		`apiserver_watch_events_sizes_bucket{group="",resource="pods",version="v1",le="1024"} 2`,
+		`apiserver_watch_events_sizes_bucket{group="",resource="pods",version="v1",le="2048"} 3`,
+		`apiserver_watch_events_sizes_bucket{group="",resource="pods",version="v1",le="131072"} 4`,
+		`apiserver_watch_events_sizes_bucket{group="",resource="pods",version="v1",le="+Inf"} 5`,
+		`apiserver_watch_events_sizes_sum{group="",resource="pods",version="v1"} 264195`,
+	} {
+		if !strings.Contains(rec.Body.String(), want) {
+			t.Errorf("no %s in\n%s", want, rec.Body)
+		}
 	}
 }

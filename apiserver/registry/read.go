@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"iter"
 	"path"
 	"slices"
 	"strings"
@@ -208,8 +209,9 @@ func (r *Registry) List(ctx context.Context, o ListOptions) (Page, error) {
 	if o.Limit <= 0 && m.all {
 		page.Items = make([]*store.KV, 0, snap.Count(start, end))
 	}
-	enc := r.encryption.Now()
+	enc, seen := r.encryption.Now(), 0
 	for kv := range r.among(snap, o.Selection, start, end) {
+		seen++
 		if kv, err = openItem(enc, kv); err != nil {
 			return Page{}, err
 		}
@@ -227,7 +229,19 @@ func (r *Registry) List(ctx context.Context, o ListOptions) (Page, error) {
 		}
 		page.Items = append(page.Items, kv)
 	}
+	r.Counted.Listed(seen, len(page.Items))
 	return page, nil
+}
+
+// Names are those of the objects in a snapshot; of namespaced ones with the namespace before.
+func (r *Registry) Names(snap store.Snapshot) iter.Seq[string] {
+	return func(yield func(string) bool) {
+		for kv := range snap.Range(r.prefix, r.prefix[:len(r.prefix)-1]+"0") {
+			if !yield(kv.Key[len(r.prefix):]) {
+				return
+			}
+		}
+	}
 }
 
 // Count is how many objects are stored.

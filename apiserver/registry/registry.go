@@ -25,6 +25,7 @@ import (
 
 	"github.com/skiff-project/skiff/api"
 	"github.com/skiff-project/skiff/apiserver/encryption"
+	"github.com/skiff-project/skiff/apiserver/metrics"
 	"github.com/skiff-project/skiff/object/wire"
 	"github.com/skiff-project/skiff/store"
 )
@@ -53,6 +54,8 @@ type Config struct {
 	// MayRemove, when set, can hold back the removal of an object whose
 	// finalizers are gone (namespaces have a second list of them).
 	MayRemove func(obj api.Object) bool
+	// Counted, when set, counts what is asked of the store.
+	Counted *metrics.Stored
 	// Marked, when set, may change an object whose deletion is only begun
 	// (namespaces show a phase).
 	Marked func(obj api.Object)

@@ -8,6 +8,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"time"
 
 	apiequality "k8s.io/apimachinery/pkg/api/equality"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
@@ -21,6 +22,7 @@ import (
 
 	"github.com/skiff-project/skiff/api"
 	"github.com/skiff-project/skiff/api/check"
+	"github.com/skiff-project/skiff/apiserver/metrics"
 	"github.com/skiff-project/skiff/store"
 )
 
@@ -267,7 +269,13 @@ func (r *Registry) put(ctx context.Context, key string, value []byte, mod int64)
 		If:   []store.Compare{{Key: key, Target: store.TargetMod, Int: mod}},
 		Then: []store.Op{{Kind: store.OpPut, Key: key, Value: sealed, Lease: lease}},
 	}
+	op := metrics.Create
+	if mod != 0 {
+		op = metrics.Update
+	}
+	began := time.Now()
 	res, err := r.Store.Txn(ctx, txn)
+	r.Counted.Asked(op, began, err)
 	if errors.Is(err, store.ErrLeaseNotFound) {
 		r.lease.mu.Lock()
 		r.lease.id = 0 // expired or lost; the caller's next attempt takes a new one
@@ -544,10 +552,12 @@ func (r *Registry) remove(ctx context.Context, kv *store.KV, obj api.Object, dry
 	if dryRun {
 		return Item{obj: obj}, true, nil
 	}
+	began := time.Now()
 	res, err := r.Store.Txn(ctx, store.Txn{
 		If:   []store.Compare{{Key: kv.Key, Target: store.TargetMod, Int: kv.ModRevision}},
 		Then: []store.Op{{Kind: store.OpDelete, Key: kv.Key}},
 	})
+	r.Counted.Asked(metrics.Delete, began, err)
 	if err != nil {
 		return Item{}, false, storeError(err)
 	}

@@ -17,6 +17,7 @@ import (
 
 	"k8s.io/apimachinery/pkg/watch"
 
+	"github.com/skiff-project/skiff/apiserver/metrics"
 	"github.com/skiff-project/skiff/apiserver/registry"
 	"github.com/skiff-project/skiff/apiserver/reply"
 	"github.com/skiff-project/skiff/internal/h2"
@@ -43,6 +44,7 @@ type Form interface {
 type Config struct {
 	W    http.ResponseWriter // with its header fields
 	Form Form
+	Sent *metrics.Events // counts the events, or nil
 	// Alone keeps it off the feed: Frame or the watch may wait for another
 	// server, or Frame cannot be called twice for a change.
 	Alone     bool
@@ -211,6 +213,7 @@ func (st *Stream) step() {
 		if err != nil || !st.feed.TryWrite(frame) {
 			return
 		}
+		st.count(frame, st.Gzip)
 		st.rest = st.rest[1:]
 	}
 }
@@ -241,6 +244,7 @@ func (st *Stream) send(changes []registry.Change) bool {
 			st.fail(err)
 			return false
 		}
+		st.count(frame, st.Gzip)
 		_, err = st.W.Write(frame)
 		return err == nil && st.out.Flush() == nil
 	}
@@ -261,6 +265,17 @@ func (st *Stream) single(ch registry.Change) ([]byte, error) {
 	return st.Form.Frame(ch)
 }
 
+// count notes that an event was sent.
+func (st *Stream) count(frame []byte, compressed bool) {
+	switch {
+	case st.Sent == nil:
+	case compressed:
+		st.Sent.Sent(metrics.PlainSize(frame))
+	default:
+		st.Sent.Sent(len(frame))
+	}
+}
+
 // add appends the event of one change, or sends it if it is large.
 func (st *Stream) add(ch registry.Change) bool {
 	frame, err := st.Form.Frame(ch)
@@ -268,6 +283,7 @@ func (st *Stream) add(ch registry.Change) bool {
 		st.fail(err)
 		return false
 	}
+	st.count(frame, false)
 	if len(st.buf) == 0 && len(frame) > flushAbove {
 		return st.write(frame)
 	}
@@ -304,6 +320,7 @@ func (st *Stream) bookmark(rev int64, initialEnd bool) bool {
 	if err != nil {
 		return false
 	}
+	st.count(data, false)
 	st.buf = append(st.buf, data...)
 	return st.flush()
 }

@@ -16,8 +16,10 @@ import (
 
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/runtime/schema"
 
 	"github.com/skiff-project/skiff/api"
+	"github.com/skiff-project/skiff/apiserver/metrics"
 	"github.com/skiff-project/skiff/apiserver/registry"
 	"github.com/skiff-project/skiff/apiserver/reply"
 	"github.com/skiff-project/skiff/apiserver/watchstream"
@@ -64,11 +66,11 @@ func TestStream(t *testing.T) {
 			{name: "an event that does not fit at once", last: "large", want: "ADDED large, EOF"},
 		} {
 			t.Run(how+", "+k.name, func(t *testing.T) {
-				stop := make(chan struct{})
+				stop, sent := make(chan struct{}), metrics.NewStorage().Events(schema.GroupVersionResource{})
 				reg := configMaps(t)
 				put(t, reg, "first")
 				resp := get(t, proto, func(w http.ResponseWriter, r *http.Request) {
-					st := watchstream.New(watchstream.Config{W: w, Form: lines{}, Alone: k.alone, Gzip: gzip, Bookmarks: true, Interval: time.Hour, Stopping: stop})
+					st := watchstream.New(watchstream.Config{W: w, Form: lines{}, Alone: k.alone, Gzip: gzip, Sent: sent, Bookmarks: true, Interval: time.Hour, Stopping: stop})
 					open, err := reg.Watch(r.Context(), registry.WatchOptions{Wake: st.Wake})
 					if err != nil {
 						t.Error(err)

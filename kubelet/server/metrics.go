@@ -8,6 +8,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/prometheus/client_golang/prometheus/promhttp"
 	statsapi "k8s.io/kubelet/pkg/apis/stats/v1alpha1"
 )
 
@@ -19,7 +20,7 @@ func metric(w io.Writer, name, typ, help string, lines []string) {
 	}
 }
 
-func (s *Server) metrics(w http.ResponseWriter, _ *http.Request) {
+func (s *Server) metrics(w http.ResponseWriter, r *http.Request) {
 	w.Header().Set("Content-Type", "text/plain; version=0.0.4; charset=utf-8")
 	running, containers := 0, 0
 	for _, p := range s.cfg.Backend.Pods() {
@@ -45,6 +46,11 @@ func (s *Server) metrics(w http.ResponseWriter, _ *http.Request) {
 			"[ALPHA] Gauge vector reporting the number of pod certificate projected volume sources, faceted by signer_name and state.", certs)
 	}
 	metric(w, "kubernetes_build_info", "gauge", "[BETA] Version the node was built from.", []string{fmt.Sprintf("kubernetes_build_info{git_version=%q} 1", s.cfg.Version)})
+	if s.cfg.Metrics != nil {
+		plain := r.Clone(r.Context())
+		plain.Header = nil // as text, as it began
+		promhttp.HandlerFor(s.cfg.Metrics, promhttp.HandlerOpts{DisableCompression: true}).ServeHTTP(w, plain)
+	}
 }
 
 func (s *Server) resourceMetrics(w http.ResponseWriter, r *http.Request) {

@@ -18,6 +18,7 @@ import (
 	"net/url"
 	"time"
 
+	"github.com/prometheus/client_golang/prometheus"
 	v1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/client-go/kubernetes"
@@ -71,7 +72,8 @@ type Config struct {
 	Addr     string // host:port to listen on
 	NodeName string
 	Version  string
-	Flags    map[string]string // for /flagz; nil: there is none
+	Flags    map[string]string   // for /flagz; nil: there is none
+	Metrics  prometheus.Gatherer // told after its own; or nil
 	Cert     *tls.Certificate
 	ClientCA *x509.CertPool // nil: client certificates identify nobody
 	Client   kubernetes.Interface

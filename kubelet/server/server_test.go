@@ -17,6 +17,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/prometheus/client_golang/prometheus"
 	authnv1 "k8s.io/api/authentication/v1"
 	authzv1 "k8s.io/api/authorization/v1"
 	v1 "k8s.io/api/core/v1"
@@ -98,7 +99,7 @@ func newTest(t *testing.T) (*httptest.Server, *fakeBackend, *int) {
 	if err := os.WriteFile(b.log, []byte("2026-01-01T00:00:00Z stdout F one\n2026-01-01T00:00:01Z stdout F two\n"), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	s, err := New(Config{NodeName: "n1", LogDir: filepath.Dir(b.log), Cert: &tls.Certificate{}, Client: client, Backend: b, Log: slog.New(slog.DiscardHandler), Clock: clock.RealClock{}})
+	s, err := New(Config{Metrics: more(), NodeName: "n1", LogDir: filepath.Dir(b.log), Cert: &tls.Certificate{}, Client: client, Backend: b, Log: slog.New(slog.DiscardHandler), Clock: clock.RealClock{}})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -125,6 +126,14 @@ func ask(t *testing.T, srv *httptest.Server, token, method, path string) (int, s
 	return res.StatusCode, string(body)
 }
 
+// more is what others of the process tell.
+func more() *prometheus.Registry {
+	r, g := prometheus.NewRegistry(), prometheus.NewGauge(prometheus.GaugeOpts{Name: "more"})
+	g.Set(1)
+	r.MustRegister(g)
+	return r
+}
+
 func TestRequests(t *testing.T) {
 	srv, _, asked := newTest(t)
 	for _, c := range []struct {
@@ -140,6 +149,7 @@ func TestRequests(t *testing.T) {
 		{"reader", "GET", "/statusz", 403, "subresource(s)=[statusz]"},
 		{"admin", "GET", "/statusz", 200, "kubelet statusz"},
 		{"admin", "GET", "/flagz", 404, ""},
+		{"admin", "GET", "/metrics", 200, "\n# HELP more \n# TYPE more gauge\nmore 1\n"},
 		{"admin", "GET", "/pods", 200, `"kind":"PodList"`},
 		{"admin", "GET", "/healthz", 200, "ok"},
 		{"admin", "GET", "/containerLogs/ns/p/main", 200, "one\ntwo\n"},
