@@ -36,6 +36,7 @@ import (
 	"github.com/skiff-project/skiff/apiserver/connect"
 	"github.com/skiff-project/skiff/apiserver/encryption"
 	"github.com/skiff-project/skiff/apiserver/fairness"
+	"github.com/skiff-project/skiff/apiserver/front"
 	"github.com/skiff-project/skiff/apiserver/health"
 	"github.com/skiff-project/skiff/apiserver/identity"
 	"github.com/skiff-project/skiff/apiserver/impersonation"
@@ -155,6 +156,11 @@ type Tuning struct {
 	KubeletAddresses []corev1.NodeAddressType
 	// ShutdownGrace is how long Run waits for requests in flight after its context ends; default 5 s.
 	ShutdownGrace time.Duration
+	// MaxStreams bounds the requests of one HTTP/2 connection at a time; default 1000. NoHTTP2: there are none.
+	MaxStreams int
+	NoHTTP2    bool
+	// Front is for browsers; default nothing.
+	Front front.Options
 	// Profiling serves Go's profiles of the process at /debug/pprof/.
 	Profiling bool
 	// Flags are what /flagz tells: those of the command line, with their values.
@@ -180,6 +186,7 @@ func (c *Config) setDefaults() error {
 	api.SetIfEmpty(&c.Limits.ReadOnly, 400)
 	api.SetIfEmpty(&c.Limits.Mutating, 200)
 	api.SetIfEmpty(&c.MaxLongRunning, 100_000)
+	api.SetIfEmpty(&c.MaxStreams, 1000)
 	api.SetIfEmpty(&c.EventTTL, time.Hour)
 	api.SetIfEmpty(&c.RequestTimeout, time.Minute)
 	api.SetIfEmpty(&c.MinWatchTimeout, 30*time.Minute)

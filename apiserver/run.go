@@ -88,17 +88,24 @@ func (s *Server) httpServer() *http.Server {
 	conf := s.cfg.TLS.Clone()
 	conf.ClientAuth = tls.RequestClientCert
 	conf.MinVersion = max(conf.MinVersion, tls.VersionTLS12)
-	if len(conf.NextProtos) == 0 {
+	switch {
+	case s.cfg.NoHTTP2:
+		conf.NextProtos = []string{"http/1.1"}
+	case len(conf.NextProtos) == 0:
 		conf.NextProtos = []string{"h2", "http/1.1"}
 	}
 	srv := &http.Server{
-		Handler:           s.Handler(),
+		Handler:           s.cfg.Front.Wrap(s.Handler()),
 		TLSConfig:         conf,
 		ReadHeaderTimeout: 32 * time.Second,
 		IdleTimeout:       90 * time.Second,
 		MaxHeaderBytes:    1 << 20,
 		ErrorLog:          s.metrics.ErrorLog(s.cfg.Log.Handler()),
 	}
-	h2.Attach(srv, h2.Config{MaxStreams: 1000, StreamWindow: 1 << 20, ConnWindow: 4 << 20, IdleTimeout: srv.IdleTimeout, Log: s.cfg.Log})
+	if s.cfg.NoHTTP2 {
+		srv.TLSNextProto = map[string]func(*http.Server, *tls.Conn, http.Handler){} // net/http's own neither
+		return srv
+	}
+	h2.Attach(srv, h2.Config{MaxStreams: s.cfg.MaxStreams, StreamWindow: 1 << 20, ConnWindow: 4 << 20, IdleTimeout: srv.IdleTimeout, Log: s.cfg.Log})
 	return srv
 }

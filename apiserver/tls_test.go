@@ -263,3 +263,27 @@ func TestPages(t *testing.T) {
 		}
 	}
 }
+
+// What flags say of connections and browsers holds on the network.
+func TestProtocolAndFront(t *testing.T) {
+	for _, c := range []struct {
+		edit   func(*apiserver.Config)
+		proto  string
+		header string
+	}{
+		{nil, "HTTP/2.0", ""},
+		{func(c *apiserver.Config) { c.NoHTTP2, c.Front.Transport = true, []string{"max-age=1"} }, "HTTP/1.1", "max-age=1"},
+	} {
+		_, cfg := newTLSServer(t, c.edit)
+		client := &http.Client{Transport: &http.Transport{TLSClientConfig: &tls.Config{InsecureSkipVerify: true}, ForceAttemptHTTP2: true}}
+		resp, err := client.Get(cfg.Host + "/healthz")
+		if err != nil {
+			t.Fatal(err)
+		}
+		resp.Body.Close()
+		client.CloseIdleConnections()
+		if resp.StatusCode != 200 || resp.Proto != c.proto || resp.Header.Get("Strict-Transport-Security") != c.header {
+			t.Errorf("%s %s %v", resp.Status, resp.Proto, resp.Header)
+		}
+	}
+}

@@ -23,6 +23,7 @@ import (
 	"github.com/skiff-project/skiff/apiserver/admission"
 	"github.com/skiff-project/skiff/apiserver/admission/config"
 	"github.com/skiff-project/skiff/apiserver/alloc"
+	"github.com/skiff-project/skiff/apiserver/front"
 	"github.com/skiff-project/skiff/apiserver/plugins"
 	"github.com/skiff-project/skiff/cli/gates"
 	"github.com/skiff-project/skiff/cluster"
@@ -33,8 +34,8 @@ var apiServerHarmless = []harmless{
 		"etcd-healthcheck-timeout etcd-readycheck-timeout lease-reuse-duration-seconds delete-collection-workers enable-garbage-collector? " +
 		"storage-initialization-timeout concurrent-watch-object-decode?", "the store works otherwise inside"},
 	{"goaway-chance " +
-		"shutdown-delay-duration shutdown-send-retry-after? shutdown-watch-termination-grace-period livez-grace-period http2-max-streams-per-connection " +
-		"disable-http2-serving? permit-address-sharing? permit-port-sharing? apiserver-count", "bounds and grace periods are the server's own"},
+		"shutdown-delay-duration shutdown-send-retry-after? shutdown-watch-termination-grace-period livez-grace-period " +
+		"permit-address-sharing? permit-port-sharing? apiserver-count", "bounds and grace periods are the server's own"},
 	{"kubelet-timeout kubelet-port", "kubelets say their port"},
 	{"audit-log-batch-max-size audit-log-batch-max-wait audit-log-batch-throttle-enable? audit-log-batch-throttle-qps audit-log-batch-throttle-burst " +
 		"audit-webhook-batch-throttle-enable? audit-webhook-batch-throttle-qps audit-webhook-batch-throttle-burst audit-log-truncate-max-batch-size " +
@@ -63,6 +64,7 @@ type apiServerFlags struct {
 	addresses    []string
 	reconciler   string
 	privileged   bool
+	origins      []string
 	extend       bool
 	notReady     int64
 	unreachable  int64
@@ -99,6 +101,7 @@ func apiServerProgram() (*program, *apiServerFlags) {
 	fs.StringVar(&o.CertFile, "tls-cert-file", "", "serving certificate; overrides --cert-dir")
 	fs.StringVar(&o.KeyFile, "tls-private-key-file", "", "its key")
 	f.tls.add(fs)
+	f.addFront(fs)
 	f.audit.add(p)
 	fs.StringVar(&f.bind, "bind-address", "0.0.0.0", "address to serve on")
 	fs.IntVar(&f.port, "secure-port", 6443, "port to serve on")
@@ -141,6 +144,36 @@ func apiServerProgram() (*program, *apiServerFlags) {
 	return p, f
 }
 
+// addFront is about connections and browsers.
+func (f *apiServerFlags) addFront(fs *pflag.FlagSet) {
+	o := &f.opts
+	fs.Var((*namedCertificates)(&o.NamedCertificates), "tls-sni-cert-key", "certificate,key[:name,...] shown to who asks for one of the names, or for those it says; may be there more than once")
+	fs.IntVar(&o.MaxStreams, "http2-max-streams-per-connection", 1000, "requests of one HTTP/2 connection at a time")
+	fs.BoolVar(&o.NoHTTP2, "disable-http2-serving", false, "serve HTTP/1.1 only")
+	fs.StringSliceVar(&f.origins, "cors-allowed-origins", nil, "regular expressions of the origins whose pages may send requests (default: none)")
+	fs.StringSliceVar(&o.Front.Transport, "strict-transport-security-directives", nil, "what browsers are told: max-age=seconds, includeSubDomains, preload (default: nothing)")
+}
+
+// namedCertificates is a flag that is given once for each.
+type namedCertificates []cluster.CertificateFiles
+
+func (n *namedCertificates) String() string { return "" }
+func (n *namedCertificates) Type() string   { return "namedCertKey" }
+
+func (n *namedCertificates) Set(text string) error {
+	cert, rest, ok := strings.Cut(text, ",")
+	key, names, _ := strings.Cut(rest, ":")
+	if !ok || cert == "" || key == "" {
+		return errors.New("expected comma separated certificate and key file paths")
+	}
+	one := cluster.CertificateFiles{CertFile: cert, KeyFile: key}
+	if names != "" {
+		one.Names = strings.Split(names, ",")
+	}
+	*n = append(*n, one)
+	return nil
+}
+
 // addTokens is about service accounts'.
 func (f *apiServerFlags) addTokens(fs *pflag.FlagSet) {
 	o := &f.opts
@@ -168,7 +201,8 @@ var anyCluster = []string{"audit-", "oidc-", "authentication-", "authorization-"
 	"enable-priority-and-fairness", "request-timeout", "min-request-timeout", "event-ttl", "service-node-port-range",
 	"etcd-compaction-interval", "kubelet-preferred-address-types", "profiling", "external-hostname", "token-auth-file",
 	"default-not-ready-toleration-seconds", "default-unreachable-toleration-seconds", "service-account-jwks-uri",
-	"service-account-extend-token-expiration", "allow-privileged", "enable-bootstrap-token-auth", "feature-gates", "runtime-config"}
+	"service-account-extend-token-expiration", "allow-privileged", "enable-bootstrap-token-auth", "feature-gates", "runtime-config",
+	"http2-max-streams-per-connection", "disable-http2-serving", "cors-allowed-origins", "strict-transport-security-directives"}
 
 // apiSettings are what such flags, without their dashes, say of a cluster's API server.
 func apiSettings(args []string) (cluster.APISettings, error) {
@@ -320,6 +354,16 @@ func (r *portRange) Set(text string) error {
 func (f *apiServerFlags) settleTuning(o *apiserver.Tuning) error {
 	if o.RequestTimeout <= 0 || f.watchSeconds <= 0 || o.EventTTL < time.Second {
 		return errors.New("--request-timeout and --min-request-timeout must be above 0, --event-ttl at least 1s")
+	}
+	if o.MaxStreams <= 0 {
+		return fmt.Errorf("--http2-max-streams-per-connection: %d is not above 0", o.MaxStreams)
+	}
+	var err error
+	if o.Front.Origins, err = front.ParseOrigins(f.origins); err != nil {
+		return fmt.Errorf("--cors-allowed-origins has invalid value: %w", err)
+	}
+	if err := front.CheckTransport(o.Front.Transport); err != nil {
+		return err
 	}
 	o.MinWatchTimeout = time.Duration(f.watchSeconds) * time.Second
 	if o.CompactionInterval < 0 {

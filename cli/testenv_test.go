@@ -100,7 +100,7 @@ func TestAPIServerFlags(t *testing.T) {
 	}
 	if want := (apiserver.Tuning{
 		Limits: apiserver.Limits{ReadOnly: 400, Mutating: 200}, NodePorts: alloc.PortRange{First: 30000, Last: 30010},
-		EventTTL: 30 * time.Minute, RequestTimeout: 2 * time.Minute, MinWatchTimeout: 10 * time.Minute, Profiling: true,
+		EventTTL: 30 * time.Minute, RequestTimeout: 2 * time.Minute, MinWatchTimeout: 10 * time.Minute, MaxStreams: 1000, Profiling: true,
 		CompactionInterval: -1, NoEndpoints: true, ExternalHost: "api.example.com", KubeletAddresses: []corev1.NodeAddressType{corev1.NodeHostName},
 	}); !reflect.DeepEqual(o.Tuning, want) {
 		t.Errorf("%+v, want %+v", o.Tuning, want)

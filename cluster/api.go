@@ -183,14 +183,10 @@ func (c *Cluster) apiConfig(log *slog.Logger) (apiserver.Config, error) {
 	}
 	return apiserver.Config{
 		Store: c.store, SharedStore: c.shared, Encryption: sealing, Audit: c.audit, Tuning: c.tuning, Log: log,
-		Resources: resources,
-		Address:   net.JoinHostPort("", strconv.Itoa(c.opts.APIPort)),
-		Listener:  c.listener,
-		TLS: &tls.Config{
-			Certificates: []tls.Certificate{c.assets.APIServer.TLS()},
-			MinVersion:   max(c.minTLS, tls.VersionTLS12),
-			CipherSuites: c.cipherSuites,
-		},
+		Resources:          resources,
+		Address:            net.JoinHostPort("", strconv.Itoa(c.opts.APIPort)),
+		Listener:           c.listener,
+		TLS:                c.servingTLS(),
 		ClientCA:           c.assets.CA.CertPEM(),
 		RequestHeaderCA:    c.assets.FrontProxyCA.CertPEM(),
 		RequestHeaderNames: c.frontNames,
@@ -210,6 +206,15 @@ func (c *Cluster) apiConfig(log *slog.Logger) (apiserver.Config, error) {
 		AdvertisePort:      c.opts.APIPort,
 		Version:            versionInfo(),
 	}, nil
+}
+
+// servingTLS is what the API's port shows clients.
+func (c *Cluster) servingTLS() *tls.Config {
+	conf := &tls.Config{MinVersion: max(c.minTLS, tls.VersionTLS12), CipherSuites: c.cipherSuites, GetCertificate: c.byName}
+	if c.byName == nil {
+		conf.Certificates = []tls.Certificate{c.assets.APIServer.TLS()}
+	}
+	return conf
 }
 
 func versionInfo() version.Info {

@@ -16,6 +16,7 @@ import (
 	"github.com/skiff-project/skiff/apiserver"
 	"github.com/skiff-project/skiff/apiserver/audit"
 	"github.com/skiff-project/skiff/apiserver/authconfig"
+	"github.com/skiff-project/skiff/apiserver/front"
 	"github.com/skiff-project/skiff/apiserver/plugins"
 	"github.com/skiff-project/skiff/bootstrap"
 )
@@ -28,6 +29,8 @@ type APIServerOptions struct {
 	// CertFile and KeyFile are what it shows clients. Default: made anew, by
 	// an authority nobody knows.
 	CertFile, KeyFile string
+	// NamedCertificates are shown to who asks for a name of theirs. Default: none.
+	NamedCertificates []CertificateFiles
 	MinTLS            uint16   // default TLS 1.2
 	CipherSuites      []uint16 // default Go's
 	// ClientCAFile (one PEM certificate) signs client certificates. Default:
@@ -66,6 +69,12 @@ type APIServerOptions struct {
 	ReloadEncryption bool
 	APISettings
 	Log *slog.Logger // default: discard
+}
+
+// CertificateFiles are a certificate, its key, and the names it is for; without, those it says.
+type CertificateFiles struct {
+	CertFile, KeyFile string
+	Names             []string
 }
 
 // APISettings are what an operator may set of any cluster's API server. The
@@ -168,6 +177,9 @@ func (c *Cluster) loadAssets(o APIServerOptions) error {
 			return err
 		}
 	}
+	if err = c.loadNamed(o.NamedCertificates); err != nil {
+		return err
+	}
 	if o.ClientCAFile != "" {
 		if c.assets.CA, err = bootstrap.LoadAuthority("client CA", o.ClientCAFile); err != nil {
 			return err
@@ -189,6 +201,23 @@ func (c *Cluster) loadAssets(o APIServerOptions) error {
 	if o.SigningKeyFile != "" {
 		c.assets.ServiceAccountKey, err = loadSigner("service account signing key", o.SigningKeyFile)
 	}
+	return err
+}
+
+func (c *Cluster) loadNamed(list []CertificateFiles) error {
+	if len(list) == 0 {
+		return nil
+	}
+	var named []front.Named
+	for _, f := range list {
+		pair, err := bootstrap.LoadPair("serving certificate for names", f.CertFile, f.KeyFile)
+		if err != nil {
+			return err
+		}
+		named = append(named, front.Named{Certificate: pair.TLS(), Names: f.Names})
+	}
+	var err error
+	c.byName, err = front.Choose(named, c.assets.APIServer.TLS())
 	return err
 }
 

@@ -71,9 +71,10 @@ type Cluster struct {
 	frontNames    []string // front proxies' common names; empty: any the front-proxy CA signed
 	// clusterIPRouting sends what the API server has for a Service to its cluster IP.
 	clusterIPRouting bool
-	minTLS           uint16      // of the API's port; 0: TLS 1.2
-	cipherSuites     []uint16    // nil: Go's
-	kubeletTLS       *tls.Config // to kubelets; nil: with the cluster's own certificates
+	minTLS           uint16                                               // of the API's port; 0: TLS 1.2
+	cipherSuites     []uint16                                             // nil: Go's
+	byName           func(*tls.ClientHelloInfo) (*tls.Certificate, error) // what the API's port shows; nil: the serving certificate
+	kubeletTLS       *tls.Config                                          // to kubelets; nil: with the cluster's own certificates
 	// accounts is how service account tokens are made and checked, but for
 	// the signing key, which is an asset; its zero value is good.
 	accounts  serviceaccount.Config
