@@ -13,7 +13,6 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	flowcontrolv1 "k8s.io/api/flowcontrol/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
-	testclock "k8s.io/utils/clock/testing"
 
 	"github.com/skiff-project/skiff/api/all"
 	"github.com/skiff-project/skiff/apiserver"
@@ -157,42 +156,6 @@ func TestBookmarks(t *testing.T) {
 	if n < 2 {
 		t.Errorf("%d bookmarks in a second", n)
 	}
-}
-
-// TestCompactionKeepsHistory: with a fake clock, each interval compacts what
-// was there at the one before, and an idle store is left alone.
-func TestCompactionKeepsHistory(t *testing.T) {
-	clk := testclock.NewFakeClock(time.Now())
-	var st store.Store
-	s := newServer(t, func(c *apiserver.Config) { c.Clock = clk; st = c.Store })
-	cms := typed(t, s).CoreV1().ConfigMaps("default")
-	cm, err := cms.Create(t.Context(), configMap("a", nil), metav1.CreateOptions{})
-	if err != nil {
-		t.Fatal(err)
-	}
-	tick := func() int64 {
-		before := st.Status().CompactRevision
-		clk.Step(5 * time.Minute)
-		for range 50 {
-			if now := st.Status().CompactRevision; now != before {
-				return now
-			}
-			time.Sleep(2 * time.Millisecond)
-		}
-		return before
-	}
-	tick()
-	cm.Data = map[string]string{"a": "b"}
-	cm, _ = cms.Update(t.Context(), cm, metav1.UpdateOptions{})
-	rev := st.Status().Revision
-	if got := tick(); got >= rev {
-		t.Errorf("compacted to %d, but revision %d is younger than five minutes", got, rev)
-	}
-	idle := tick()
-	if again := tick(); again != idle {
-		t.Errorf("an idle store was compacted from %d to %d", idle, again)
-	}
-	_ = cm
 }
 
 type panicking struct{}
