@@ -6,7 +6,6 @@
 package openapi
 
 import (
-	"encoding/json"
 	"fmt"
 	"slices"
 
@@ -104,13 +103,13 @@ func (b *Builder) V3(path string) ([]byte, error) {
 	} else {
 		doc.Components.SecuritySchemes = spec3.SecuritySchemes{"BearerToken": bearerV3()}
 	}
-	return json.Marshal(doc)
+	return doc.MarshalJSON()
 }
 
 // V2 is the OpenAPI v2 document of everything, as JSON.
 func (b *Builder) V2() ([]byte, error) {
 	m := newModels(false, b.types)
-	shared := &sharedV2{params: map[string]spec.Parameter{}}
+	shared := &sharedV2{params: map[string]spec.Parameter{}, seen: map[param]spec.Parameter{}}
 	doc := &spec.Swagger{SwaggerProps: spec.SwaggerProps{
 		Swagger: "2.0",
 		Info:    &spec.Info{InfoProps: spec.InfoProps{Title: "Kubernetes", Version: b.cfg.Version}},
@@ -134,7 +133,7 @@ func (b *Builder) V2() ([]byte, error) {
 		return nil, fmt.Errorf("openapi: version 2: %w", m.err)
 	}
 	doc.Definitions, doc.Parameters = m.defs, shared.params
-	return json.Marshal(doc)
+	return doc.MarshalJSON()
 }
 
 // ProtoV2 encodes a version 2 document as gnostic's protobuf, which clients ask for.
@@ -171,22 +170,21 @@ const kindsKey = "x-kubernetes-group-version-kind"
 
 // scope leaves, of the some sixty groups that the bodies all groups share are
 // known in, the one without a name and that of the document. Upstream tells of
-// custom resources what the server of their definitions knows.
+// custom resources what its clients know, and they do not know all.
 func scope(s *spec.Schema, group, version string, custom bool) {
 	kinds, _ := s.Extensions[kindsKey].([]any)
-	if len(kinds) < 2 && !custom {
+	if len(kinds) < 2 {
 		return
 	}
 	kinds = slices.DeleteFunc(kinds, func(k any) bool {
 		kind := k.(map[string]any)
 		of := kind["group"]
-		return of != "" && (of != group || kind["version"] != version) && !(custom && of == "apiextensions.k8s.io")
+		if custom {
+			return of == "admission.k8s.io" || of == "apiextensions.k8s.io" || of == "apiregistration.k8s.io" || of == "imagepolicy.k8s.io"
+		}
+		return of != "" && (of != group || kind["version"] != version)
 	})
-	if len(kinds) > 0 {
-		s.Extensions[kindsKey] = kinds
-	} else {
-		delete(s.Extensions, kindsKey)
-	}
+	s.Extensions[kindsKey] = kinds
 }
 
 func pointers(defs map[string]spec.Schema) map[string]*spec.Schema {

@@ -88,10 +88,13 @@ func (m *models) objectFields(s *spec.Schema) {
 	m.typeFields(s)
 }
 
-// embedded adds it to the objects within s, too.
+// embedded adds it to the objects within s, too; version 2 tells no defaults.
 func (m *models) embedded(s *spec.Schema) {
 	if s == nil {
 		return
+	}
+	if !m.v3 {
+		s.Default = nil
 	}
 	for name, p := range s.Properties {
 		m.embedded(&p)
@@ -110,6 +113,13 @@ func (m *models) embedded(s *spec.Schema) {
 		return
 	}
 	m.objectFields(s)
+	const more = " More info: https://git.k8s.io/community/contributors/devel/sig-architecture/api-conventions.md"
+	for f, about := range map[string]string{
+		"kind":       "kind is a string value representing the type of this object. In CamelCase." + more + "#types-kinds",
+		"apiVersion": "apiVersion defines the versioned schema of this representation of an object." + more + "#resources",
+	} {
+		s.SetProperty(f, spec.Schema{SchemaProps: spec.SchemaProps{Type: []string{"string"}, Description: about}})
+	}
 	for _, f := range []string{"kind", "apiVersion"} {
 		if !slices.Contains(s.Required, f) {
 			s.Required = append(s.Required, f)

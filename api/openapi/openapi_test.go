@@ -9,7 +9,9 @@ import (
 	"google.golang.org/protobuf/proto"
 	"k8s.io/apimachinery/pkg/util/managedfields"
 	kubeproto "k8s.io/kube-openapi/pkg/util/proto"
+	"k8s.io/kube-openapi/pkg/validation/spec"
 
+	"github.com/skiff-project/skiff/api"
 	"github.com/skiff-project/skiff/api/all"
 	"github.com/skiff-project/skiff/api/openapi"
 )
@@ -127,6 +129,54 @@ func TestV2IsWhatClientsParse(t *testing.T) {
 		}
 	}
 	t.Logf("version 2: %d bytes of JSON, %d of protobuf, %d models", len(raw), len(bin), len(parsed.ListModels()))
+}
+
+// Custom resources are told in the words of each version, and objects in them have what objects have.
+func TestCustomResourcesAreTold(t *testing.T) {
+	widget := &api.Resource{Group: "example.com", Name: "widgets", Kind: "Widget", Namespaced: true, Codec: struct{ api.Codec }{}, Versions: []api.Version{{
+		Name: "v1", Model: func(bool) (*spec.Schema, bool, error) {
+			s := &spec.Schema{}
+			err := json.Unmarshal([]byte(`{"type":"object","properties":{"size":{"type":"integer","default":1},
+				"inner":{"type":"object","x-kubernetes-embedded-resource":true}}}`), s)
+			return s, false, err
+		},
+	}}}
+	b, err := openapi.New(openapi.Config{Resources: []*api.Resource{widget}, Version: "1.37"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, c := range []struct {
+		build                        func() ([]byte, error)
+		at, path, want, lacks, patch string
+	}{
+		{b.V2, "definitions", "properties size", `{"type":"integer"}`, "#/components/", "parameters"},
+		{func() ([]byte, error) { return b.V3("apis/example.com/v1") }, "components schemas", "properties size",
+			`{"default":1,"type":"integer"}`, `"group":"apiextensions.k8s.io"`, "requestBody"},
+	} {
+		raw, err := c.build()
+		if err != nil {
+			t.Fatal(err)
+		}
+		var doc map[string]any
+		if err := json.Unmarshal(raw, &doc); err != nil {
+			t.Fatal(err)
+		}
+		model := append(strings.Fields(c.at), "com.example.v1.Widget")
+		if got, _ := json.Marshal(dig(t, doc, append(model, strings.Fields(c.path)...)...)); string(got) != c.want {
+			t.Errorf("%s is %s, want %s", c.path, got, c.want)
+		}
+		if got, _ := json.Marshal(dig(t, doc, append(model, "properties", "inner", "required")...)); string(got) != `["kind","apiVersion"]` {
+			t.Errorf("an embedded object requires %s", got)
+		}
+		dig(t, doc, append(model, "properties", "inner", "properties", "metadata")...)
+		dig(t, doc, "paths", "/apis/example.com/v1/namespaces/{namespace}/widgets/{name}", "patch", c.patch)
+		if strings.Contains(string(raw), c.lacks) {
+			t.Errorf("has %s:\n%s", c.lacks, raw)
+		}
+		if paths := doc["paths"].(map[string]any); paths["/apis/example.com/v1/"] != nil {
+			t.Error("tells of discovery, as upstream does not")
+		}
+	}
 }
 
 func TestModelsServeApply(t *testing.T) {

@@ -116,7 +116,10 @@ func bearerV3() *spec3.SecurityScheme {
 }
 
 // sharedV2 gathers the parameters of version 2 that paths refer to.
-type sharedV2 struct{ params map[string]spec.Parameter }
+type sharedV2 struct {
+	params map[string]spec.Parameter
+	seen   map[param]spec.Parameter
+}
 
 // add returns the reference to p instead of p, unless clients look for p
 // itself or p depends on the path.
@@ -136,13 +139,19 @@ func (s *sharedV2) add(p spec.Parameter) spec.Parameter {
 	return spec.Parameter{Refable: spec.Refable{Ref: spec.MustCreateRef("#/parameters/" + name)}}
 }
 
-func (s *sharedV2) all(params []param) (out []spec.Parameter) {
-	for _, p := range params {
-		out = append(out, s.add(spec.Parameter{
-			SimpleSchema:      spec.SimpleSchema{Type: p.kind},
-			CommonValidations: spec.CommonValidations{UniqueItems: true},
-			ParamProps:        spec.ParamProps{Name: p.name, In: p.in, Required: p.in == "path", Description: p.about},
-		}))
+func (s *sharedV2) all(params []param) []spec.Parameter {
+	out := make([]spec.Parameter, len(params))
+	for i, p := range params {
+		shown, ok := s.seen[p]
+		if !ok {
+			shown = s.add(spec.Parameter{
+				SimpleSchema:      spec.SimpleSchema{Type: p.kind},
+				CommonValidations: spec.CommonValidations{UniqueItems: true},
+				ParamProps:        spec.ParamProps{Name: p.name, In: p.in, Required: p.in == "path", Description: p.about},
+			})
+			s.seen[p] = shown
+		}
+		out[i] = shown
 	}
 	return out
 }
