@@ -46,6 +46,7 @@ import (
 	"github.com/skiff-project/skiff/apiserver/peers"
 	admissionpolicy "github.com/skiff-project/skiff/apiserver/policy"
 	"github.com/skiff-project/skiff/apiserver/registry"
+	"github.com/skiff-project/skiff/apiserver/shutdown"
 	"github.com/skiff-project/skiff/auth"
 	"github.com/skiff-project/skiff/auth/rbac/policy"
 	"github.com/skiff-project/skiff/auth/serviceaccount"
@@ -156,6 +157,10 @@ type Tuning struct {
 	KubeletAddresses []corev1.NodeAddressType
 	// ShutdownGrace is how long Run waits for requests in flight after its context ends; default 5 s.
 	ShutdownGrace time.Duration
+	// Shutdown is what comes before that; default nothing.
+	Shutdown shutdown.Options
+	// LivezGrace is how long after New /livez passes although the start is not finished; default not at all.
+	LivezGrace time.Duration
 	// MaxStreams bounds the requests of one HTTP/2 connection at a time; default 1000. NoHTTP2: there are none.
 	MaxStreams int
 	NoHTTP2    bool
@@ -238,6 +243,7 @@ type Server struct {
 
 	identity      *identity.Identity
 	impersonation *impersonation.Impersonation
+	shutdown      *shutdown.Shutdown
 	admission     *admission.Chain
 	storage       *metrics.Storage
 
@@ -263,6 +269,7 @@ func New(cfg Config) (*Server, error) {
 	}
 	s.components = componentstatus.Of(cfg.OwnHealth, s.checkStore)
 	s.impersonation = impersonation.New(cfg.Authorizer)
+	s.shutdown = shutdown.New(cfg.Shutdown, cfg.Clock)
 	s.gate = fairness.NewGate(cfg.Limits, cfg.MaxLongRunning, cfg.Clock)
 	s.proxy = &connect.Proxy{Dial: cfg.Dial, Log: cfg.Log, Stopping: s.stopping}
 	s.managed = managed.New()

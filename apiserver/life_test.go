@@ -2,8 +2,10 @@ package apiserver_test
 
 import (
 	"context"
+	"crypto/tls"
 	"io"
 	"log/slog"
+	"net"
 	"net/http"
 	"slices"
 	"strings"
@@ -13,11 +15,13 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	flowcontrolv1 "k8s.io/api/flowcontrol/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	testclock "k8s.io/utils/clock/testing"
 
 	"github.com/skiff-project/skiff/api/all"
 	"github.com/skiff-project/skiff/apiserver"
 	"github.com/skiff-project/skiff/apiserver/admission"
 	"github.com/skiff-project/skiff/apiserver/registry"
+	"github.com/skiff-project/skiff/apiserver/shutdown"
 	"github.com/skiff-project/skiff/auth"
 	"github.com/skiff-project/skiff/auth/rbac/policy"
 	"github.com/skiff-project/skiff/store"
@@ -132,6 +136,64 @@ func TestShutdownEndsWatches(t *testing.T) {
 		case <-time.After(10 * time.Second):
 			t.Fatal("the watch is still open")
 		}
+	}
+}
+
+// TestShutdownBehindABalancer: the server says that it ends, serves on for the delay, and then refuses what is new while
+// the watch before it is ended.
+func TestShutdownBehindABalancer(t *testing.T) {
+	clk := testclock.NewFakeClock(time.Now())
+	ln, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	st, err := embedded.Open(embedded.Options{Decorate: registry.Decorate})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer st.Close()
+	s, err := apiserver.New(apiserver.Config{
+		Store: st, Resources: all.Resources(), Authorizer: allowAll{}, Clock: clk, Listener: ln,
+		TLS: &tls.Config{Certificates: []tls.Certificate{certificate(t)}}, Authenticator: auth.Server(auth.HealthPaths, auth.Bearer(oneToken{})),
+		Tuning: apiserver.Tuning{Shutdown: shutdown.Options{Delay: time.Minute, Refuse: true}},
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	defer cancel()
+	done := make(chan error, 1)
+	go func() { done <- s.Run(ctx) }()
+	waitReady(t, s)
+	code := func(path string) int {
+		req, _ := http.NewRequestWithContext(t.Context(), "GET", "https://"+ln.Addr().String()+path, http.NoBody)
+		req.Header.Set("Authorization", "Bearer secret")
+		resp, err := insecure.Do(req)
+		if err != nil {
+			return 0
+		}
+		defer resp.Body.Close()
+		return resp.StatusCode
+	}
+	wait := func(what string, is func() bool) {
+		t.Helper()
+		for began := time.Now(); !is(); time.Sleep(time.Millisecond) {
+			if time.Since(began) > time.Minute {
+				t.Fatal(what + " never comes")
+			}
+		}
+	}
+	cancel()
+	wait("a /readyz that fails", func() bool { return code("/readyz") == 500 })
+	if got := code("/api/v1/namespaces"); got != 200 {
+		t.Errorf("during the delay: %d", got)
+	}
+	wait("the end", func() bool {
+		clk.Step(time.Minute)
+		return code("/api/v1/namespaces") != 200
+	})
+	if err := <-done; err != nil {
+		t.Fatal(err)
 	}
 }
 

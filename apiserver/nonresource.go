@@ -148,14 +148,14 @@ func (s *Server) healthChecks() *health.Health {
 	if s.cfg.Encryption.UsesKMS() {
 		checks = append(checks, health.Check{Name: "kms-providers", OK: s.cfg.Encryption.Health})
 	}
+	began := s.cfg.Clock.Now()
+	starting := func() bool { return s.cfg.Clock.Since(began) < s.cfg.LivezGrace }
 	return health.New(checks, []health.Check{{Name: "etcd-readiness", OK: etcd}, {Name: "informer-sync", OK: health.Fine}, {Name: "shutdown", OK: func() error {
-		select {
-		case <-s.stopping:
+		if s.shutdown.Begun() {
 			return errors.New("process is shutting down")
-		default:
-			return nil
 		}
-	}}})
+		return nil
+	}}}, starting)
 }
 
 func (s *Server) checkStore(ctx context.Context) error {

@@ -21,28 +21,29 @@ func (s *Server) background() context.Context { return context.Background() }
 // A Server runs once.
 func (s *Server) Run(ctx context.Context) error {
 	ctx, cancel := context.WithCancel(ctx)
-	defer cancel()
+	work, end := context.WithCancel(context.WithoutCancel(ctx)) // what requests need, to the last of them
 	var wg sync.WaitGroup
 	defer wg.Wait()
+	defer end()
 	defer cancel()
 	wg.Go(func() {
-		if s.bootstrapLoop(ctx); ctx.Err() == nil {
-			s.identity.Run(ctx)
+		if s.bootstrapLoop(work); work.Err() == nil {
+			s.identity.Run(work)
 		}
 	})
 	if s.cfg.CompactionInterval > 0 {
-		wg.Go(func() { peers.Compact(ctx, s.cfg.Store, s.cfg.CompactionInterval, s.cfg.Clock, s.cfg.Log) })
+		wg.Go(func() { peers.Compact(work, s.cfg.Store, s.cfg.CompactionInterval, s.cfg.Clock, s.cfg.Log) })
 	}
-	wg.Go(func() { s.followFlows(ctx) })
-	wg.Go(func() { s.repairLoop(ctx) })
+	wg.Go(func() { s.followFlows(work) })
+	wg.Go(func() { s.repairLoop(work) })
 	if s.customs.Table != nil {
-		wg.Go(func() { s.customs.Run(ctx) })
+		wg.Go(func() { s.customs.Run(work) })
 	}
 	if s.aggregator != nil {
-		wg.Go(func() { s.aggregator.Run(ctx) })
+		wg.Go(func() { s.aggregator.Run(work) })
 	}
 	if s.cfg.SharedStore && s.cfg.AdvertiseAddress.IsValid() && !s.cfg.NoEndpoints {
-		wg.Go(func() { s.servers.Run(ctx) })
+		wg.Go(func() { s.servers.Run(ctx) }) // takes the server's address away at once
 	}
 	if s.cfg.TLS == nil {
 		s.ready.Store(true)
@@ -71,9 +72,14 @@ func (s *Server) serveTLS(ctx context.Context, ln net.Listener) error {
 		return fmt.Errorf("API server stopped serving: %w", err)
 	case <-ctx.Done():
 	}
+	if err := s.shutdown.Begin(failed); err != nil {
+		close(s.stopping)
+		return fmt.Errorf("API server stopped serving before its end: %w", err)
+	}
 	close(s.stopping)
 	grace, cancel := context.WithTimeout(context.WithoutCancel(ctx), s.cfg.ShutdownGrace)
 	defer cancel()
+	s.shutdown.Wait(grace)
 	err := srv.Shutdown(grace)
 	if errors.Is(err, context.DeadlineExceeded) {
 		s.cfg.Log.Info("closing connections that did not end in time", "grace", s.cfg.ShutdownGrace)
@@ -95,7 +101,7 @@ func (s *Server) httpServer() *http.Server {
 		conf.NextProtos = []string{"h2", "http/1.1"}
 	}
 	srv := &http.Server{
-		Handler:           s.cfg.Front.Wrap(s.Handler()),
+		Handler:           s.cfg.Front.Wrap(s.shutdown.Wrap(s.Handler())),
 		TLSConfig:         conf,
 		ReadHeaderTimeout: 32 * time.Second,
 		IdleTimeout:       90 * time.Second,

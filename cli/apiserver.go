@@ -33,9 +33,7 @@ var apiServerHarmless = []harmless{
 	{"default-watch-cache-size watch-cache? watch-cache-sizes etcd-count-metric-poll-period etcd-db-metric-poll-interval " +
 		"etcd-healthcheck-timeout etcd-readycheck-timeout lease-reuse-duration-seconds delete-collection-workers enable-garbage-collector? " +
 		"storage-initialization-timeout concurrent-watch-object-decode?", "the store works otherwise inside"},
-	{"goaway-chance " +
-		"shutdown-delay-duration shutdown-send-retry-after? shutdown-watch-termination-grace-period livez-grace-period " +
-		"permit-address-sharing? permit-port-sharing? apiserver-count", "bounds and grace periods are the server's own"},
+	{"shutdown-watch-termination-grace-period permit-address-sharing? permit-port-sharing? apiserver-count", "bounds and grace periods are the server's own"},
 	{"kubelet-timeout kubelet-port", "kubelets say their port"},
 	{"audit-log-batch-max-size audit-log-batch-max-wait audit-log-batch-throttle-enable? audit-log-batch-throttle-qps audit-log-batch-throttle-burst " +
 		"audit-webhook-batch-throttle-enable? audit-webhook-batch-throttle-qps audit-webhook-batch-throttle-burst audit-log-truncate-max-batch-size " +
@@ -150,6 +148,10 @@ func (f *apiServerFlags) addFront(fs *pflag.FlagSet) {
 	fs.Var((*namedCertificates)(&o.NamedCertificates), "tls-sni-cert-key", "certificate,key[:name,...] shown to who asks for one of the names, or for those it says; may be there more than once")
 	fs.IntVar(&o.MaxStreams, "http2-max-streams-per-connection", 1000, "requests of one HTTP/2 connection at a time")
 	fs.BoolVar(&o.NoHTTP2, "disable-http2-serving", false, "serve HTTP/1.1 only")
+	fs.Float64Var(&o.Front.GoAway, "goaway-chance", 0, "chance, up to 0.02, of an HTTP/2 request to end its connection, so that clients spread over servers behind a balancer")
+	fs.DurationVar(&o.Shutdown.Delay, "shutdown-delay-duration", 0, "how long to serve on after the signal to end, while /readyz says so")
+	fs.BoolVar(&o.Shutdown.Refuse, "shutdown-send-retry-after", false, "answer new requests with 429 while those before come to their end")
+	fs.DurationVar(&o.LivezGrace, "livez-grace-period", 0, "how long /livez passes although the start is not finished")
 	fs.StringSliceVar(&f.origins, "cors-allowed-origins", nil, "regular expressions of the origins whose pages may send requests (default: none)")
 	fs.StringSliceVar(&o.Front.Transport, "strict-transport-security-directives", nil, "what browsers are told: max-age=seconds, includeSubDomains, preload (default: nothing)")
 }
@@ -202,7 +204,8 @@ var anyCluster = []string{"audit-", "oidc-", "authentication-", "authorization-"
 	"etcd-compaction-interval", "kubelet-preferred-address-types", "profiling", "external-hostname", "token-auth-file",
 	"default-not-ready-toleration-seconds", "default-unreachable-toleration-seconds", "service-account-jwks-uri",
 	"service-account-extend-token-expiration", "allow-privileged", "enable-bootstrap-token-auth", "feature-gates", "runtime-config",
-	"http2-max-streams-per-connection", "disable-http2-serving", "cors-allowed-origins", "strict-transport-security-directives"}
+	"http2-max-streams-per-connection", "disable-http2-serving", "cors-allowed-origins", "strict-transport-security-directives",
+	"goaway-chance", "shutdown-delay-duration", "shutdown-send-retry-after", "livez-grace-period"}
 
 // apiSettings are what such flags, without their dashes, say of a cluster's API server.
 func apiSettings(args []string) (cluster.APISettings, error) {
@@ -354,6 +357,12 @@ func (r *portRange) Set(text string) error {
 func (f *apiServerFlags) settleTuning(o *apiserver.Tuning) error {
 	if o.RequestTimeout <= 0 || f.watchSeconds <= 0 || o.EventTTL < time.Second {
 		return errors.New("--request-timeout and --min-request-timeout must be above 0, --event-ttl at least 1s")
+	}
+	if o.Front.GoAway < 0 || o.Front.GoAway > 0.02 {
+		return fmt.Errorf("--goaway-chance %v can not be less than 0 or greater than 0.02", o.Front.GoAway)
+	}
+	if o.Shutdown.Delay < 0 || o.LivezGrace < 0 {
+		return errors.New("--shutdown-delay-duration and --livez-grace-period can not be negative")
 	}
 	if o.MaxStreams <= 0 {
 		return fmt.Errorf("--http2-max-streams-per-connection: %d is not above 0", o.MaxStreams)

@@ -398,7 +398,7 @@ func TestFlagsAsTheyAreTold(t *testing.T) {
 			t.Errorf("--%s is %q, want %q", name, flags[name], want)
 		}
 	}
-	if v, ok := flags["livez-grace-period"]; ok {
+	if v, ok := flags["permit-port-sharing"]; ok {
 		t.Errorf("a flag without effect that was not given is %q", v)
 	}
 	o, err := apiSettings([]string{"audit-log-path=-", "max-requests-inflight=7"})

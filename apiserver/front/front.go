@@ -1,10 +1,11 @@
-// Package front is what browsers and names of hosts ask of a server before the API does: cross-origin requests, strict
-// transport security, and a certificate for each name.
+// Package front is what browsers, balancers and names of hosts ask of a server before the API does: cross-origin requests,
+// strict transport security, an end of connections now and then, and a certificate for each name.
 package front
 
 import (
 	"errors"
 	"fmt"
+	"math/rand/v2"
 	"net/http"
 	"regexp"
 	"strings"
@@ -14,6 +15,7 @@ import (
 type Options struct {
 	Origins   []*regexp.Regexp // whose pages may send requests; see ParseOrigins
 	Transport []string         // directives of Strict-Transport-Security; see CheckTransport
+	GoAway    float64          // chance of an HTTP/2 request to end its connection, so that clients spread over servers
 }
 
 // ParseOrigins compiles expressions of origins, each of which must say where a host begins and ends.
@@ -45,13 +47,16 @@ func CheckTransport(list []string) error {
 
 // Wrap puts what o asks for before h: h itself if that is nothing.
 func (o Options) Wrap(h http.Handler) http.Handler {
-	if len(o.Origins) == 0 && len(o.Transport) == 0 {
+	if len(o.Origins) == 0 && len(o.Transport) == 0 && o.GoAway == 0 {
 		return h
 	}
 	transport := strings.Join(o.Transport, "; ")
 	return http.HandlerFunc(func(w http.ResponseWriter, req *http.Request) {
 		if transport != "" {
 			w.Header().Set("Strict-Transport-Security", transport)
+		}
+		if req.ProtoMajor == 2 && rand.Float64() < o.GoAway {
+			w.Header().Set("Connection", "close") // in HTTP/2: GOAWAY
 		}
 		if origin := req.Header.Get("Origin"); origin != "" && o.allows(origin) {
 			for name, value := range map[string]string{

@@ -100,3 +100,22 @@ func TestCertificatesByName(t *testing.T) {
 		conn.Close()
 	}
 }
+
+// Now and then a request over HTTP/2 ends its connection.
+func TestGoAway(t *testing.T) {
+	closed := map[int]int{}
+	h := Options{GoAway: 0.02}.Wrap(http.HandlerFunc(func(http.ResponseWriter, *http.Request) {}))
+	for range 10_000 {
+		for _, major := range []int{1, 2} {
+			req := httptest.NewRequest("GET", "/api", http.NoBody)
+			req.ProtoMajor = major
+			w := httptest.NewRecorder()
+			if h.ServeHTTP(w, req); w.Header().Get("Connection") == "close" {
+				closed[major]++
+			}
+		}
+	}
+	if closed[1] != 0 || closed[2] < 100 || closed[2] > 400 {
+		t.Errorf("of 10,000 requests %d over HTTP/1.1 and %d over HTTP/2 end their connection, want 0 and about 200", closed[1], closed[2])
+	}
+}

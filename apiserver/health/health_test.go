@@ -11,7 +11,7 @@ func TestHealth(t *testing.T) {
 	var bad error
 	done := false
 	h := New([]Check{{"ping", Fine}, {"etcd", func() error { return bad }}},
-		[]Check{{"poststarthook/rbac/bootstrap-roles", Once(func() bool { return done })}})
+		[]Check{{"poststarthook/rbac/bootstrap-roles", Once(func() bool { return done })}}, func() bool { return false })
 	get := func(path string) (int, string) {
 		t.Helper()
 		req := httptest.NewRequest("GET", path, nil)
@@ -48,5 +48,22 @@ func TestHealth(t *testing.T) {
 	bad = nil
 	if code, _ := get("/readyz/"); code != 200 {
 		t.Errorf("in the end: %d", code)
+	}
+}
+
+// For a while after its start a server lives although it is not ready.
+func TestGrace(t *testing.T) {
+	starting := true
+	h := New([]Check{{"poststarthook/a", Once(func() bool { return false })}}, nil, func() bool { return starting })
+	code := func(path string) int {
+		w := httptest.NewRecorder()
+		h.Serve(w, httptest.NewRequest("GET", path, nil), nil)
+		return w.Code
+	}
+	if live, ready := code("/livez"), code("/readyz"); live != 200 || ready != 500 {
+		t.Errorf("at first: /livez %d, /readyz %d", live, ready)
+	}
+	if starting = false; code("/livez") != 500 {
+		t.Error("/livez passes after the grace")
 	}
 }
