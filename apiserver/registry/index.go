@@ -1,6 +1,7 @@
 package registry
 
 import (
+	"iter"
 	"strings"
 
 	"github.com/skiff-project/skiff/api"
@@ -48,7 +49,7 @@ func (r *Registry) term(s Selection) string {
 }
 
 // among yields at least what is selected of a range.
-func (r *Registry) among(snap store.Snapshot, s Selection, key, end string) func(func(*store.KV) bool) {
+func (r *Registry) among(snap store.Snapshot, s Selection, key, end string) iter.Seq[*store.KV] {
 	if term := r.term(s); term != "" {
 		return snap.RangeTerm(term, key, end)
 	}

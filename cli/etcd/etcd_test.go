@@ -163,18 +163,8 @@ func TestServesAndStops(t *testing.T) {
 
 // etcdctl's v2 commands against the server; the output is the stock client's.
 func TestV2Commands(t *testing.T) {
-	o := newOptions()
-	if err := o.parse(strings.Fields("--listen-peer-urls= --listen-client-urls http://127.0.0.1:0 --log-level error --data-dir "+t.TempDir()), noEnv); err != nil {
-		t.Fatal(err)
-	}
-	cfg, err := o.config()
-	if err != nil {
-		t.Fatal(err)
-	}
-	ctx, cancel := context.WithCancel(t.Context())
-	ready, done := make(chan []net.Addr, 1), make(chan error, 1)
-	go func() { done <- standalone.Run(ctx, cfg, func(a []net.Addr) { ready <- a }) }()
-	defer func() { cancel(); <-done }()
+	addrs, stop := serve(t, t.TempDir(), "--listen-peer-urls=")
+	defer stop()
 	env := func(addr string) func(string) string {
 		return func(name string) string {
 			if name == "ETCDCTL_ENDPOINTS" {
@@ -182,7 +172,7 @@ func TestV2Commands(t *testing.T) {
 			}
 			return ""
 		}
-	}((<-ready)[0].String())
+	}(addrs[0].String())
 	for _, tt := range []struct {
 		line, want string
 		code       int

@@ -2,6 +2,7 @@ package storetest
 
 import (
 	"fmt"
+	"iter"
 	"math/rand/v2"
 	"slices"
 	"strings"
@@ -134,7 +135,7 @@ func termRandom(e *env) {
 }
 
 // withTerm keeps those that have the term, as whoever asks does.
-func withTerm(kvs func(func(*store.KV) bool), term string) []string {
+func withTerm(kvs iter.Seq[*store.KV], term string) []string {
 	var out []string
 	for kv := range kvs {
 		if Index(kv.Key, kv.Value) == term {
