@@ -36,8 +36,7 @@ var apiServerHarmless = []harmless{
 	{"shutdown-watch-termination-grace-period permit-address-sharing? permit-port-sharing? apiserver-count", "bounds and grace periods are the server's own"},
 	{"kubelet-timeout kubelet-port", "kubelets say their port"},
 	{"audit-log-batch-max-size audit-log-batch-max-wait audit-log-batch-throttle-enable? audit-log-batch-throttle-qps audit-log-batch-throttle-burst " +
-		"audit-webhook-batch-throttle-enable? audit-webhook-batch-throttle-qps audit-webhook-batch-throttle-burst audit-log-truncate-max-batch-size " +
-		"audit-log-truncate-max-event-size audit-webhook-truncate-max-batch-size audit-webhook-truncate-max-event-size", "files are written as events come; a webhook is sent at most ten batches a second"},
+		"audit-webhook-batch-throttle-enable? audit-webhook-batch-throttle-qps audit-webhook-batch-throttle-burst", "files are written as events come; a webhook is sent at most ten batches a second"},
 	{"service-account-lookup?", "tokens are always looked up"},
 }
 

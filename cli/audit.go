@@ -7,6 +7,8 @@ import (
 	"slices"
 	"time"
 
+	"github.com/spf13/pflag"
+
 	"github.com/skiff-project/skiff/apiserver/audit"
 )
 
@@ -16,6 +18,8 @@ type auditFlags struct {
 	log                  audit.LogConfig
 	webhook              audit.WebhookConfig
 	logMode, webhookMode string
+	logTruncate          truncateFlags
+	webhookTruncate      truncateFlags
 }
 
 func (f *auditFlags) add(p *program) {
@@ -35,15 +39,45 @@ func (f *auditFlags) add(p *program) {
 	fs.IntVar(&w.BatchSize, "audit-webhook-batch-max-size", 400, "events sent at once")
 	fs.DurationVar(&w.BatchWait, "audit-webhook-batch-max-wait", 30*time.Second, "how long events wait for others")
 	fs.DurationVar(&w.InitialBackoff, "audit-webhook-initial-backoff", 10*time.Second, "before the second try")
+	f.logTruncate.add(fs, "log")
+	f.webhookTruncate.add(fs, "webhook")
 	for _, backend := range []string{"log", "webhook"} {
-		p.limited("audit-"+backend+"-truncate-enabled", "false", "events are whole", "false")
 		p.limited("audit-"+backend+"-version", "audit.k8s.io/v1", "there is no other", "audit.k8s.io/v1")
 	}
 }
 
+// truncateFlags bound the events of a backend.
+type truncateFlags struct {
+	backend string
+	enabled bool
+	audit.Truncate
+}
+
+func (f *truncateFlags) add(fs *pflag.FlagSet, backend string) {
+	f.backend = backend
+	name := "audit-" + backend + "-truncate-"
+	fs.BoolVar(&f.enabled, name+"enabled", false, "events that are too large lose the objects of request and response; those that still are too large are dropped")
+	fs.Int64Var(&f.MaxEventSize, name+"max-event-size", 100<<10, "bytes of JSON that an event may have then")
+	fs.Int64Var(&f.MaxBatchSize, name+"max-batch-size", 10<<20, "bytes of the events that are sent at once, or some hundreds more; a file is given each by itself")
+}
+
+// settle returns the bounds, nil for none.
+func (f *truncateFlags) settle() (*audit.Truncate, error) {
+	if f.MaxEventSize <= 0 {
+		return nil, fmt.Errorf("invalid audit truncate %s max event size %v, must be a positive number", f.backend, f.MaxEventSize)
+	}
+	if f.MaxBatchSize < f.MaxEventSize {
+		return nil, fmt.Errorf("invalid audit truncate %s max batch size %v, must be greater than max event size (%v)", f.backend, f.MaxBatchSize, f.MaxEventSize)
+	}
+	if !f.enabled {
+		return nil, nil
+	}
+	return &f.Truncate, nil
+}
+
 // settle reads the policy.
-func (f *auditFlags) settle(log *slog.Logger) (audit.Config, error) {
-	c := audit.Config{Logger: log}
+func (f *auditFlags) settle(log *slog.Logger) (c audit.Config, err error) {
+	c.Logger = log
 	for flag, m := range map[string]string{"audit-log-mode": f.logMode, "audit-webhook-mode": f.webhookMode} {
 		if !slices.Contains(audit.Modes(), audit.Mode(m)) {
 			return c, fmt.Errorf("--%s: %q is none of %v", flag, m, audit.Modes())
@@ -60,9 +94,15 @@ func (f *auditFlags) settle(log *slog.Logger) (audit.Config, error) {
 	}
 	if f.log.Path != "" {
 		c.Log = &f.log
+		if c.Log.Truncate, err = f.logTruncate.settle(); err != nil {
+			return c, err
+		}
 	}
 	if f.webhook.Kubeconfig != "" {
 		c.Webhook = &f.webhook
+		if c.Webhook.Truncate, err = f.webhookTruncate.settle(); err != nil {
+			return c, err
+		}
 	}
 	if f.policy == "" {
 		if c.Log != nil || c.Webhook != nil {

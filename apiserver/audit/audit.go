@@ -119,7 +119,7 @@ func New(c Config) (*Auditor, error) {
 		if err != nil {
 			return nil, err
 		}
-		a.sinks = append(a.sinks, s)
+		a.sinks = append(a.sinks, c.Log.Truncate.within(s, a.lost))
 	}
 	if c.Webhook != nil {
 		s, err := newWebhook(*c.Webhook, a.lost)
@@ -127,7 +127,7 @@ func New(c Config) (*Auditor, error) {
 			a.Close()
 			return nil, err
 		}
-		a.sinks = append(a.sinks, s)
+		a.sinks = append(a.sinks, c.Webhook.Truncate.within(s, a.lost))
 	}
 	return a, nil
 }

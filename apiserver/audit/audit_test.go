@@ -192,7 +192,7 @@ func TestAFullFileIsRotated(t *testing.T) {
 func TestWhatDoesNotFitIsDroppedAndCounted(t *testing.T) {
 	gate := make(chan struct{})
 	var got []string
-	q := newQueue(2, 1, 0, func(b [][]byte) { <-gate; got = append(got, string(b[0])) })
+	q := newQueue(2, 1, 0, 0, func(b [][]byte) { <-gate; got = append(got, string(b[0])) })
 	lost := 0
 	for i := range 10 {
 		if err := q.put([]byte(fmt.Sprint(i))); errors.Is(err, errFull) {

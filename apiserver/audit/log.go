@@ -40,6 +40,7 @@ type LogConfig struct {
 	MaxBackups int    // how many of them
 	MaxSizeMB  int    // of the file before it is rotated
 	Compress   bool   // those rotated away, by gzip
+	Truncate   *Truncate
 }
 
 // logFile writes a line for each event.
@@ -63,7 +64,7 @@ func newLog(c LogConfig, lost func(string, int, error)) (*logFile, error) {
 		l.out = f
 	}
 	if c.Mode == ModeBatch {
-		l.queue = newQueue(c.Buffer, 1, 0, func(lines [][]byte) {
+		l.queue = newQueue(c.Buffer, 1, 0, 0, func(lines [][]byte) {
 			if _, err := l.out.Write(lines[0]); err != nil {
 				lost("log", 1, err)
 			}
@@ -106,13 +107,14 @@ type queue struct {
 	done chan struct{}
 }
 
-// newQueue calls send with at most size items, or fewer once wait has passed (0: at once).
-func newQueue(capacity, size int, wait time.Duration, send func([][]byte)) *queue {
+// newQueue calls send with at most size items, or fewer once wait has passed (0: at once),
+// whose bytes are at most those given (0: any) where there is more than one.
+func newQueue(capacity, size int, bytes int64, wait time.Duration, send func([][]byte)) *queue {
 	q := &queue{ch: make(chan []byte, capacity), done: make(chan struct{})}
 	go func() {
 		defer close(q.done)
 		for item := range q.ch { // idle: it waits here, without a timer
-			batch := [][]byte{item}
+			batch, sum := [][]byte{item}, int64(len(item))
 			var timer <-chan time.Time
 			if size > 1 {
 				timer = time.After(wait)
@@ -120,9 +122,14 @@ func newQueue(capacity, size int, wait time.Duration, send func([][]byte)) *queu
 			for open := true; open && len(batch) < size; {
 				select {
 				case next, ok := <-q.ch:
-					if open = ok; ok {
-						batch = append(batch, next)
+					if open = ok; !ok {
+						break
 					}
+					if sum += int64(len(next)); bytes > 0 && sum > bytes {
+						send(batch)
+						batch, sum = nil, int64(len(next))
+					}
+					batch = append(batch, next)
 				case <-timer:
 					open = false
 				}

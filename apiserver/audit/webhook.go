@@ -25,6 +25,7 @@ type WebhookConfig struct {
 	BatchSize      int           // events sent at once; default 400
 	BatchWait      time.Duration // how long events wait for others; default 30 s
 	InitialBackoff time.Duration // before the second try; default 10 s
+	Truncate       *Truncate
 }
 
 // Upstream's bounds.
@@ -67,7 +68,11 @@ func newWebhook(c WebhookConfig, lost func(string, int, error)) (*webhook, error
 	}
 	w.ctx, w.cancel = context.WithCancel(context.Background())
 	if c.Mode == ModeBatch {
-		w.queue = newQueue(c.Buffer, c.BatchSize, c.BatchWait, func(batch [][]byte) {
+		var bytes int64
+		if c.Truncate != nil {
+			bytes = c.Truncate.MaxBatchSize
+		}
+		w.queue = newQueue(c.Buffer, c.BatchSize, bytes, c.BatchWait, func(batch [][]byte) {
 			w.rate.Accept()
 			if err := w.send(batch); err != nil {
 				lost("webhook", len(batch), err)
