@@ -15,6 +15,7 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	flowcontrolv1 "k8s.io/api/flowcontrol/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/utils/clock"
 	testclock "k8s.io/utils/clock/testing"
 
 	"github.com/skiff-project/skiff/api/all"
@@ -139,10 +140,9 @@ func TestShutdownEndsWatches(t *testing.T) {
 	}
 }
 
-// TestShutdownBehindABalancer: the server says that it ends, serves on for the delay, and then refuses what is new while
-// the watch before it is ended.
-func TestShutdownBehindABalancer(t *testing.T) {
-	clk := testclock.NewFakeClock(time.Now())
+// stoppable runs a server over TLS until it is told to end, or the test does.
+func stoppable(t *testing.T, clk clock.WithTickerAndDelayedExecution, o shutdown.Options) (host string, end func(), done <-chan error) {
+	t.Helper()
 	ln, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
@@ -151,22 +151,86 @@ func TestShutdownBehindABalancer(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer st.Close()
 	s, err := apiserver.New(apiserver.Config{
 		Store: st, Resources: all.Resources(), Authorizer: allowAll{}, Clock: clk, Listener: ln,
 		TLS: &tls.Config{Certificates: []tls.Certificate{certificate(t)}}, Authenticator: auth.Server(auth.HealthPaths, auth.Bearer(oneToken{})),
-		Tuning: apiserver.Tuning{Shutdown: shutdown.Options{Delay: time.Minute, Refuse: true}},
+		Tuning: apiserver.Tuning{Shutdown: o},
 	})
 	if err != nil {
 		t.Fatal(err)
 	}
 	ctx, cancel := context.WithCancel(t.Context())
-	defer cancel()
-	done := make(chan error, 1)
-	go func() { done <- s.Run(ctx) }()
+	ran := make(chan error, 1)
+	over := make(chan struct{})
+	go func() {
+		defer close(over)
+		ran <- s.Run(ctx)
+	}()
+	t.Cleanup(func() {
+		cancel()
+		<-over
+		st.Close()
+	})
 	waitReady(t, s)
+	return "https://" + ln.Addr().String(), cancel, ran
+}
+
+// TestWatchesEndOneByOne: the server keeps watches open until each has its turn, and itself until then.
+func TestWatchesEndOneByOne(t *testing.T) {
+	for _, refuse := range []bool{false, true} {
+		client := &http.Client{Transport: &http.Transport{TLSClientConfig: &tls.Config{InsecureSkipVerify: true}, ForceAttemptHTTP2: refuse}}
+		clk := testclock.NewFakeClock(time.Now())
+		host, end, done := stoppable(t, clk, shutdown.Options{Refuse: refuse, Watches: time.Minute})
+		ended := make(chan error, 3)
+		for range cap(ended) {
+			req, _ := http.NewRequestWithContext(t.Context(), "GET", host+"/api/v1/configmaps?watch=1", http.NoBody)
+			req.Header.Set("Authorization", "Bearer secret")
+			resp, err := client.Do(req)
+			if err != nil || resp.StatusCode != 200 {
+				t.Fatal(resp, err)
+			}
+			go func() {
+				_, err := io.Copy(io.Discard, resp.Body)
+				resp.Body.Close()
+				ended <- err
+			}()
+		}
+		end()
+		for n := range cap(ended) {
+			for waiting := true; waiting; {
+				select {
+				case err := <-ended:
+					if waiting = false; err != nil {
+						t.Errorf("the %d. watch is cut: %v", n+1, err)
+					}
+				case err := <-done:
+					t.Fatalf("the server ended with %d watches open: %v", cap(ended)-n, err)
+				case <-time.After(20 * time.Millisecond):
+					if n > 0 { // the first has its turn at once
+						clk.Step(5 * time.Millisecond)
+					}
+				}
+			}
+			if n == 0 {
+				time.Sleep(100 * time.Millisecond) // the clock stands: nothing may come
+				if len(ended) > 0 {
+					t.Errorf("%d watches end at once", 1+len(ended))
+				}
+			}
+		}
+		if err := <-done; err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
+// TestShutdownBehindABalancer: the server says that it ends, serves on for the delay, and then refuses what is new while
+// the watch before it is ended.
+func TestShutdownBehindABalancer(t *testing.T) {
+	clk := testclock.NewFakeClock(time.Now())
+	host, cancel, done := stoppable(t, clk, shutdown.Options{Delay: time.Minute, Refuse: true})
 	code := func(path string) int {
-		req, _ := http.NewRequestWithContext(t.Context(), "GET", "https://"+ln.Addr().String()+path, http.NoBody)
+		req, _ := http.NewRequestWithContext(t.Context(), "GET", host+path, http.NoBody)
 		req.Header.Set("Authorization", "Bearer secret")
 		resp, err := insecure.Do(req)
 		if err != nil {

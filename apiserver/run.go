@@ -77,12 +77,12 @@ func (s *Server) serveTLS(ctx context.Context, ln net.Listener) error {
 		return fmt.Errorf("API server stopped serving before its end: %w", err)
 	}
 	close(s.stopping)
-	grace, cancel := context.WithTimeout(context.WithoutCancel(ctx), s.cfg.ShutdownGrace)
+	grace, cancel := context.WithTimeout(context.WithoutCancel(ctx), s.cfg.Shutdown.Watches+s.cfg.ShutdownGrace)
 	defer cancel()
 	s.shutdown.Wait(grace)
 	err := srv.Shutdown(grace)
 	if errors.Is(err, context.DeadlineExceeded) {
-		s.cfg.Log.Info("closing connections that did not end in time", "grace", s.cfg.ShutdownGrace)
+		s.cfg.Log.Info("closing connections that did not end in time", "grace", s.cfg.Shutdown.Watches+s.cfg.ShutdownGrace)
 		err = srv.Close()
 	}
 	<-failed

@@ -33,7 +33,7 @@ var apiServerHarmless = []harmless{
 	{"default-watch-cache-size watch-cache? watch-cache-sizes etcd-count-metric-poll-period etcd-db-metric-poll-interval " +
 		"etcd-healthcheck-timeout etcd-readycheck-timeout lease-reuse-duration-seconds delete-collection-workers enable-garbage-collector? " +
 		"storage-initialization-timeout concurrent-watch-object-decode?", "the store works otherwise inside"},
-	{"shutdown-watch-termination-grace-period permit-address-sharing? permit-port-sharing? apiserver-count", "bounds and grace periods are the server's own"},
+	{"permit-address-sharing? permit-port-sharing? apiserver-count", "the server's bounds are its own"},
 	{"kubelet-timeout kubelet-port", "kubelets say their port"},
 	{"audit-log-batch-max-size audit-log-batch-max-wait audit-log-batch-throttle-enable? audit-log-batch-throttle-qps audit-log-batch-throttle-burst " +
 		"audit-webhook-batch-throttle-enable? audit-webhook-batch-throttle-qps audit-webhook-batch-throttle-burst", "files are written as events come; a webhook is sent at most ten batches a second"},
@@ -150,6 +150,7 @@ func (f *apiServerFlags) addFront(fs *pflag.FlagSet) {
 	fs.Float64Var(&o.Front.GoAway, "goaway-chance", 0, "chance, up to 0.02, of an HTTP/2 request to end its connection, so that clients spread over servers behind a balancer")
 	fs.DurationVar(&o.Shutdown.Delay, "shutdown-delay-duration", 0, "how long to serve on after the signal to end, while /readyz says so")
 	fs.BoolVar(&o.Shutdown.Refuse, "shutdown-send-retry-after", false, "answer new requests with 429 while those before come to their end")
+	fs.DurationVar(&o.Shutdown.Watches, "shutdown-watch-termination-grace-period", 0, "over how long at most the ends of watches are spread then, at 200 a second or more; 0: they end at once")
 	fs.DurationVar(&o.LivezGrace, "livez-grace-period", 0, "how long /livez passes although the start is not finished")
 	fs.StringSliceVar(&f.origins, "cors-allowed-origins", nil, "regular expressions of the origins whose pages may send requests (default: none)")
 	fs.StringSliceVar(&o.Front.Transport, "strict-transport-security-directives", nil, "what browsers are told: max-age=seconds, includeSubDomains, preload (default: nothing)")
@@ -204,7 +205,8 @@ var anyCluster = []string{"audit-", "oidc-", "authentication-", "authorization-"
 	"default-not-ready-toleration-seconds", "default-unreachable-toleration-seconds", "service-account-jwks-uri",
 	"service-account-extend-token-expiration", "allow-privileged", "enable-bootstrap-token-auth", "feature-gates", "runtime-config",
 	"http2-max-streams-per-connection", "disable-http2-serving", "cors-allowed-origins", "strict-transport-security-directives",
-	"goaway-chance", "shutdown-delay-duration", "shutdown-send-retry-after", "livez-grace-period"}
+	"goaway-chance", "shutdown-delay-duration", "shutdown-send-retry-after", "livez-grace-period",
+	"shutdown-watch-termination-grace-period"}
 
 // apiSettings are what such flags, without their dashes, say of a cluster's API server.
 func apiSettings(args []string) (cluster.APISettings, error) {
@@ -362,6 +364,9 @@ func (f *apiServerFlags) settleTuning(o *apiserver.Tuning) error {
 	}
 	if o.Shutdown.Delay < 0 || o.LivezGrace < 0 {
 		return errors.New("--shutdown-delay-duration and --livez-grace-period can not be negative")
+	}
+	if o.Shutdown.Watches < 0 {
+		return errors.New("shutdown-watch-termination-grace-period, if provided, can not be a negative value")
 	}
 	if o.MaxStreams <= 0 {
 		return fmt.Errorf("--http2-max-streams-per-connection: %d is not above 0", o.MaxStreams)

@@ -4,6 +4,8 @@ import (
 	"context"
 	"net/http"
 	"net/http/httptest"
+	"strings"
+	"sync"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -70,4 +72,73 @@ func TestNoDelay(t *testing.T) {
 	if !s.Begun() {
 		t.Error("it has not begun")
 	}
+}
+
+// Watches end one after the other, 200 in a second or as many more as it takes.
+func TestWatchesAreSpread(t *testing.T) {
+	for _, c := range []struct {
+		watches int
+		over    time.Duration
+		pause   time.Duration // between two ends
+	}{{1000, time.Minute, 5 * time.Millisecond}, {1000, 2 * time.Second, 2 * time.Millisecond}, {1, time.Minute, 0}} {
+		synctest.Test(t, func(t *testing.T) {
+			s := New(Options{Watches: c.over}, clock.RealClock{})
+			stopping, ends := make(chan struct{}), make(chan time.Time, c.watches)
+			h := s.Wrap(http.HandlerFunc(func(_ http.ResponseWriter, req *http.Request) {
+				if req.URL.Query().Get("watch") == "1" && req.Context().Value(http.ServerContextKey) == nil {
+					<-stopping
+				}
+			}))
+			get := func(ctx context.Context, path string) *httptest.ResponseRecorder {
+				w := httptest.NewRecorder()
+				h.ServeHTTP(w, httptest.NewRequestWithContext(ctx, "GET", path, http.NoBody))
+				return w
+			}
+			const watch = "/api/v1/pods?watch=1"
+			get(context.WithValue(t.Context(), http.ServerContextKey, true), watch) // is over before: it does not count
+			for range c.watches {
+				go func() {
+					get(t.Context(), watch)
+					ends <- time.Now()
+				}()
+			}
+			synctest.Wait()
+			began := time.Now()
+			s.Begin(nil)
+			for path, want := range map[string]int{watch: 503, "/api/v1/pods": 200, "/readyz": 200} {
+				if w := get(t.Context(), path); w.Code != want || want == 503 && (w.Header().Get("Retry-After") != "1" || !strings.Contains(w.Body.String(), `"reason":"ServiceUnavailable"`)) {
+					t.Errorf("a new %s: %d, want %d: %v %s", path, w.Code, want, w.Header(), w.Body)
+				}
+			}
+			close(stopping)
+			for i := range c.watches {
+				if at := (<-ends).Sub(began); at != time.Duration(i)*c.pause {
+					t.Fatalf("%d over %v: the %dth ends after %v, want %v", c.watches, c.over, i, at, time.Duration(i)*c.pause)
+				}
+			}
+		})
+	}
+}
+
+// A watch whose client is gone waits for no turn.
+func TestAWatchWithoutItsClient(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := New(Options{Watches: time.Hour}, clock.RealClock{})
+		began := time.Now()
+		h := s.Wrap(http.HandlerFunc(func(_ http.ResponseWriter, req *http.Request) { <-req.Context().Done() }))
+		ctx, cancel := context.WithCancel(t.Context())
+		var wg sync.WaitGroup
+		for range 1000 {
+			wg.Go(func() {
+				h.ServeHTTP(httptest.NewRecorder(), httptest.NewRequestWithContext(ctx, "GET", "/api/v1/pods?watch=1", http.NoBody))
+			})
+		}
+		synctest.Wait()
+		s.Begin(nil)
+		cancel()
+		wg.Wait()
+		if took := time.Since(began); took != 0 {
+			t.Errorf("it took %v", took)
+		}
+	})
 }
