@@ -12,6 +12,7 @@ import (
 	"sync"
 
 	"github.com/skiff-project/skiff/auth"
+	"github.com/skiff-project/skiff/internal/deepstack"
 )
 
 type userKey struct{}
@@ -47,6 +48,7 @@ func (t *Transport) RoundTrip(req *http.Request) (*http.Response, error) {
 	w.cond.L = &w.mu
 	stop := context.AfterFunc(ctx, w.abort)
 	go func() {
+		deepstack.For(in.Method)
 		defer cancel()
 		defer stop()
 		defer w.finish()

@@ -9,6 +9,8 @@ import (
 	"sync"
 
 	"golang.org/x/net/http2"
+
+	"github.com/skiff-project/skiff/internal/deepstack"
 )
 
 // stream is one request and its response. conn.mu guards what both the reader
@@ -42,6 +44,7 @@ func newStream(c *conn, id uint32, ended bool) *stream {
 
 // run answers the request.
 func (st *stream) run(handler http.Handler, req *http.Request) {
+	deepstack.For(req.Method)
 	w := &response{st: st, req: req}
 	defer st.leave(w)
 	defer func() {
