@@ -19,8 +19,10 @@ import (
 
 	"github.com/skiff-project/skiff/apiserver/health"
 	"github.com/skiff-project/skiff/apiserver/profiles"
+	"github.com/skiff-project/skiff/apiserver/registry"
 	"github.com/skiff-project/skiff/auth/serviceaccount"
 	"github.com/skiff-project/skiff/object/codec"
+	"github.com/skiff-project/skiff/store"
 )
 
 // writeTagged sends a document with an ETag, or 304 when the client has it.
@@ -149,16 +151,24 @@ func (s *Server) healthChecks() *health.Health {
 		checks = append(checks, health.Check{Name: "kms-providers", OK: s.cfg.Encryption.Health})
 	}
 	began := s.cfg.Clock.Now()
+	ready := []health.Check{{Name: "etcd-readiness", OK: etcd}}
+	for i, st := range registry.Stores(s.cfg.Store)[1:] {
+		other := func() error { return reachable(s.background(), st) }
+		checks = append(checks, health.Check{Name: fmt.Sprintf("etcd-override-%d", i), OK: other})
+		ready = append(ready, health.Check{Name: fmt.Sprintf("etcd-override-readiness-%d", i), OK: other})
+	}
 	starting := func() bool { return s.cfg.Clock.Since(began) < s.cfg.LivezGrace }
-	return health.New(checks, []health.Check{{Name: "etcd-readiness", OK: etcd}, {Name: "informer-sync", OK: health.Fine}, {Name: "shutdown", OK: func() error {
+	return health.New(checks, append(ready, health.Check{Name: "informer-sync", OK: health.Fine}, health.Check{Name: "shutdown", OK: func() error {
 		if s.shutdown.Begun() {
 			return errors.New("process is shutting down")
 		}
 		return nil
-	}}}, starting)
+	}}), starting)
 }
 
-func (s *Server) checkStore(ctx context.Context) error {
-	_, err := s.cfg.Store.Snapshot(ctx, 0)
+func (s *Server) checkStore(ctx context.Context) error { return reachable(ctx, s.cfg.Store) }
+
+func reachable(ctx context.Context, st store.Store) error {
+	_, err := st.Snapshot(ctx, 0)
 	return err
 }

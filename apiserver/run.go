@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/skiff-project/skiff/apiserver/peers"
+	"github.com/skiff-project/skiff/apiserver/registry"
 	"github.com/skiff-project/skiff/internal/h2"
 )
 
@@ -32,7 +33,9 @@ func (s *Server) Run(ctx context.Context) error {
 		}
 	})
 	if s.cfg.CompactionInterval > 0 {
-		wg.Go(func() { peers.Compact(work, s.cfg.Store, s.cfg.CompactionInterval, s.cfg.Clock, s.cfg.Log) })
+		for _, st := range registry.Stores(s.cfg.Store) {
+			wg.Go(func() { peers.Compact(work, st, s.cfg.CompactionInterval, s.cfg.Clock, s.cfg.Log) })
+		}
 	}
 	wg.Go(func() { s.followFlows(work) })
 	wg.Go(func() { s.repairLoop(work) })

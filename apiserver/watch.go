@@ -70,7 +70,7 @@ func (s *Server) watch(c *call) {
 }
 
 func (s *Server) currentRevision(c *call) string {
-	snap, err := s.cfg.Store.Snapshot(c.ctx(), 0)
+	snap, err := c.ep.reg.Store.Snapshot(c.ctx(), 0)
 	if err != nil {
 		return ""
 	}

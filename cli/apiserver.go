@@ -25,6 +25,7 @@ import (
 	"github.com/skiff-project/skiff/apiserver/alloc"
 	"github.com/skiff-project/skiff/apiserver/front"
 	"github.com/skiff-project/skiff/apiserver/plugins"
+	"github.com/skiff-project/skiff/apiserver/registry"
 	"github.com/skiff-project/skiff/cli/gates"
 	"github.com/skiff-project/skiff/cluster"
 )
@@ -62,6 +63,7 @@ type apiServerFlags struct {
 	reconciler   string
 	privileged   bool
 	origins      []string
+	overrides    []string
 	extend       bool
 	notReady     int64
 	unreachable  int64
@@ -79,6 +81,7 @@ func apiServerProgram() (*program, *apiServerFlags) {
 	f := &apiServerFlags{}
 	fs, o := p.fs, &f.opts
 	fs.StringSliceVar(&o.Etcd.Servers, "etcd-servers", nil, "etcd servers (scheme://host:port) that keep the objects (default: they are kept in memory)")
+	fs.StringSliceVar(&f.overrides, "etcd-servers-overrides", nil, "group/resource#server[;server...], comma-separated: that resource's objects are in another etcd; group/*: all of its")
 	fs.StringVar(&o.Etcd.CAFile, "etcd-cafile", "", "authority of the etcd servers' certificates")
 	fs.StringVar(&o.Etcd.CertFile, "etcd-certfile", "", "certificate shown to etcd")
 	fs.StringVar(&o.Etcd.KeyFile, "etcd-keyfile", "", "its key")
@@ -258,7 +261,7 @@ func (f *apiServerFlags) settle(p *program) error {
 	if err := f.settleLimits(&o.Limits); err != nil {
 		return err
 	}
-	if err := f.settleTuning(&o.Tuning); err != nil {
+	if err := errors.Join(f.settleTuning(&o.Tuning), f.settleEtcd(&o.Etcd)); err != nil {
 		return err
 	}
 	o.Address = net.JoinHostPort(f.bind, strconv.Itoa(f.port))
@@ -396,6 +399,14 @@ func (f *apiServerFlags) settleTuning(o *apiserver.Tuning) error {
 		return fmt.Errorf("--endpoint-reconciler-type: %q is none of lease, master-count, none", f.reconciler)
 	}
 	return nil
+}
+
+func (f *apiServerFlags) settleEtcd(o *cluster.EtcdOptions) (err error) {
+	if len(f.overrides) > 0 && len(o.Servers) == 0 {
+		return errors.New("--etcd-servers must be specified")
+	}
+	o.Overrides, err = registry.ParseOverrides(f.overrides)
+	return err
 }
 
 // settleLimits: a flag's 0 is no limit.

@@ -109,6 +109,8 @@ func TestFlagsThatAreRefused(t *testing.T) {
 		{"kube-apiserver", "--authentication-token-webhook-version=v2", "neither v1 nor v1beta1"},
 		{"kube-apiserver", "--max-requests-inflight=-1", "cannot be negative"},
 		{"kube-apiserver", "--shutdown-watch-termination-grace-period=-1s", "shutdown-watch-termination-grace-period, if provided, can not be a negative value"},
+		{"kube-apiserver", "--etcd-servers=http://a:1 --etcd-servers-overrides=pods#http://b:1", "--etcd-servers-overrides invalid, must be of format: group/resource#servers, where servers are URLs, semicolon separated"},
+		{"kube-apiserver", "--etcd-servers-overrides=/pods#http://b:1", "--etcd-servers must be specified"},
 		{"kube-apiserver", "--audit-log-mode=never", "--audit-log-mode: \"never\" is none of"},
 		{"kube-apiserver", "--audit-log-path=- --audit-log-truncate-max-event-size=0", "invalid audit truncate log max event size 0, must be a positive number"},
 		{"kube-apiserver", "--audit-webhook-config-file=x --audit-webhook-truncate-max-batch-size=1",

@@ -25,6 +25,8 @@ type EtcdOptions struct {
 	CAFile string
 	// CertFile and KeyFile are shown to the servers. Default: none.
 	CertFile, KeyFile string
+	// Overrides are about objects that other clusters keep. They need Servers.
+	Overrides []registry.Override
 	// Prefix of all keys. Default /registry.
 	Prefix string
 }
@@ -34,9 +36,21 @@ func openStore(ctx context.Context, o EtcdOptions, log *slog.Logger) (store.Stor
 	if len(o.Servers) == 0 {
 		return embedded.Open(embedded.Options{Decorate: registry.Decorate, Index: registry.Index(all.Resources()), Log: log})
 	}
-	for _, s := range o.Servers {
+	first, err := o.open(ctx, o.Servers, log)
+	if err != nil || len(o.Overrides) == 0 {
+		return first, err
+	}
+	s, err := registry.Split(first, o.Overrides, all.Resources(), func(servers []string) (store.Store, error) { return o.open(ctx, servers, log) }, log)
+	if err != nil {
+		first.Close()
+	}
+	return s, err
+}
+
+func (o EtcdOptions) open(ctx context.Context, servers []string, log *slog.Logger) (store.Store, error) {
+	for _, s := range servers {
 		if u, err := url.Parse(s); err != nil || u.Host == "" || u.Scheme != "http" && u.Scheme != "https" {
-			return nil, fmt.Errorf("--etcd-servers: %q is not of the form http://host:port or https://host:port", s)
+			return nil, fmt.Errorf("etcd server %q is not of the form http://host:port or https://host:port", s)
 		}
 	}
 	conf, err := o.tls()
@@ -44,11 +58,11 @@ func openStore(ctx context.Context, o EtcdOptions, log *slog.Logger) (store.Stor
 		return nil, err
 	}
 	s, err := etcdstore.Open(ctx, etcdstore.Options{
-		Endpoints: o.Servers, TLS: conf, Root: registry.Root, Prefix: o.prefix(),
+		Endpoints: servers, TLS: conf, Root: registry.Root, Prefix: o.prefix(),
 		Decorate: registry.Decorate, Index: registry.Index(all.Resources()), Log: log,
 	})
 	if err != nil {
-		return nil, fmt.Errorf("open etcd %v: %w", o.Servers, err)
+		return nil, fmt.Errorf("open etcd %v: %w", servers, err)
 	}
 	return s, nil
 }

@@ -2,6 +2,7 @@
 package metrics
 
 import (
+	"fmt"
 	"net/http"
 	"runtime"
 	"strconv"
@@ -43,7 +44,7 @@ type series struct {
 }
 
 // New registers the metrics, and those of others.
-func New(st store.Store, more ...prometheus.Collector) *Metrics {
+func New(stores []store.Store, more ...prometheus.Collector) *Metrics {
 	labels := []string{"verb", "group", "version", "resource", "subresource", "scope", "component"}
 	m := &Metrics{
 		Registry: prometheus.NewRegistry(),
@@ -78,12 +79,14 @@ func New(st store.Store, more ...prometheus.Collector) *Metrics {
 	}
 	m.Registry.MustRegister(
 		m.requests, m.duration, m.own, m.sizes, m.streams, m.deprecated,
-		prometheus.NewGaugeFunc(prometheus.GaugeOpts{
-			Name: "apiserver_storage_size_bytes", Help: "Size of the storage database file physically allocated in bytes.",
-			ConstLabels: prometheus.Labels{"storage_cluster_id": "etcd-0"},
-		}, func() float64 { return float64(st.Status().SizeBytes) }),
 		collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}),
 	)
+	for i, st := range stores {
+		m.Registry.MustRegister(prometheus.NewGaugeFunc(prometheus.GaugeOpts{
+			Name: "apiserver_storage_size_bytes", Help: "Size of the storage database file physically allocated in bytes.",
+			ConstLabels: prometheus.Labels{"storage_cluster_id": fmt.Sprintf("etcd-%d", i)},
+		}, func() float64 { return float64(st.Status().SizeBytes) }))
+	}
 	m.access = newAccess()
 	m.Registry.MustRegister(m.access.collectors()...)
 	m.Registry.MustRegister(more...)

@@ -16,6 +16,7 @@ import (
 	"k8s.io/apimachinery/pkg/runtime/schema"
 
 	"github.com/skiff-project/skiff/auth"
+	"github.com/skiff-project/skiff/store"
 	"github.com/skiff-project/skiff/store/embedded"
 )
 
@@ -25,7 +26,7 @@ func TestMetrics(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer st.Close()
-	m := New(st)
+	m := New([]store.Store{st})
 	pods := Request{Group: "", Version: "v1", Resource: "pods", Namespaced: true}
 	with := func(edit func(*Request)) Request { r := pods; edit(&r); return r }
 	m.Observe(with(func(r *Request) { r.Verb = "list" }), 200, 300*time.Millisecond, 280*time.Millisecond, 12_345)

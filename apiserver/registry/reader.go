@@ -67,8 +67,7 @@ func (l local) Snapshot(ctx context.Context, rev int64) (store.Snapshot, error) 
 // NewReader returns a reader over the store, which is encrypted by enc (nil: it
 // is not); resources without storage are left out.
 func NewReader(s store.Store, resources []*api.Resource, enc *encryption.Set) (*Reader, error) {
-	s = local{s}
-	r := &Reader{store: s, enc: enc, regs: map[string]*Registry{}, gets: map[string]readerEntry{}, lists: map[listKey]readerList{}}
+	r := &Reader{store: local{s}, enc: enc, regs: map[string]*Registry{}, gets: map[string]readerEntry{}, lists: map[listKey]readerList{}}
 	for _, res := range resources {
 		if res.Virtual {
 			continue
@@ -77,6 +76,7 @@ func NewReader(s store.Store, resources []*api.Resource, enc *encryption.Set) (*
 		if err != nil {
 			return nil, err
 		}
+		reg.Store = local{reg.Store}
 		r.regs[res.Group+"/"+res.Name] = reg
 	}
 	return r, nil

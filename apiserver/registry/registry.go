@@ -92,7 +92,8 @@ func New(c Config) (*Registry, error) {
 			r.version = v
 		}
 	}
-	r.prefix = Root + c.Resource.Prefix() + "/"
+	r.prefix = keyPrefix(c.Resource)
+	r.Store = storeOf(c.Store, r.prefix)
 	if r.lease.ttl = c.Resource.Strategy.TTLSeconds; r.lease.ttl > 0 && c.TTL >= time.Second {
 		r.lease.ttl = int64(c.TTL / time.Second)
 	}
