@@ -275,7 +275,7 @@ func New(cfg Config) (*Server, error) {
 	s.managed = managed.New()
 	s.storage, s.services.Counters = metrics.NewStorage(), alloc.NewCounters()
 	s.admission = admission.NewChain(cfg.Admission)
-	s.metrics = metrics.New(registry.Stores(cfg.Store), slices.Concat([]prometheus.Collector{metrics.BuildInfo(cfg.Version), metrics.Objects(s.countObjects), s.admission, s.storage, &s.services}, s.gate.Collectors(), s.impersonation.Collectors(), cfg.Audit.Collectors(), metrics.Collectors(cfg.Admission), metrics.Collectors([]auth.Authorizer{cfg.Authorizer}))...)
+	s.metrics = metrics.New(registry.Stores(cfg.Store), slices.Concat([]prometheus.Collector{metrics.Objects(s.countObjects), s.admission, s.storage, &s.services}, metrics.BuildInfo(cfg.Version), s.gate.Collectors(), s.impersonation.Collectors(), cfg.Audit.Collectors(), metrics.Collectors(cfg.Admission), metrics.Collectors([]auth.Authorizer{cfg.Authorizer}))...)
 	err := s.buildEndpoints()
 	if err != nil {
 		return nil, err

@@ -63,10 +63,11 @@ func (s *Server) openAggregator() (err error) {
 }
 
 // countObjects counts the stored objects of every resource.
-func (s *Server) countObjects(yield func(schema.GroupResource, int)) {
+func (s *Server) countObjects(yield func(schema.GroupResource, int, int64)) {
 	for _, ep := range s.stores {
 		if ep.reg != nil {
-			yield(ep.gr, ep.reg.Count())
+			n, each := ep.reg.Stats()
+			yield(ep.gr, n, each)
 		}
 	}
 	if s.customs.Table == nil {
@@ -76,7 +77,8 @@ func (s *Server) countObjects(yield func(schema.GroupResource, int)) {
 	for _, kv := range kvs {
 		gr := schema.ParseGroupResource(path.Base(kv.Key)) // a definition's name
 		if reg, err := registry.New(s.registryConfig(customresource.Unread(gr.Group, gr.Resource))); err == nil {
-			yield(gr, reg.Count())
+			n, each := reg.Stats()
+			yield(gr, n, each)
 		}
 	}
 }

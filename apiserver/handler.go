@@ -27,6 +27,7 @@ import (
 // call is one request on its way through the server.
 type call struct {
 	req      *http.Request
+	received time.Time
 	w        *metrics.Recorder
 	audit    *audit.Trail
 	query    url.Values
@@ -57,9 +58,9 @@ func (s *Server) Handler() http.Handler { return http.HandlerFunc(s.serve) }
 // serve is the pipeline.
 func (s *Server) serve(w http.ResponseWriter, req *http.Request) {
 	rec := &metrics.Recorder{ResponseWriter: w}
-	c := &call{req: req, w: rec, query: req.URL.Query()}
-	c.info = request.Parse(req, c.query)
 	start := s.cfg.Clock.Now()
+	c := &call{req: req, received: start, w: rec, query: req.URL.Query()}
+	c.info = request.Parse(req, c.query)
 	defer func() {
 		p := recover()
 		defer c.audit.End(rec.Code, p)
@@ -166,7 +167,7 @@ func (s *Server) authenticate(c *call, received time.Time, id string) bool {
 		if s.cfg.Authenticator != nil {
 			who, ok, err = s.cfg.Authenticator.Authenticate(c.req)
 		}
-		s.metrics.Authenticated(c.req, who.User, ok, err, s.cfg.Clock.Since(received))
+		s.metrics.Authenticated(c.req, who, ok, err, s.cfg.Clock.Since(received))
 		if err != nil || !ok {
 			if err != nil {
 				s.cfg.Log.Debug("unable to authenticate the request", "error", err)

@@ -51,7 +51,7 @@ func (s *Server) watch(c *call) {
 	st := watchstream.New(watchstream.Config{
 		W: c.w, Sent: s.storage.Events(c.ep.kind.GroupVersion().WithResource(c.ep.res.Name)), Form: &watchForm{s: s, c: c, out: out}, Alone: out.shape == shapeTable || c.ep.converts || c.ep.reg.Encrypted(),
 		Gzip:      initial && o.bookmarks && !c.user.local && reply.Accepted(c.req), // a streaming list
-		Bookmarks: o.bookmarks, Interval: s.cfg.BookmarkInterval, Stopping: s.stopping, Gone: c.ep.gone,
+		Bookmarks: o.bookmarks, Listed: func() { s.metrics.Listed(c.counted(), s.cfg.Clock.Since(c.received)) }, Interval: s.cfg.BookmarkInterval, Stopping: s.stopping, Gone: c.ep.gone,
 	})
 	w, err := c.ep.reg.Watch(c.ctx(), registry.WatchOptions{
 		Selection: o.Selection, ResourceVersion: o.ResourceVersion, SendInitial: initial, Wake: st.Wake,

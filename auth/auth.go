@@ -72,6 +72,9 @@ type Remarks struct {
 	Annotations map[string]string // of the audit event
 }
 
+// Says tells whether there is an annotation; r may be nil.
+func (r *Remarks) Says(annotation string) bool { return r != nil && r.Annotations[annotation] != "" }
+
 // RemarkedError is why a credential is not good, with annotations of the audit event.
 type RemarkedError struct {
 	error

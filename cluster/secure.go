@@ -77,7 +77,7 @@ type healthCheck struct {
 
 func newWatched() *watched {
 	w := &watched{registry: prometheus.NewRegistry()}
-	w.registry.MustRegister(metrics.BuildInfo(versionInfo()), collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
+	w.registry.MustRegister(append(metrics.BuildInfo(versionInfo()), collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))...)
 	w.check("ping", func() error { return nil })
 	return w
 }

@@ -4,7 +4,6 @@ package metrics
 import (
 	"fmt"
 	"net/http"
-	"runtime"
 	"strconv"
 	"sync"
 	"time"
@@ -12,7 +11,6 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/collectors"
 	"github.com/prometheus/client_golang/prometheus/promhttp"
-	"k8s.io/apimachinery/pkg/version"
 
 	"github.com/skiff-project/skiff/store"
 )
@@ -26,6 +24,7 @@ type Metrics struct {
 	sizes      *prometheus.HistogramVec
 	streams    *prometheus.GaugeVec
 	deprecated *prometheus.GaugeVec
+	listed     *prometheus.HistogramVec
 	handler    http.Handler
 	access     *access
 	known      sync.Map // of key: *series, which are as many as those of the vectors
@@ -77,8 +76,13 @@ func New(stores []store.Store, more ...prometheus.Collector) *Metrics {
 			Help: "Gauge of deprecated APIs that have been requested, broken out by API group, version, resource, subresource, and removed_release.",
 		}, []string{"group", "version", "resource", "subresource", "removed_release"}),
 	}
+	m.listed = prometheus.NewHistogramVec(prometheus.HistogramOpts{
+		Name:    "apiserver_watch_list_duration_seconds",
+		Help:    "Response latency distribution in seconds for watch list requests broken by group, version, resource and scope.",
+		Buckets: []float64{0.05, 0.1, 0.2, 0.4, 0.6, 0.8, 1, 1.25, 1.5, 2, 3, 4, 5, 6, 8, 10, 15, 20, 30, 45, 60, 90, 120, 180, 300},
+	}, []string{"group", "version", "resource", "scope"})
 	m.Registry.MustRegister(
-		m.requests, m.duration, m.own, m.sizes, m.streams, m.deprecated,
+		m.listed, m.requests, m.duration, m.own, m.sizes, m.streams, m.deprecated,
 		collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}),
 	)
 	for i, st := range stores {
@@ -90,21 +94,8 @@ func New(stores []store.Store, more ...prometheus.Collector) *Metrics {
 	m.access = newAccess()
 	m.Registry.MustRegister(m.access.collectors()...)
 	m.Registry.MustRegister(more...)
-	m.handler = promhttp.HandlerFor(m.Registry, promhttp.HandlerOpts{})
+	m.handler = promhttp.HandlerFor(prometheus.Gatherers{m.Registry, expressions()}, promhttp.HandlerOpts{})
 	return m
-}
-
-// BuildInfo is kubernetes_build_info: what was built, as labels; always 1.
-func BuildInfo(v version.Info) prometheus.Collector {
-	info := prometheus.NewGauge(prometheus.GaugeOpts{
-		Name: "kubernetes_build_info",
-		Help: "A metric with a constant '1' value labeled by major, minor, git version, git commit, git tree state, build date, Go version, " +
-			"and compiler from which Kubernetes was built, and platform on which it is running.",
-		ConstLabels: prometheus.Labels{"major": v.Major, "minor": v.Minor, "git_version": v.GitVersion, "git_commit": v.GitCommit,
-			"git_tree_state": v.GitTreeState, "build_date": v.BuildDate, "go_version": runtime.Version(), "compiler": v.Compiler, "platform": v.Platform},
-	})
-	info.Set(1)
-	return info
 }
 
 // Collectors are those of a list that have metrics.
@@ -203,6 +194,11 @@ func (m *Metrics) Stream(r Request) (ended func()) {
 	g := m.streams.WithLabelValues(r.values()...)
 	g.Inc()
 	return g.Dec
+}
+
+// Listed counts a watch that has sent, after so long, what there was when it began.
+func (m *Metrics) Listed(r Request, took time.Duration) {
+	m.listed.WithLabelValues(r.Group, r.Version, r.Resource, r.scope()).Observe(took.Seconds())
 }
 
 // Deprecated remembers that something was asked for that is deprecated, with no release that removes it yet.

@@ -244,15 +244,6 @@ func (r *Registry) Names(snap store.Snapshot) iter.Seq[string] {
 	}
 }
 
-// Count is how many objects are stored.
-func (r *Registry) Count() int {
-	snap, err := r.Store.Snapshot(context.Background(), store.Local)
-	if err != nil {
-		return 0
-	}
-	return snap.Count(r.prefix, r.prefix[:len(r.prefix)-1]+"0")
-}
-
 // Stats is how many objects there are, and how many bytes one has on average:
 // an estimate from a few of them.
 func (r *Registry) Stats() (n int, average int64) {

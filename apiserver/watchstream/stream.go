@@ -50,6 +50,7 @@ type Config struct {
 	Alone     bool
 	Gzip      bool // the answer is compressed
 	Bookmarks bool
+	Listed    func()        // is called when the bookmark after the present objects is sent; or nil
 	Interval  time.Duration // between bookmarks
 	Stopping  <-chan struct{}
 	Gone      <-chan struct{} // what is watched is served no more; or nil
@@ -122,7 +123,9 @@ func (st *Stream) Run(ctx context.Context, w *registry.Watch, initialEnd bool, t
 	}
 	sent := false
 	if initialEnd && st.Bookmarks {
-		sent = st.bookmark(rev, true)
+		if sent = st.bookmark(rev, true); sent && st.Listed != nil {
+			st.Listed()
+		}
 	} else {
 		sent = st.flush()
 	}

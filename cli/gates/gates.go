@@ -3,16 +3,14 @@
 package gates
 
 import (
-	_ "embed"
 	"fmt"
 	"strconv"
 	"strings"
 
 	"k8s.io/apimachinery/pkg/runtime/schema"
-)
 
-//go:embed gates.txt
-var text string
+	"github.com/skiff-project/skiff/internal/features"
+)
 
 // Gates is the value of --feature-gates: Name=true or false, comma-separated, each maybe with "kube:" before it.
 type Gates struct{ given string }
@@ -44,15 +42,14 @@ func (g *Gates) Set(list string) error {
 
 // Check returns an error unless a gate is known and is what is wanted.
 func Check(name string, want bool) error {
-	for line := range strings.Lines(text) {
-		f := strings.Fields(line)
-		if f[0] != name {
+	for f := range features.All() {
+		if f.Name != name {
 			continue
 		}
 		switch {
-		case f[1] == strconv.FormatBool(want):
+		case f.On == want:
 			return nil
-		case len(f) > 2:
+		case f.Absent:
 			return fmt.Errorf("%s: this feature is not here: leave it out", name)
 		case want:
 			return fmt.Errorf("%s is off, as it is by default in v1.37, and its feature is not here: leave it out", name)

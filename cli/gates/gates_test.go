@@ -2,8 +2,6 @@ package gates
 
 import (
 	"fmt"
-	"slices"
-	"strings"
 	"testing"
 
 	"k8s.io/apimachinery/pkg/runtime/schema"
@@ -31,24 +29,6 @@ func TestGates(t *testing.T) {
 		if got != want {
 			t.Errorf("%q: %s", list, got)
 		}
-	}
-}
-
-// The list is what it says it is: sorted, each gate once.
-func TestList(t *testing.T) {
-	var names []string
-	for line := range strings.Lines(text) {
-		f := strings.Fields(line)
-		if f[0] == "#" {
-			continue
-		}
-		if len(f) < 2 || f[1] != "true" && f[1] != "false" || len(f) > 2 && (f[1] != "false" || f[2] != "absent") {
-			t.Errorf("bad line %q", line)
-		}
-		names = append(names, f[0])
-	}
-	if len(names) < 200 || !slices.IsSorted(names) || len(slices.Compact(slices.Clone(names))) != len(names) {
-		t.Errorf("%d gates: %v", len(names), names)
 	}
 }
 
