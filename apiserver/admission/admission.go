@@ -56,6 +56,7 @@ type Request struct {
 	Forms Shower
 
 	round round
+	chain *Chain // that runs, or nil
 }
 
 // Operation says which of the four operations r is. A PUT or PATCH that

@@ -18,6 +18,7 @@ import (
 type Chain struct {
 	admits, validates phase
 	took, all         *prometheus.HistogramVec
+	conditions        conditions
 }
 
 // phase is one half of admission.
@@ -45,7 +46,7 @@ func NewChain(plugins []Plugin) *Chain {
 			Buckets: []float64{0.005, 0.025, 0.1, 0.5, 1, 2.5}}, append(labels, "type", "operation", "rejected"))
 	}
 	c := &Chain{
-		admits: phase{kind: "admit"}, validates: phase{kind: "validate"},
+		admits: phase{kind: "admit"}, validates: phase{kind: "validate"}, conditions: newConditions(),
 		took: vec("controller", "Admission controller latency histogram in seconds, identified by name and broken out for each operation and API resource and type (validate or admit).", "name"),
 		all:  vec("step", "Admission sub-step latency histogram in seconds, broken out for each operation and API resource and step type (validate or admit)."),
 	}
@@ -94,6 +95,7 @@ func (c *Chain) run(ph *phase, r *Request, ask func(Plugin) error) (err error) {
 		return nil
 	}
 	op := slices.Index(operations[:], r.Operation())
+	r.chain = c
 	begin := time.Now()
 	at := begin
 	for _, s := range ph.steps {
@@ -125,8 +127,20 @@ func (s *series) observe(op int, err error, took time.Duration, vec *prometheus.
 	(*o).Observe(took.Seconds())
 }
 
+func (c *Chain) vectors() []prometheus.Collector {
+	return []prometheus.Collector{c.took, c.all, c.conditions.took, c.conditions.errors, c.conditions.excluded}
+}
+
 // Describe implements prometheus.Collector.
-func (c *Chain) Describe(out chan<- *prometheus.Desc) { c.took.Describe(out); c.all.Describe(out) }
+func (c *Chain) Describe(out chan<- *prometheus.Desc) {
+	for _, v := range c.vectors() {
+		v.Describe(out)
+	}
+}
 
 // Collect implements prometheus.Collector.
-func (c *Chain) Collect(out chan<- prometheus.Metric) { c.took.Collect(out); c.all.Collect(out) }
+func (c *Chain) Collect(out chan<- prometheus.Metric) {
+	for _, v := range c.vectors() {
+		v.Collect(out)
+	}
+}

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"maps"
+	"time"
 
 	"github.com/google/cel-go/common/types"
 	apiequality "k8s.io/apimachinery/pkg/api/equality"
@@ -20,6 +21,7 @@ import (
 // mutating applies MutatingAdmissionPolicies.
 type mutating struct {
 	Config
+	*checks
 	source *source
 }
 
@@ -194,7 +196,7 @@ func (x *change) invoke(ctx context.Context, m *rounds, inv *invocation) (ran, c
 	}
 	code := inv.p.program()
 	if len(code.conditions) > 0 {
-		if ok, err := expression.Match(ctx, code.conditions, in, code.variables, inv.p.failure); err != nil {
+		if ok, err := match.Conditions(ctx, x.r, inv.p.name, code.conditions, in, code.variables, inv.p.failure); err != nil {
 			x.fail(inv.p, inv.b, metav1.StatusReasonInvalid, err)
 			return false, false, nil
 		} else if !ok {
@@ -208,7 +210,9 @@ func (x *change) invoke(ctx context.Context, m *rounds, inv *invocation) (ran, c
 		if x.r.Object == nil {
 			break
 		}
+		began := time.Now()
 		did, err := x.mutate(ctx, inv, in, code, i)
+		x.observe(inv.p, inv.b, time.Since(began), mutationFailure(err))
 		if status := apierrors.APIStatus(nil); errors.As(err, &status) {
 			return false, false, err
 		} else if err != nil {

@@ -68,8 +68,8 @@ func New(c Config) (mutate, validate Plugin) {
 	of := func(policies, bindings string) *source {
 		return &source{read: c.Reader, envs: envs, policies: policies, bindings: bindings}
 	}
-	return &mutating{Config: c, source: of("mutatingadmissionpolicies", "mutatingadmissionpolicybindings")},
-		&validating{Config: c, source: of("validatingadmissionpolicies", "validatingadmissionpolicybindings")}
+	return &mutating{Config: c, checks: mutationChecks(), source: of("mutatingadmissionpolicies", "mutatingadmissionpolicybindings")},
+		&validating{Config: c, checks: validationChecks(), source: of("validatingadmissionpolicies", "validatingadmissionpolicybindings")}
 }
 
 // policy is one stored policy of either sort with its bindings.

@@ -8,6 +8,7 @@ import (
 	"net/http"
 	"slices"
 	"strings"
+	"time"
 
 	"github.com/google/cel-go/common/types"
 	admissionv1 "k8s.io/api/admissionregistration/v1"
@@ -30,6 +31,7 @@ const (
 // validating enforces ValidatingAdmissionPolicies.
 type validating struct {
 	Config
+	*checks
 	source *source
 }
 
@@ -53,7 +55,7 @@ func (v *validating) Validate(ctx context.Context, r *admission.Request) error {
 	if err != nil || len(policies) == 0 || match.Exempt(r) {
 		return err
 	}
-	d := decision{config: &v.Config, r: r}
+	d := decision{config: &v.Config, checks: v.checks, r: r}
 	for _, p := range policies {
 		f, ok, err := p.choose(r, v.Reader)
 		if err != nil {
@@ -89,6 +91,7 @@ func (b *binding) choose(r *admission.Request, read admission.Reader) (bool, err
 // decision is what policies make of one request.
 type decision struct {
 	config   *Config
+	checks   *checks
 	r        *admission.Request
 	denied   error // the first denial
 	failures []failure
@@ -191,14 +194,17 @@ func (d *decision) policy(ctx context.Context, p *policy, f admission.Form) erro
 
 // evaluate evaluates a policy once. Annotations go to notes.
 func (d *decision) evaluate(ctx context.Context, p *policy, b *binding, in expression.Inputs, notes map[string][]string) {
-	failed := func(err error) { // of the policy, not of the object
-		if !p.ignores() {
-			d.act(ctx, p, b, 0, err.Error(), "")
+	fault := func(i int, took time.Duration, message string) { // of the policy, not of the object
+		if p.ignores() {
+			d.checks.observe(p, b, took, failureOf(message), "allow")
+			return
 		}
+		d.act(ctx, p, b, i, took, message, "")
 	}
+	failed := func(err error) { fault(0, 0, err.Error()) }
 	code := p.program()
 	if len(code.conditions) > 0 {
-		if ok, err := expression.Match(ctx, code.conditions, in, code.variables, p.failure); err != nil {
+		if ok, err := match.Conditions(ctx, d.r, p.name, code.conditions, in, code.variables, p.failure); err != nil {
 			failed(err)
 			return
 		} else if !ok {
@@ -209,12 +215,13 @@ func (d *decision) evaluate(ctx context.Context, p *policy, b *binding, in expre
 	e := expression.Evaluate(ctx, in, code.variables, expression.Budget)
 	results := make([]result, len(code.validations))
 	for i, x := range code.validations {
+		began := time.Now()
 		v, err, fatal := e.Eval(x)
 		if fatal != nil {
 			failed(fatal)
 			return
 		}
-		results[i] = result{v == types.True, err}
+		results[i] = result{v == types.True, err, time.Since(began)}
 	}
 	messages, messageErr := evaluateMessages(ctx, code, in, e.Remaining)
 	notesOK, err := annotate(ctx, code, in)
@@ -226,19 +233,15 @@ func (d *decision) evaluate(ctx context.Context, p *policy, b *binding, in expre
 		v := &p.validations[i]
 		switch {
 		case res.err != nil:
-			if !p.ignores() {
-				d.act(ctx, p, b, i, res.err.Error(), "")
-			}
+			fault(i, res.took, res.err.Error())
 		case messageErr != nil:
-			if !p.ignores() {
-				d.act(ctx, p, b, i, fmt.Sprintf("failed messageExpression: %s", messageErr), "")
-			}
+			fault(i, res.took, fmt.Sprintf("failed messageExpression: %s", messageErr))
 		case !res.ok:
 			reason := metav1.StatusReasonInvalid
 			if v.Reason != nil {
 				reason = *v.Reason
 			}
-			d.act(ctx, p, b, i, message(v, messages[i]), reason)
+			d.act(ctx, p, b, i, res.took, message(v, messages[i]), reason)
 		}
 	}
 	for i, note := range notesOK {
@@ -247,6 +250,7 @@ func (d *decision) evaluate(ctx context.Context, p *policy, b *binding, in expre
 		case note.err != nil:
 			if !p.ignores() {
 				d.deny(p, b, note.err.Error(), "")
+				d.checks.observe(p, b, note.took, failureOf(note.err.Error()), "deny")
 			}
 		case note.text != "" && !slices.Contains(notes[key], note.text):
 			notes[key] = append(notes[key], note.text)
@@ -255,8 +259,9 @@ func (d *decision) evaluate(ctx context.Context, p *policy, b *binding, in expre
 }
 
 type result struct {
-	ok  bool
-	err error
+	ok   bool
+	err  error
+	took time.Duration
 }
 
 // evaluateMessages makes the texts of message expressions, "" where there is
@@ -300,6 +305,7 @@ func message(v *admissionv1.Validation, evaluated string) string {
 type note struct {
 	text string
 	err  error
+	took time.Duration
 }
 
 // annotate makes the values of annotations. An error is that of all of them.
@@ -307,10 +313,12 @@ func annotate(ctx context.Context, code *program, in expression.Inputs) ([]note,
 	e := expression.Evaluate(ctx, in, code.variables, expression.Budget)
 	out := make([]note, len(code.annotations))
 	for i, x := range code.annotations {
+		began := time.Now()
 		v, err, fatal := e.Eval(x)
 		if fatal != nil {
 			return nil, fatal
 		}
+		out[i].took = time.Since(began)
 		if out[i].err = err; err != nil || v == types.NullValue {
 			continue
 		}
@@ -326,8 +334,9 @@ func annotate(ctx context.Context, code *program, in expression.Inputs) ([]note,
 }
 
 // act does what the binding says about a failed validation.
-func (d *decision) act(ctx context.Context, p *policy, b *binding, i int, message string, reason metav1.StatusReason) {
+func (d *decision) act(ctx context.Context, p *policy, b *binding, i int, took time.Duration, message string, reason metav1.StatusReason) {
 	for _, action := range b.actions {
+		d.checks.observe(p, b, took, failureOf(message), strings.ToLower(string(action)))
 		switch action {
 		case admissionv1.Deny:
 			d.deny(p, b, message, reason)

@@ -167,7 +167,9 @@ func (s *source) wants(ctx context.Context, h *hook, v *view) (f admission.Form,
 	if err := v.in(f); err != nil {
 		return f, false, apierrors.NewInternalError(err)
 	}
-	ok, err = expression.Match(ctx, h.conditions(), match.Inputs(v.r, f, v.now, v.old, s.Authorizer), nil, h.FailurePolicy)
+	began := time.Now()
+	ok, failed, err := expression.Match(ctx, h.conditions(), match.Inputs(v.r, f, v.now, v.old, s.Authorizer), nil, h.FailurePolicy)
+	v.r.Conditioned(h.Name, "webhook", s.kind, time.Since(began), failed, err == nil && !ok)
 	if err != nil {
 		s.Log.Warn("the match conditions of a webhook cannot be evaluated; the request fails", "webhook", h.Name, "error", err)
 		return f, false, apierrors.NewForbidden(schema.GroupResource{Group: v.r.APIGroup, Resource: v.r.Resource}, v.r.ObjectName(), err)

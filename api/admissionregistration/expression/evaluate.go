@@ -157,21 +157,21 @@ func (c *Compiler) Conditions(list []admissionv1.MatchCondition, s Sees) []Condi
 
 // Match tells whether all conditions hold. One that is false decides, whatever
 // else went wrong; otherwise an error is one unless failures are to be ignored:
-// then nothing matches.
-func Match(ctx context.Context, conditions []Condition, in Inputs, variables []*Expression, failure *admissionv1.FailurePolicyType) (bool, error) {
+// then nothing matches. Errors is how many have no value, up to that which is false.
+func Match(ctx context.Context, conditions []Condition, in Inputs, variables []*Expression, failure *admissionv1.FailurePolicyType) (ok bool, errors int, err error) {
 	in.Namespace = nil
 	e := Evaluate(ctx, in, variables, ConditionsBudget)
-	failed := func(err error) (bool, error) {
+	failed := func(errors int, err error) (bool, int, error) {
 		if failure != nil && *failure == admissionv1.Ignore {
-			return false, nil
+			return false, errors, nil
 		}
-		return false, err
+		return false, errors, err
 	}
 	values, errs := make([]ref.Val, len(conditions)), []error(nil)
 	for i, c := range conditions {
 		v, err, fatal := e.Eval(c.Expression)
 		if fatal != nil {
-			return failed(fatal)
+			return failed(0, fatal)
 		}
 		if err != nil {
 			errs = append(errs, err)
@@ -179,12 +179,15 @@ func Match(ctx context.Context, conditions []Condition, in Inputs, variables []*
 		values[i] = v
 	}
 	for _, v := range values {
-		if v == types.False {
-			return false, nil
+		switch v {
+		case nil:
+			errors++
+		case types.False:
+			return false, errors, nil
 		}
 	}
 	if len(errs) > 0 {
-		return failed(utilerrors.NewAggregate(errs))
+		return failed(errors, utilerrors.NewAggregate(errs))
 	}
-	return true, nil
+	return true, 0, nil
 }

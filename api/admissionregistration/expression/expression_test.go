@@ -92,7 +92,7 @@ func TestMatch(t *testing.T) {
 		for _, text := range c.texts {
 			list = append(list, admissionv1.MatchCondition{Name: "c", Expression: text})
 		}
-		got, err := expression.Match(t.Context(), envs.Compiler(false).Conditions(list, sees), pod(), nil, ptr.To(c.failure))
+		got, _, err := expression.Match(t.Context(), envs.Compiler(false).Conditions(list, sees), pod(), nil, ptr.To(c.failure))
 		if got != c.want || (err == nil) != (c.err == "") || err != nil && err.Error() != c.err {
 			t.Errorf("%s: %v, %v", name, got, err)
 		}

@@ -2,9 +2,11 @@ package match
 
 import (
 	"context"
+	"time"
 
 	"github.com/google/cel-go/common/types"
 	"github.com/google/cel-go/common/types/ref"
+	admissionv1 "k8s.io/api/admissionregistration/v1"
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/runtime/schema"
@@ -32,6 +34,15 @@ func Ask(in *expression.Inputs, r *admission.Request, f admission.Form, a auth.A
 	in.Request = common.SchemalessTypedToVal(r.Review(f))
 	in.Authorizer = library.NewAuthorizerVal(who, access{a})
 	in.RequestResource = library.NewResourceAuthorizerVal(who, access{a}, requestResource{r})
+}
+
+// Conditions tells whether the match conditions of the policy of a name hold for a request, as expression.Match does, and counts that.
+func Conditions(ctx context.Context, r *admission.Request, name string, list []expression.Condition, in expression.Inputs,
+	variables []*expression.Expression, failure *admissionv1.FailurePolicyType) (bool, error) {
+	began := time.Now()
+	ok, failed, err := expression.Match(ctx, list, in, variables, failure)
+	r.Conditioned(name, "policy", "validate", time.Since(began), failed, false) // mutating ones too, as upstream
+	return ok, err
 }
 
 // Value is an object as CEL reads it, field by field as expressions ask; nil is null.
