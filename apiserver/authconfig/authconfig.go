@@ -20,6 +20,7 @@ import (
 	"github.com/skiff-project/skiff/auth/config"
 	"github.com/skiff-project/skiff/auth/rbac"
 	"github.com/skiff-project/skiff/auth/serviceaccount"
+	"github.com/skiff-project/skiff/auth/tokencache"
 	"github.com/skiff-project/skiff/auth/tokenfile"
 )
 
@@ -78,10 +79,10 @@ func New(o Options, own Own) (*Auth, error) {
 	}
 	a := &Auth{opts: o, own: own}
 	id := oidc.Hash([]byte(identity()))
-	jwt, hooks := oidc.NewMetrics(id), authwebhook.NewMetrics()
-	a.issuers = issuers{opts: &a.opts, own: own.Accounts.Issuer(), metrics: jwt, reloads: newReloads("authentication", id)}
+	jwt, hooks, cached := oidc.NewMetrics(id), authwebhook.NewMetrics(), tokencache.NewMetrics()
+	a.issuers = issuers{opts: &a.opts, own: own.Accounts.Issuer(), metrics: jwt, reloads: newReloads("authentication", id), cached: cached}
 	a.access = access{own: own, hooks: hooks, decisions: newDecisions(), reloads: newReloads("authorization", id), log: o.Log}
-	a.metrics = slices.Concat(jwt.Collectors(), hooks.Collectors(), a.issuers.reloads.collectors(), a.access.reloads.collectors(),
+	a.metrics = slices.Concat(jwt.Collectors(), hooks.Collectors(), cached.Collectors(), a.issuers.reloads.collectors(), a.access.reloads.collectors(),
 		[]prometheus.Collector{a.access.decisions})
 	var err error
 	if a.anonymous, err = a.issuers.open(); err != nil {
@@ -106,7 +107,7 @@ func New(o Options, own Own) (*Auth, error) {
 	list = append(list, auth.ForAudiences(audiences, &a.issuers))
 	if o.Tokens != nil {
 		conf := *o.Tokens
-		conf.Audiences = audiences
+		conf.Audiences, conf.Cached = audiences, cached
 		hook, err := authwebhook.NewTokens(conf)
 		if err != nil {
 			return nil, fmt.Errorf("token webhook: %w", err)

@@ -32,6 +32,7 @@ type issuers struct {
 	own     string // the server's own issuer, which no other may be
 	metrics *oidc.Metrics
 	reloads *reloads
+	cached  *tokencache.Metrics
 
 	file    []byte // what was read of the file
 	first   *config.Authentication
@@ -91,7 +92,7 @@ func (s *issuers) build(c *config.Authentication, algorithms []string) (*issuerS
 		}
 		set.list, tokens = append(set.list, i), append(tokens, i)
 	}
-	set.tokens = tokencache.New(auth.Tokens(tokens...), rememberUsers, 0, s.opts.Clock)
+	set.tokens = tokencache.New(auth.Tokens(tokens...), rememberUsers, 0, s.opts.Clock, s.cached)
 	return set, nil
 }
 

@@ -121,12 +121,13 @@ type TokenConfig struct {
 	Version    string        // of TokenReview: v1 or v1beta1
 	CacheTTL   time.Duration // of answers, good or bad
 	Audiences  []string      // of this server; a webhook that names none means them
+	Cached     *tokencache.Metrics
 }
 
 // NewTokens reads the kubeconfig file and returns what asks its server about tokens and remembers the answers.
 func NewTokens(c TokenConfig) (auth.TokenAuthenticator, error) {
 	s, err := newServer(c.Kubeconfig, timeout)
-	return tokencache.New(&tokens{c, s}, c.CacheTTL, c.CacheTTL, clock.RealClock{}), err
+	return tokencache.New(&tokens{c, s}, c.CacheTTL, c.CacheTTL, clock.RealClock{}, c.Cached), err
 }
 
 // tokens implements auth.TokenAuthenticator.

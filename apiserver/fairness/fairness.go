@@ -282,6 +282,8 @@ func (l *Limiter) Enter(ctx context.Context, a *auth.Attributes, wait time.Durat
 	lv.waiting++
 	lv.waitingSeats += p.width
 	s.counts.queued++
+	s.counts.queuedSeats += p.width
+	s.counts.lengths.Observe(float64(len(p.queue.waiting)))
 	lv.dispatch()
 	l.mu.Unlock()
 	return p, l.await(ctx, p, waiting, wait)
@@ -322,6 +324,7 @@ func (l *Limiter) await(ctx context.Context, p *Pass, w *waiter, wait time.Durat
 	}
 	l.mu.Lock()
 	p.schema.counts.queued--
+	p.schema.counts.queuedSeats -= p.width
 	if q := w.queue; q != nil { // it still waits
 		w.level.advance(l.clock.Now())
 		w.level.drop(w)
@@ -362,7 +365,7 @@ func (p *Pass) Leave() {
 		p.release(ended)
 	}
 	l.mu.Unlock()
-	c.executed(ended.Sub(p.began))
+	c.executed(p.asks.Verb, ended.Sub(p.began))
 }
 
 // release takes the seats back and lets those who wait have them. The lock is held.

@@ -12,6 +12,8 @@ import (
 	"testing"
 	"time"
 
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/promhttp"
 	flowcontrolv1 "k8s.io/api/flowcontrol/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/utils/clock"
@@ -483,5 +485,56 @@ narrow,            catch-all,      %[1]d,          -1,                  u,      
 	}
 	if g.Dump(httptest.NewRecorder(), "/debug/api_priority_and_fairness/dump_all", nil) || NewGate(Limits{NoFairness: true}, 1, c).Dump(httptest.NewRecorder(), "/debug/api_priority_and_fairness/dump_queues", nil) {
 		t.Error("more is answered than there is")
+	}
+}
+
+// Who waits is counted, with its seats, as long as it does; its level tried to find it seats in vain.
+func TestWhoWaitsIsCounted(t *testing.T) {
+	l, _ := newLimiter(1)
+	first, err := l.Enter(t.Context(), as("u"), time.Minute, one)
+	if err != nil {
+		t.Fatal(err)
+	}
+	seated := make(chan *Pass)
+	go func() {
+		p, err := l.Enter(t.Context(), as("u"), time.Minute, one)
+		if err != nil {
+			t.Error(err)
+		}
+		seated <- p
+	}()
+	counted := func() (queued, seats, unseated int) {
+		l.mu.Lock()
+		defer l.mu.Unlock()
+		c := l.counts[countKey{"global-default", "global-default"}]
+		return c.queued, c.queuedSeats, c.unseated
+	}
+	for deadline := time.Now().Add(time.Minute); ; time.Sleep(time.Millisecond) {
+		queued, seats, unseated := counted()
+		if queued == 1 && seats == 1 && unseated > 0 {
+			break
+		}
+		if time.Now().After(deadline) {
+			t.Fatalf("%d wait for %d seats, %d attempts in vain", queued, seats, unseated)
+		}
+	}
+	first.Leave()
+	(<-seated).Leave()
+	if queued, seats, _ := counted(); queued != 0 || seats != 0 {
+		t.Errorf("%d still wait for %d seats", queued, seats)
+	}
+	registry, rec := prometheus.NewRegistry(), httptest.NewRecorder()
+	registry.MustRegister(l)
+	promhttp.HandlerFor(registry, promhttp.HandlerOpts{}).ServeHTTP(rec, httptest.NewRequest("GET", "/metrics", nil))
+	for _, want := range []string{
+		`request_queue_length_after_enqueue_bucket{flow_schema="global-default",priority_level="global-default",le="10"} 1`,
+		`request_execution_seconds_count{flow_schema="global-default",priority_level="global-default",type="regular"} 2`,
+		`request_execution_seconds_count{flow_schema="global-default",priority_level="global-default",type="watch"} 0`,
+		`current_inqueue_seats{flow_schema="global-default",priority_level="global-default"} 0`,
+		`request_dispatch_no_accommodation_total{flow_schema="global-default",priority_level="global-default"}`,
+	} {
+		if !strings.Contains(rec.Body.String(), "apiserver_flowcontrol_"+want) {
+			t.Errorf("no %s", want)
+		}
 	}
 }

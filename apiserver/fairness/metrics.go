@@ -11,9 +11,10 @@ type countKey struct{ level, schema string }
 // counts are what is counted of one schema's requests in one level; guarded by
 // Limiter.mu but for the histograms.
 type counts struct {
-	dispatched, running, seats, queued int
-	rejected                           map[error]int
-	wait, waitRefused, execution       prometheus.Histogram
+	dispatched, running, seats, queued, queuedSeats, unseated int
+	rejected                                                  map[error]int
+	wait, waitRefused, lengths                                prometheus.Histogram
+	execution                                                 [2]prometheus.Histogram // of watches, of all else
 }
 
 var buckets = []float64{0, 0.005, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 15, 30}
@@ -23,18 +24,23 @@ func (l *Limiter) counted(level, schema string) *counts {
 	if c := l.counts[k]; c != nil {
 		return c
 	}
-	h := func(name, help string, more prometheus.Labels) prometheus.Histogram {
+	h := func(name, help string, buckets []float64, more prometheus.Labels) prometheus.Histogram {
 		labels := prometheus.Labels{"priority_level": level, "flow_schema": schema}
 		for k, v := range more {
 			labels[k] = v
 		}
 		return prometheus.NewHistogram(prometheus.HistogramOpts{Name: "apiserver_flowcontrol_" + name, Help: help, Buckets: buckets, ConstLabels: labels})
 	}
-	const wait = "Length of time a request spent waiting in its queue"
+	const wait, execution = "Length of time a request spent waiting in its queue",
+		"Duration of initial stage (for a WATCH) or any (for a non-WATCH) stage of request execution in the API Priority and Fairness subsystem"
 	c := &counts{rejected: map[error]int{},
-		wait:        h("request_wait_duration_seconds", wait, prometheus.Labels{"execute": "true"}),
-		waitRefused: h("request_wait_duration_seconds", wait, prometheus.Labels{"execute": "false"}),
-		execution:   h("request_execution_seconds", "Duration of initial stage (for a WATCH) or any (for a non-WATCH) stage of request execution", nil),
+		wait:        h("request_wait_duration_seconds", wait, buckets, prometheus.Labels{"execute": "true"}),
+		waitRefused: h("request_wait_duration_seconds", wait, buckets, prometheus.Labels{"execute": "false"}),
+		lengths: h("request_queue_length_after_enqueue", "Length of queue in the API Priority and Fairness subsystem, as seen by each request after it is enqueued",
+			[]float64{0, 10, 25, 50, 100, 250, 500, 1000}, nil),
+	}
+	for i, kind := range []string{"watch", "regular"} {
+		c.execution[i] = h("request_execution_seconds", execution, buckets, prometheus.Labels{"type": kind})
 	}
 	l.counts[k] = c
 	return c
@@ -50,7 +56,13 @@ func (c *counts) waited(executed bool, d time.Duration) {
 	}
 }
 
-func (c *counts) executed(d time.Duration) { c.execution.Observe(d.Seconds()) }
+func (c *counts) executed(verb string, d time.Duration) {
+	kind := 1
+	if verb == "watch" {
+		kind = 0
+	}
+	c.execution[kind].Observe(d.Seconds())
+}
 
 // Describe implements prometheus.Collector; what there is is known when it is asked for.
 func (l *Limiter) Describe(chan<- *prometheus.Desc) {}
@@ -85,14 +97,18 @@ func (l *Limiter) Collect(ch chan<- prometheus.Metric) {
 		of := prometheus.Labels{"priority_level": k.level, "flow_schema": k.schema}
 		send(prometheus.CounterValue, "dispatched_requests_total", "Number of requests executed by API Priority and Fairness subsystem", float64(c.dispatched), of)
 		send(prometheus.GaugeValue, "current_executing_requests", "Number of requests in initial (for a WATCH) or any (for a non-WATCH) execution stage in the API Priority and Fairness subsystem", float64(c.running), of)
-		send(prometheus.GaugeValue, "current_executing_seats", "Concurrency (number of seats) occupied by the currently executing requests in the API Priority and Fairness subsystem", float64(c.seats), of)
+		send(prometheus.GaugeValue, "current_executing_seats", "Concurrency (number of seats) occupied by the currently executing (initial stage for a WATCH, any stage otherwise) requests in the API Priority and Fairness subsystem", float64(c.seats), of)
 		send(prometheus.GaugeValue, "current_inqueue_requests", "Number of requests currently pending in queues of the API Priority and Fairness subsystem", float64(c.queued), of)
+		send(prometheus.GaugeValue, "current_inqueue_seats", "Number of seats currently pending in queues of the API Priority and Fairness subsystem", float64(c.queuedSeats), of)
+		send(prometheus.CounterValue, "request_dispatch_no_accommodation_total", "Number of times a dispatch attempt resulted in a non accommodation due to lack of available seats", float64(c.unseated), of)
 		for why, n := range c.rejected {
 			send(prometheus.CounterValue, "rejected_requests_total", "Number of requests rejected by API Priority and Fairness subsystem", float64(n),
 				prometheus.Labels{"priority_level": k.level, "flow_schema": k.schema, "reason": why.Error()})
 		}
 		ch <- c.wait
 		ch <- c.waitRefused
-		ch <- c.execution
+		ch <- c.lengths
+		ch <- c.execution[0]
+		ch <- c.execution[1]
 	}
 }

@@ -163,6 +163,7 @@ func (l *level) dispatch() (dispatched []*waiter) {
 		}
 		w := best.waiting[0]
 		if !l.fits(w.width) {
+			w.pass.schema.counts.unseated++
 			return dispatched
 		}
 		l.drop(w)

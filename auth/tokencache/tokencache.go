@@ -33,6 +33,7 @@ type Cache struct {
 	known     *cache.LRUExpireCache
 	secret    [sha256.Size]byte
 	asking    singleflight.Group
+	metrics   *Metrics
 }
 
 type answer struct {
@@ -41,9 +42,9 @@ type answer struct {
 }
 
 // New remembers what of says: that a token is somebody's for good, that it is
-// nobody's for bad; 0 is not at all, and errors are never remembered.
-func New(of auth.TokenAuthenticator, good, bad time.Duration, c clock.PassiveClock) *Cache {
-	z := &Cache{of: of, good: good, bad: bad, known: cache.NewLRUExpireCacheWithClock(size, c)}
+// nobody's for bad; 0 is not at all, and errors are never remembered. m counts that, or is nil.
+func New(of auth.TokenAuthenticator, good, bad time.Duration, c clock.PassiveClock, m *Metrics) *Cache {
+	z := &Cache{of: of, good: good, bad: bad, metrics: m, known: cache.NewLRUExpireCacheWithClock(size, c)}
 	rand.Read(z.secret[:]) //nolint:errcheck // it never fails
 	return z
 }
@@ -51,11 +52,14 @@ func New(of auth.TokenAuthenticator, good, bad time.Duration, c clock.PassiveClo
 // AuthenticateToken implements auth.TokenAuthenticator. Requests that come at
 // once with the same token ask once.
 func (z *Cache) AuthenticateToken(ctx context.Context, token string, audiences []string) (auth.Identity, bool, error) {
-	key := z.key(token, audiences)
+	began, key := time.Now(), z.key(token, audiences)
 	if have, ok := z.known.Get(key); ok {
 		a := have.(answer)
+		z.metrics.asked(began, true)
 		return a.id, a.ok, nil
 	}
+	defer z.metrics.asked(began, false)
+	defer z.metrics.waiting()()
 	shared := z.asking.DoChan(key, func() (any, error) { return z.ask(ctx, key, token, audiences) })
 	select {
 	case got := <-shared:
@@ -73,6 +77,8 @@ func (z *Cache) ask(ctx context.Context, key, token string, audiences []string) 
 	if have, ok := z.known.Get(key); ok { // another one has just asked
 		return have.(answer), nil
 	}
+	done := z.metrics.fetching()
+	defer func() { done(err) }()
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), lookupTime)
 	defer cancel()
 	defer func() { // this is no request's goroutine, where the server would catch it

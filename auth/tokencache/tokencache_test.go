@@ -3,11 +3,15 @@ package tokencache
 import (
 	"context"
 	"errors"
+	"net/http/httptest"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"testing"
 	"time"
 
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/promhttp"
 	clocktesting "k8s.io/utils/clock/testing"
 
 	"github.com/skiff-project/skiff/auth"
@@ -30,7 +34,8 @@ func (b *book) AuthenticateToken(ctx context.Context, token string, audiences []
 
 func TestAnswersAreRememberedForTheirTime(t *testing.T) {
 	b, c := &book{}, clocktesting.NewFakeClock(time.Unix(1000, 0))
-	z := New(b, 10*time.Second, 3*time.Second, c)
+	m := NewMetrics()
+	z := New(b, 10*time.Second, 3*time.Second, c, m)
 	for _, step := range []struct {
 		after     time.Duration
 		token     string
@@ -64,11 +69,23 @@ func TestAnswersAreRememberedForTheirTime(t *testing.T) {
 	if n := b.asked.Load(); n != 8 {
 		t.Errorf("an error was remembered: asked %d times", n)
 	}
+	registry, rec := prometheus.NewRegistry(), httptest.NewRecorder()
+	registry.MustRegister(m.Collectors()...)
+	promhttp.HandlerFor(registry, promhttp.HandlerOpts{}).ServeHTTP(rec, httptest.NewRequest("GET", "/metrics", nil))
+	for _, want := range []string{
+		`request_total{status="hit"} 2`, `request_total{status="miss"} 8`, `request_duration_seconds_count{status="hit"} 2`,
+		`fetch_total{status="ok"} 6`, `fetch_total{status="error"} 2`,
+		`active_fetch_count{status="in_flight"} 0`, `active_fetch_count{status="blocked"} 0`,
+	} {
+		if !strings.Contains(rec.Body.String(), "authentication_token_cache_"+want) {
+			t.Errorf("no %s in\n%s", want, rec.Body)
+		}
+	}
 }
 
 func TestRequestsAtOnceAskOnce(t *testing.T) {
 	b := &book{gate: make(chan struct{})}
-	z := New(b, time.Minute, 0, clocktesting.NewFakeClock(time.Unix(1000, 0)))
+	z := New(b, time.Minute, 0, clocktesting.NewFakeClock(time.Unix(1000, 0)), nil)
 	gone, cancel := context.WithCancel(t.Context())
 	cancel()
 	if _, ok, err := z.AuthenticateToken(gone, "good", nil); ok || !errors.Is(err, context.Canceled) {

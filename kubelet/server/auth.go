@@ -42,7 +42,7 @@ type verdict struct {
 func newAuthority(c kubernetes.Interface, clk clock.PassiveClock) *authority {
 	return &authority{
 		client: c, access: cache.NewLRUExpireCacheWithClock(cacheSize, clk),
-		users: auth.Bearer(tokencache.New(tokens{c}, tokenTTL, tokenTTL, clk)),
+		users: auth.Bearer(tokencache.New(tokens{c}, tokenTTL, tokenTTL, clk, nil)),
 	}
 }
 
