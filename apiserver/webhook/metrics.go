@@ -20,18 +20,22 @@ type counters struct {
 }
 
 func newCounters() *counters {
-	const prefix = "apiserver_admission_webhook_"
+	const prefix, by, bound = "apiserver_admission_webhook_", ", identified by name and broken out for each admission type (validating or admit)",
+		"Codes greater than 600 are truncated to 600, to keep the metrics cardinality bounded."
 	count := func(name, help string, labels ...string) *prometheus.CounterVec {
 		return prometheus.NewCounterVec(prometheus.CounterOpts{Name: prefix + name, Help: help}, labels)
 	}
 	return &counters{
 		took: prometheus.NewHistogramVec(prometheus.HistogramOpts{
-			Name: prefix + "admission_duration_seconds", Help: "How long admission webhooks take, by name, operation and type (validating or admit).",
+			Name: prefix + "admission_duration_seconds", Help: "Admission webhook latency histogram in seconds, identified by name and broken out for each operation and API resource and type (validate or admit).",
 			Buckets: []float64{0.005, 0.025, 0.1, 0.5, 1, 2.5, 10, 25},
 		}, []string{"name", "type", "operation", "rejected"}),
-		asked:     count("request_total", "Calls of admission webhooks.", "name", "type", "operation", "code", "rejected"),
-		rejected:  count("rejection_count", "Requests rejected because of admission webhooks.", "name", "type", "operation", "error_type", "rejection_code"),
-		passedFor: count("fail_open_count", "Requests that went on although an admission webhook could not be called.", "name", "type"),
+		asked: count("request_total", "Admission webhook request total"+by+
+			" and operation. Additional labels specify whether the request was rejected or not and an HTTP status code. "+bound, "name", "type", "operation", "code", "rejected"),
+		rejected: count("rejection_count", "Admission webhook rejection count"+by+" and operation. Additional labels specify an error type (calling_webhook_error or "+
+			"apiserver_internal_error if an error occurred; no_error otherwise) and optionally a non-zero rejection code if the webhook rejects the request "+
+			"with an HTTP status code (honored by the apiserver when the code is greater or equal to 400). "+bound, "name", "type", "operation", "error_type", "rejection_code"),
+		passedFor: count("fail_open_count", "Admission webhook fail open count"+by+".", "name", "type"),
 	}
 }
 
