@@ -239,10 +239,17 @@ func (c *Cluster) Run(cmd *exec.Cmd) error {
 	return cmd.Wait()
 }
 
-// Stop ends all processes and deletes what the cluster left on the machine.
+// Stop ends all processes and deletes what the cluster left on the machine. A
+// process that had ended by itself, as one does that lost its leader election
+// lease, is an error: what was asked of the cluster since then was not answered.
 // It may be called again.
-func (c *Cluster) Stop() error {
+func (c *Cluster) Stop() (err error) {
 	for _, p := range slices.Backward(c.procs) {
+		select {
+		case <-p.exited:
+			err = errors.Join(err, fmt.Errorf("%s ended by itself: %v; the end of its log:\n%s", p.Name, p.err, Tail(p.Log, 12)))
+		default:
+		}
 		p.stop(5 * time.Second)
 	}
 	c.procs = nil
@@ -250,7 +257,7 @@ func (c *Cluster) Stop() error {
 		c.box.close()
 		c.box = nil
 	}
-	err := removeCgroups(c.cgroup)
+	err = errors.Join(err, removeCgroups(c.cgroup))
 	if c.ownsDir {
 		err = errors.Join(err, os.RemoveAll(c.Dir))
 	}

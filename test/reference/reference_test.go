@@ -89,6 +89,24 @@ func TestReadinessShowsTheLog(t *testing.T) {
 	}
 }
 
+func TestStopTellsWhoHadEnded(t *testing.T) {
+	var c Cluster
+	for name, script := range map[string]string{"healthy": "sleep 100", "leaderless": "echo leaderelection lost; exit 1"} {
+		p, err := spawn(name, Program{Path: "/bin/sh"}, []string{"-c", script}, t.TempDir(), nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		c.procs = append(c.procs, p)
+		if name == "leaderless" {
+			<-p.exited
+		}
+	}
+	want := "leaderless ended by itself: exit status 1; the end of its log:\nleaderelection lost"
+	if err := c.Stop(); err == nil || err.Error() != want {
+		t.Errorf("got %v, want %s", err, want)
+	}
+}
+
 func TestOptionsAreChecked(t *testing.T) {
 	p := Program{Path: "/bin/false"}
 	for want, o := range map[string]Options{
